@@ -202,8 +202,8 @@ class FileSource:
 def check_identity(read_as: ReadAs, symbol: str) -> None:
     """Raise BadValues if a column of the files names another market than `symbol`, a canonical one.
 
-    A column may name the pair, with or without its settlement currency, or the base alone (a share's ticker). UNNAMED, a
-    file that is looked at before it has a symbol, is any market
+    A column may name the pair, with or without its settlement currency, or the base alone (a share's ticker). UNNAMED,
+    a file that is looked at before it has a symbol, is any market
     """
     found = read_as.identity.get("symbol")
     if found is None or symbol == UNNAMED:
@@ -217,7 +217,8 @@ def check_identity(read_as: ReadAs, symbol: str) -> None:
         same = bare in (re.sub(r"[^A-Z0-9]", "", pair.partition("/")[0]), pair.replace("/", ""))
     if not same:
         raise BadValues(
-            f"{read_as.members[0]}: its symbol is {found}, and {symbol} was wanted. Give the file of {symbol}, or state "
+            f"{read_as.members[0]}: its symbol is {found}, and {symbol} was wanted. Give the file of {symbol}, or "
+            "state "
             f"--symbol as the file has it."
         )
 

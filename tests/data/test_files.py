@@ -140,7 +140,7 @@ def test_a_canonical_file_keeps_its_own_three_times(tmp_path):
 def test_a_bar_that_claims_to_be_known_before_its_close_is_refused(tmp_path):
     canonical().assign(known_at=canonical()["open_time"]).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(BadTimes, match="before its bar has closed"):
-        read(tmp_path / "a.parquet", TAKEN).frame
+        read(tmp_path / "a.parquet", TAKEN)
 
 
 def test_stamps_of_another_zone_become_utc(tmp_path):

@@ -5,6 +5,9 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pandas as pd
 
+from pipelines.data.readers.files import FileOptions, read
+from pipelines.data.schemas import check
+
 START = datetime(2024, 1, 2, tzinfo=UTC)
 TAKEN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -43,3 +46,22 @@ def same_bars(frame, bars, fields=("open", "high", "low", "close", "volume"), sh
     assert frame["open_time"].tolist() == expected.tolist()
     for field in fields:
         np.testing.assert_array_equal(frame[field].to_numpy(), bars[field].to_numpy(), err_msg=field)
+
+
+def ohlc(row):
+    """Return the four prices of a row."""
+    return [row.open, row.high, row.low, row.close]
+
+
+def place(text, tmp_path, name="f.csv"):
+    """Write a file and return its path."""
+    data = text if isinstance(text, bytes) else text.encode()
+    (tmp_path / name).write_bytes(data)
+    return tmp_path / name
+
+
+def reading_of(text, tmp_path, options=None, name="f.csv"):
+    """Return the reading of a file of `text`, its bars clean."""
+    reading = read(place(text, tmp_path, name), TAKEN, options or FileOptions())
+    check(reading.frame)
+    return reading

@@ -11,17 +11,17 @@ from pipelines.contracts import Floats, Ints
 from pipelines.data.readers import proved, times
 from pipelines.data.readers.reading import FileOptions, NoBar, Order, ReadAs, Reading
 from pipelines.data.readers.sheets import Sheet
+from pipelines.data.readers.spacing import MONTH_DAYS, commonest, distinct, timeframe_of
 from pipelines.data.readers.times import Stamps, Times
 from pipelines.data.schemas import AMOUNTS, COLUMNS, PRICES, SPREAD, constant_stamp, stamps_of
-from pipelines.data.timeframes import infer_timeframe, seconds
-from pipelines.errors import BadTimes, BadValues, UnknownName
+from pipelines.data.timeframes import seconds
+from pipelines.errors import BadTimes, BadValues
 
 FROM_QUOTE = {
     "volume": "",
     "taker_buy_volume": "taker_buy_",
 }  # where volume counts contracts: field → stem of its column
 DAY_US = 86_400_000_000
-MONTH_DAYS = (28, 31)
 LEAST_DAYS = 5  # a week of sessions
 LEAST_SHARED = 10  # times that two files share before they are compared
 FOR_EXAMPLE_ZONE = "--timezone UTC, --timezone America/New_York or --timezone -05:00"
@@ -53,7 +53,8 @@ def bars_of(sheets: Sequence[Sheet], ingested_at: datetime, options: FileOptions
     dated = {part.times.dated for part in parts}
     if len(dated) > 1:
         raise BadTimes(
-            f"{parts[0].sheet.saw}; still missing: times in all files, some hold dates alone; for example: give daily files "
+            f"{parts[0].sheet.saw}; still missing: times in all files, some hold dates alone; for example: give daily "
+            "files "
             "and files of shorter bars apart."
         )
     notes = _noted(parts)
@@ -75,18 +76,20 @@ def bars_of(sheets: Sequence[Sheet], ingested_at: datetime, options: FileOptions
         values = {name: column[kept] for name, column in values.items()}
         extra = None if extra is None else [column[kept] for column in extra]
     where = parts[0].sheet.name
-    timeframe, micros, snapped = _timeframe(micros, lines, options, where, next(iter(dated)))
+    timeframe, micros, snapped = timeframe_of(micros, lines, options, where)
     notes += snapped
     if timeframe is None:  # shorter than a minute
         if (np.diff(micros) < np.timedelta64(0, "us")).any():
             raise BadTimes(
-                f"{where}: saw: bars shorter than a minute, not in order; still missing: order; for example: sort them by time."
+                f"{where}: saw: bars shorter than a minute, not in order; still missing: order; for example: sort "
+                "them by time."
             )
         n = len(micros)
         micros, values, starts = proved.to_minutes(micros, values)
         lines, member, extra, timeframe = lines[starts], member[starts], None, "1m"
         notes.append(
-            f"{n:,} bars shorter than a minute were put together to {len(micros):,} of a minute; the first and the last hold what the file covers of them"
+            f"{n:,} bars shorter than a minute were put together to {len(micros):,} of a minute; the first and the "
+            "last hold what the file covers of them"
         )
     step = np.timedelta64(seconds(timeframe), "s")
     if options.stamp == "end" and dated == {True}:
@@ -278,9 +281,10 @@ def no_zone(sheet: Sheet, name: str) -> BadTimes:
     if plan.zone_hint is not None:
         hint = f"--timezone {plan.zone_hint}, which HistData documents for its files, all year"
     elif plan.layout.startswith("MetaTrader"):
-        hint = "--timezone America/New_York+07:00 for a server whose day ends at 17:00 New York, or --timezone Europe/Athens"
+        hint = "--timezone Europe/Athens, or America/New_York+07:00 where the day ends at 17:00 New York"
     return BadTimes(
-        f"{sheet.saw}, time = {name}, {fields}; still missing: the time zone, column {name} has no time zone, so its bars "
+        f"{sheet.saw}, time = {name}, {fields}; still missing: the time zone, column {name} has no time zone, so its "
+        "bars "
         f"could be hours off; for example: {hint}."
     )
 
@@ -295,13 +299,18 @@ def _noted(parts: Sequence[Part]) -> list[str]:
 
 
 def _one_market(parts: Sequence[Part]) -> None:
-    """Raise BadTimes if files have bars of different lengths, BadValues if two of them contradict at most shared times."""
-    steps = [(_commonest(np.abs(np.diff(_distinct(part.micros.astype(np.int64))))), part) for part in parts if len(part.lines) > 3]
+    """Raise BadTimes if files have bars of different lengths, BadValues if two differ at most times they share."""
+    steps = [
+        (commonest(np.abs(np.diff(distinct(part.micros.astype(np.int64))))), part)
+        for part in parts
+        if len(part.lines) > 3
+    ]
     if steps and all(part.sheet.plan.no_bar == "missing" for _, part in steps):
         (short, one), (long, other) = min(steps, key=_first), max(steps, key=_first)
         if long >= 2 * max(short, 1) and long < MONTH_DAYS[0] * DAY_US:
             raise BadTimes(
-                f"{other.sheet.saw}; still missing: one timeframe, its rows are mostly {long / 1e6:g} s apart and those of "
+                f"{other.sheet.saw}; still missing: one timeframe, its rows are mostly {long / 1e6:g} s apart and "
+                "those of "
                 f"{one.sheet.name} {short / 1e6:g} s; for example: give the files of one timeframe at a time."
             )
     spans = [(np.nanmin(part.micros), np.nanmax(part.micros)) for part in parts]
@@ -314,7 +323,8 @@ def _one_market(parts: Sequence[Part]) -> None:
             differs = int((both.iloc[:, 0] != both.iloc[:, 1]).sum())
             if len(both) >= LEAST_SHARED and 2 * differs > len(both):
                 raise BadValues(
-                    f"{other.sheet.saw}; still missing: one market, its closes differ from those of {one.sheet.name} at "
+                    f"{other.sheet.saw}; still missing: one market, its closes differ from those of {one.sheet.name} "
+                    "at "
                     f"{differs} of {len(both)} shared times; for example: give the files of one market at a time."
                 )
 
@@ -377,90 +387,6 @@ def _order(parts: Sequence[Part], micros: Stamps, lines: Ints, notes: list[str])
     return "mixed"
 
 
-# ---- times of bars
-
-
-def _timeframe(
-    micros: Stamps, lines: Ints, options: FileOptions, where: str, dated: bool
-) -> tuple[str | None, Stamps, list[str]]:
-    """Return the timeframe (None: shorter than a minute), stamps on the grid, and notes. Raises BadTimes, UnknownName."""
-    if options.timeframe is not None:
-        seconds(options.timeframe)
-    if np.isnat(micros).any():
-        at = int(np.argmax(np.isnat(micros)))
-        whole = micros[~np.isnat(micros)]
-        if not len(whole):
-            raise BadTimes(f"{where}: no row has a time, as line {int(lines[at])}. Find out which bars these are.")
-    else:
-        whole = micros
-    exact = _distinct(whole.astype(np.int64))
-    unique = _distinct((exact + proved.MINUTE_US // 2) // proved.MINUTE_US * proved.MINUTE_US)
-    step_us = _commonest(np.diff(exact))
-    if 0 < step_us < proved.MINUTE_US // 2 and len(unique) < 0.9 * len(exact):
-        if proved.MINUTE_US % step_us or (whole.astype(np.int64) % step_us).any():
-            raise BadTimes(
-                f"{where}: saw: rows mostly {step_us / 1e6:g} s apart; still missing: a grid, {step_us / 1e6:g} s is no part of "
-                "a minute or some rows lie between; for example: give bars of 1s, 5s, 1m, or the trades themselves."
-            )
-        _agrees(options.timeframe, 60.0, where)
-        return None, micros, []
-    spacing = _commonest(np.diff(unique)) / 1e6
-    if options.timeframe is not None:
-        _agrees(options.timeframe, spacing, where)
-        name = options.timeframe
-    else:
-        name = _inferred(unique / 1e6, spacing, where)
-    if np.isnat(micros).any():
-        return name, micros, []
-    snapped, notes = proved.on_minutes(micros, seconds(name) * 1_000_000, lines, where)
-    return name, snapped, notes
-
-
-def _distinct(values: Ints) -> Ints:
-    """Return the values in order, each once. np.unique hashes, which takes ten times as long on times in order."""
-    if len(values) > 1 and (values[1:] < values[:-1]).any():
-        values = np.sort(values)
-    return np.asarray(values[np.concatenate([[True], values[1:] != values[:-1]])], dtype=np.int64)
-
-
-def _commonest(steps: Ints) -> int:
-    """Return the commonest step, 0 where there is none."""
-    if not len(steps):
-        return 0
-    ordered = np.sort(steps)
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    return int(ordered[starts[np.argmax(np.diff(np.append(starts, len(ordered))))]])
-
-
-def _agrees(stated: str | None, spacing: float, where: str) -> None:
-    """Raise BadTimes if bars stand closer than the timeframe stated."""
-    if stated is not None and 0 < spacing < seconds(stated):
-        raise BadTimes(
-            f"{where}: saw: rows mostly {spacing:g} s apart; still missing: bars of {stated} ({seconds(stated)} s), as stated; "
-            "for example: leave --timeframe out, or state that of the file."
-        )
-
-
-def _inferred(open_times: Floats, spacing: float, where: str) -> str:
-    """Return the name of the commonest spacing; months are of 28 to 31 days. Raises BadTimes naming the file."""
-    try:
-        return infer_timeframe(np.array([0.0, spacing]))  # what all of them show, in no time
-    except BadTimes:
-        pass  # irregular ones, and the message, need all
-    try:
-        return infer_timeframe(open_times)
-    except BadTimes as error:
-        steps = np.diff(open_times) / 86400.0
-        months = len(steps) > 0 and float(((steps >= MONTH_DAYS[0]) & (steps <= MONTH_DAYS[1])).mean()) > 0.9
-        if months:
-            try:
-                seconds("1M")
-                return "1M"
-            except UnknownName:
-                pass  # no months here: the first error says so
-        raise BadTimes(f"{where}: {error} State it with --timeframe where a file is too short to show it.") from error
-
-
 def frame_of(micros: Stamps, values: dict[str, Floats], step: np.timedelta64, ingested_at: datetime) -> pd.DataFrame:
     """Return a bars frame; known_at = open_time + step."""
     columns: dict[str, pd.DatetimeIndex | Floats] = {
@@ -486,7 +412,8 @@ def _canonical_times(
     early = ~np.isnat(micros) & ~(known >= micros + step)  # a row without a time is for quality.assess
     if early.any():
         raise BadTimes(
-            f"{where}: known_at of line {int(lines[np.argmax(early)])} is before its bar has closed ({early.sum()} rows): "
+            f"{where}: known_at of line {int(lines[np.argmax(early)])} is before its bar has closed ({early.sum()} "
+            "rows): "
             f"a bar cannot be known then. Set it to open_time + {timeframe} or later, or leave the column out."
         )
     return frame.assign(known_at=stamps_of(known), ingested_at=stamps_of(ingested))

@@ -24,33 +24,39 @@ KLINE = (
 )  # fmt: skip
 # field → names in the order in which they are preferred, each without case, blanks and signs
 ALIASES: dict[str, tuple[str, ...]] = {
-    "open_time": (
-        "opentime", "unix", "unixtimestamp", "epoch", "timestamp", "timestampms", "ts", "windowstart", "time",
-        "gmttime", "utctime", "timeutc", "datetimeutc", "dateutc", "timestamputc", "datetime", "date", "localtime",
-        "dateandtime", "datetimelocal", "t", "starttime", "startedat", "startat", "start", "begin", "bartime", "candletime",
-        "barstart", "periodstart", "day", "tradedate", "tradingday", "datum", "zeit", "datumzeit", "fecha", "data", "日期",
-        "时间", "дата", "indexlevel0", "unnamed0",
-    ),
-    "open": ("open", "openprice", "o", "1open", "opening", "eröffnung", "eroffnung", "eröffnungskurs", "eröffn", "ouv", "apertura",
-             "ouverture", "abertura", "開盤價", "开盘", "开盘价"),
-    "high": ("high", "highprice", "h", "2high", "max", "hoch", "tageshoch", "höchst", "haut", "plushaut", "massimo", "máxima", "máximo",
-             "maximo", "最高", "最高价"),
-    "low": ("low", "lowprice", "l", "3low", "min", "tief", "tagestief", "tiefst", "bas", "plusbas", "mínima", "mínimo", "minimo",
-            "最低", "最低价"),
-    "close": ("close", "closeprice", "c", "4close", "closelast", "last", "lastprice", "zuletzt", "dernier", "último", "ultimo", "schluss", "schlusskurs", "cierre",
-              "chiusura", "clôture", "cloture", "fechamento", "收盘", "收盘价", "price"),
-    "volume": ("volume", "volumebase", "basevolume", "vol", "v", "5volume", "totalvolume", "volumefrom", "volumen",
-               "tradevolume", "volumetraded", "shares", "sharesvolume", "stück", "成交量"),
-    "trades": ("trades", "tradecount", "count", "transactions", "numberoftrades", "tradescount", "ntrades",
-               "numtrades", "n"),
-    "taker_buy_volume": ("takerbuyvolume", "takerbuyvolumebase", "takerbuybaseassetvolume", "takerbuybasevolume",
-                         "takerbuybase"),
-    "half_spread": ("halfspread",),
-    "quote_volume": ("quotevolume", "quoteassetvolume", "volumequote", "volumeto", "volccyquote"),
-    "taker_buy_quote_volume": ("takerbuyquotevolume", "takerbuyquoteassetvolume"),
-    "known_at": ("knownat",),
-    "ingested_at": ("ingestedat",),
-}  # fmt: skip
+    field: tuple(names.split())
+    for field, names in {
+        "open_time": (
+            "opentime unix unixtimestamp epoch timestamp timestampms ts windowstart time gmttime utctime "
+            "timeutc datetimeutc dateutc timestamputc datetime date localtime dateandtime datetimelocal t "
+            "starttime startedat startat start begin bartime candletime barstart periodstart day tradedate "
+            "tradingday datum zeit datumzeit fecha data 日期 时间 дата indexlevel0 unnamed0"
+        ),
+        "open": (
+            "open openprice o 1open opening eröffnung eroffnung eröffnungskurs eröffn ouv apertura ouverture "
+            "abertura 開盤價 开盘 开盘价"
+        ),
+        "high": (
+            "high highprice h 2high max hoch tageshoch höchst haut plushaut massimo máxima máximo maximo 最高 最高价"
+        ),
+        "low": "low lowprice l 3low min tief tagestief tiefst bas plusbas mínima mínimo minimo 最低 最低价",
+        "close": (
+            "close closeprice c 4close closelast last lastprice zuletzt dernier último ultimo schluss "
+            "schlusskurs cierre chiusura clôture cloture fechamento 收盘 收盘价 price"
+        ),
+        "volume": (
+            "volume volumebase basevolume vol v 5volume totalvolume volumefrom volumen tradevolume "
+            "volumetraded shares sharesvolume stück 成交量"
+        ),
+        "trades": "trades tradecount count transactions numberoftrades tradescount ntrades numtrades n",
+        "taker_buy_volume": "takerbuyvolume takerbuyvolumebase takerbuybaseassetvolume takerbuybasevolume takerbuybase",
+        "half_spread": "halfspread",
+        "quote_volume": "quotevolume quoteassetvolume volumequote volumeto volccyquote",
+        "taker_buy_quote_volume": "takerbuyquotevolume takerbuyquoteassetvolume",
+        "known_at": "knownat",
+        "ingested_at": "ingestedat",
+    }.items()
+}
 for _price in PRICES:
     ALIASES[_price] += (f"mid{_price}", f"mid{_price[0]}")
 SIDES = tuple(f"{side}_{price}" for side in ("bid", "ask") for price in PRICES)
@@ -343,7 +349,14 @@ def headless(width: int, sample: Sequence[Sequence[str]], separator: str, saw: s
         return Plan(kind, "trades", (*names, *unnamed[len(names) :]), (at - 1,), fields, headless=True, venue="binance")
     if kinds[:1] == ["epoch"] and all(numbers):
         if width == 3:  # Kraken's and Bitcoincharts' archives of trades
-            return Plan("trades without a header", "trades", ("time", "price", "size"), (0,), {"price": 1, "size": 2}, headless=True)
+            return Plan(
+                "trades without a header",
+                "trades",
+                ("time", "price", "size"),
+                (0,),
+                {"price": 1, "size": 2},
+                headless=True,
+            )
         if width == 7 and all(row[6].strip().isdigit() for row in rows):
             names = ("time", *PRICES, "volume", "trades")
             return replace(plan("Kraken OHLCVT", names, (0,), "kraken"), no_bar="no-trade")

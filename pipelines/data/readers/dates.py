@@ -14,8 +14,10 @@ MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", 
 def not_times(where: str, name: str, cell: object, line: int, count: int) -> BadTimes:
     """Return the error for cells that are no times."""
     return BadTimes(
-        f"{where}: saw: {count} cells of column {name} that are not times; still missing: a time in each row; for example: "
-        f"line {line} holds {str(cell)[:40]!r}. It is neither epoch ms nor µs, s or ns, nor a date: write epoch ms, or 2024-01-02T00:00:00Z."
+        f"{where}: saw: {count} cells of column {name} that are not times; still missing: a time in each row; for "
+        "example: "
+        f"line {line} holds {str(cell)[:40]!r}. It is neither epoch ms nor µs, s or ns, nor a date: write epoch ms, "
+        "or 2024-01-02T00:00:00Z."
     )
 
 
@@ -57,14 +59,16 @@ def is_day_first(
         other = int(np.argmax(a > 12))
         raise BadTimes(
             f"{where}: saw: dates with the day first (line {int(lines[other])}: {text[other].as_py()!r}) and with the "
-            f"month first (line {int(lines[at])}: {text[at].as_py()!r}); still missing: one order; for example: write all as "
+            f"month first (line {int(lines[at])}: {text[at].as_py()!r}); still missing: one order; for example: write "
+            "all as "
             "2024-01-02."
         )
     if stated is not None:
         if by_month if stated else by_day:
             at = int(np.argmax(b > 12 if stated else a > 12))
             raise BadTimes(
-                f"{where}: saw: line {int(lines[at])} holds {text[at].as_py()!r}, where the {'day' if stated else 'month'} "
+                f"{where}: saw: line {int(lines[at])} holds {text[at].as_py()!r}, where the "
+                f"{'day' if stated else 'month'} "
                 f"cannot come first; still missing: the right order; for example: state it the other way."
             )
         return stated, " (day first, as stated)" if stated else " (month first, as stated)"
@@ -80,6 +84,7 @@ def is_day_first(
     if daily[0] != daily[1]:
         return daily[0], f" ({'day' if daily[0] else 'month'} first: else its dates would step by months)"
     raise BadTimes(
-        f"{where}: saw: column {name} with dates such as {text[0].as_py()!r} that have the day or the month first; still "
+        f"{where}: saw: column {name} with dates such as {text[0].as_py()!r} that have the day or the month first; "
+        "still "
         "missing: which; for example: write them as 2024-01-02, or give a file with a day above 12."
     )

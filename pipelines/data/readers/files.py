@@ -1,9 +1,9 @@
-"""Recorded bars from files → bars frames. Nothing is dropped or changed without a note; quality.assess judges the rest.
+"""Recorded bars from files → bars frames. Nothing is dropped or changed without a note; quality.assess judges it.
 
-Data moves one way: bytes (`opened`) → text and table (`sniff`, `sheets`) → named columns (`columns`) → times (`times`) →
-bars (`bars`; of trades and quotes `ticks`). What a file does not show is refused with what was seen, what is still missing
-and an example of the cure; only `FileOptions` fills it in. Layouts and names: `columns.ALIASES` and `columns.headless`; of a
-canonical file (the columns of schemas.COLUMNS) known_at and ingested_at stay as recorded.
+Data moves one way: bytes (`opened`) → text and table (`sniff`, `sheets`) → named columns (`columns`) → times (`times`)
+→ bars (`bars`; of trades and quotes `ticks`). What a file does not show is refused with what was seen, what is still
+missing and an example of the cure; only `FileOptions` fills it in. Layouts and names: `columns.ALIASES` and
+`columns.headless`; of a canonical file (the columns of schemas.COLUMNS) known_at and ingested_at stay as recorded.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,8 @@ def read(paths: Path | Sequence[Path], ingested_at: datetime, options: FileOptio
     kinds = {"bars" if sheet.plan.kind == "sides" else sheet.plan.kind for sheet in sheets}
     if len(kinds) > 1:
         raise BadColumns(
-            f"{sheets[0].name}: saw: files of {' and of '.join(sorted(kinds))}; still missing: one kind; for example: give one kind at a time."
+            f"{sheets[0].name}: saw: files of {' and of '.join(sorted(kinds))}; still missing: one kind; for example: "
+            "give one kind at a time."
         )
     if kinds == {"bars"}:
         reading = bars_of(sheets, ingested_at, options)
@@ -81,7 +82,8 @@ def read_trades(path: Path) -> Trades:
     sheets = [open_sheet(member) for member in open_paths((path,)).members]
     if any(sheet.plan.kind != "trades" for sheet in sheets):
         raise BadColumns(
-            f"{sheets[0].saw}; still missing: trades; for example: columns time, price, qty, is_buyer_maker, or Binance's "
+            f"{sheets[0].saw}; still missing: trades; for example: columns time, price, qty, is_buyer_maker, or "
+            "Binance's "
             "archives without a header."
         )
     tape = once_and_in_order(tape_of(sheets, STATED)[0], sheets[0].saw)[0]

@@ -1,6 +1,6 @@
 """Numbers as text gives them: decimal sign, thousands, K/M/B endings, currency signs → float64.
 
-What is read is what the cell says: a cell that does not fit the signs of its file is refused by its line, never guessed.
+What is read is what the cell says: one that does not fit the signs of its file is refused by its line, never guessed.
 """
 
 import re
@@ -21,7 +21,8 @@ ENDINGS = {"k": "e3", "m": "e6", "b": "e9", "t": "e12"}
 CURRENCY = "$€£¥₿₹"
 _PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 _ROUGH = re.compile(
-    r"[+-]?[$€£¥₿₹]?(\d{1,3}([.,'\u00a0\u202f\u2009 ]\d{3})+([.,]\d*)?|\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?\s?[KkMmBbTt%]?$"
+    r"[+-]?[$€£¥₿₹]?(\d{1,3}([.,'\u00a0\u202f\u2009 ]\d{3})+([.,]\d*)?|\d+[.,]?\d*|[.,]\d+)"
+    r"([eE][+-]?\d+)?\s?[KkMmBbTt%]?$"
 )
 
 
@@ -100,7 +101,8 @@ def to_floats(column: pyarrow.ChunkedArray, signs: Signs, name: str, lines: Ints
         return np.asarray(column.cast(pyarrow.string()).cast(pyarrow.float64()).to_numpy(), dtype=np.float64)
     if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
         raise BadValues(
-            f"{where}: saw: column {name} holds {kind}; still missing: numbers; for example: write the column as numbers."
+            f"{where}: saw: column {name} holds {kind}; still missing: numbers; for example: write the column as "
+            "numbers."
         )
     text = pc.replace_substring_regex(
         pc.fill_null(column, ""), r"^[\s\x{a0}\x{202f}\x{2009}]+|[\s\x{a0}\x{202f}\x{2009}]+$", ""

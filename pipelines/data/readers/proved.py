@@ -32,17 +32,18 @@ def price_order(prices: Sequence[Floats], saw: str) -> tuple[str, ...]:
             one that continues the close of the row before
     """
     table = np.stack([price[:LOOKED_AT] for price in prices])
-    told = np.isfinite(table).all(axis=0)
-    told &= np.where(told, table.max(axis=0) > table.min(axis=0), False)
-    if not told.any():
+    moving = np.isfinite(table).all(axis=0)
+    moving &= np.where(moving, table.max(axis=0) > table.min(axis=0), False)
+    if not moving.any():
         return ORDERS[(1, 2)]
-    table = table[:, told]
+    table = table[:, moving]
     high = [i for i in range(4) if (table[i] >= table.max(axis=0)).mean() >= SURE]
     low = [i for i in range(4) if (table[i] <= table.min(axis=0)).mean() >= SURE]
-    found = [ORDERS[(i, j)] for i in high for j in low if (i, j) in ORDERS]
+    found = [order for (i, j), order in ORDERS.items() if i in high and j in low]  # several where prices tie
     if not found:
         raise BadColumns(
-            f"{saw}; still missing: names, in {int(told.sum())} rows no column is always the highest and another always "
+            f"{saw}; still missing: names, in {int(moving.sum())} rows no column is always the highest and another "
+            "always "
             "the lowest; for example: add a first line such as open_time,open,high,low,close,volume."
         )
     order = found[0]
@@ -65,26 +66,29 @@ def _swapped(opened: Floats, closed: Floats) -> bool:
 def check_price_names(values: Mapping[str, Floats], names: Mapping[str, str], saw: str) -> None:
     """Raise BadColumns if the values of named prices prove that the names are swapped. Rows in time order."""
     table = np.stack([values[price][:LOOKED_AT] for price in PRICES])
-    told = np.isfinite(table).all(axis=0)
-    told &= np.where(told, table.max(axis=0) > table.min(axis=0), False)
-    if told.sum() < FEW_ROWS:
+    moving = np.isfinite(table).all(axis=0)
+    moving &= np.where(moving, table.max(axis=0) > table.min(axis=0), False)
+    if moving.sum() < FEW_ROWS:
         return
-    table = table[:, told]
+    table = table[:, moving]
     top, bottom = table.max(axis=0), table.min(axis=0)
     wrong = (table[1] < top) | (table[2] > bottom)
     if wrong.mean() < SURE:
         if _swapped(table[0], table[3]):
             raise BadColumns(
-                f"{saw}; still missing: the right names, in {int(told.sum())} rows the column {names['close']} begins where "
-                f"{names['open']} ended one row before; for example: exchange the names {names['open']} and {names['close']}."
+                f"{saw}; still missing: the right names, in {int(moving.sum())} rows the column {names['close']} "
+                "begins where "
+                f"{names['open']} ended one row before; for example: exchange the names {names['open']} and "
+                f"{names['close']}."
             )
         return
     high = [price for i, price in enumerate(PRICES) if (table[i] >= top).mean() >= SURE]
     low = [price for i, price in enumerate(PRICES) if (table[i] <= bottom).mean() >= SURE]
     if len(high) == 1 and len(low) == 1:
         raise BadColumns(
-            f"{saw}; still missing: the right names, in {int(wrong.sum())} of {int(told.sum())} rows the column "
-            f"{names['high']} is not the highest or {names['low']} not the lowest; for example: {names[high[0]]} holds the "
+            f"{saw}; still missing: the right names, in {int(wrong.sum())} of {int(moving.sum())} rows the column "
+            f"{names['high']} is not the highest or {names['low']} not the lowest; for example: {names[high[0]]} "
+            "holds the "
             f"highest and {names[low[0]]} the lowest price, so rename them to high and low."
         )
 
@@ -110,7 +114,8 @@ def base_volume(values: dict[str, Floats], quote: Floats | None, taker_quote: Fl
     if steady < STEADY:
         raise BadValues(
             f"{saw}; still missing: the base volume, quote_volume / volume lies outside low … high in "
-            f"{int((~inside[traded]).sum())} of {int(traded.sum())} rows, so `volume` is no amount of the base asset; for "
+            f"{int((~inside[traded]).sum())} of {int(traded.sum())} rows, so `volume` is no amount of the base asset; "
+            "for "
             "example: rename the column to something else to read the prices without it."
         )
     values["volume"] = quote
@@ -136,7 +141,12 @@ def refuse_premium(values: Mapping[str, Floats], saw: str) -> None:
     with np.errstate(divide="ignore", invalid="ignore"):
         moves = np.abs(np.diff(close) / close[:-1])
     moves = moves[np.isfinite(moves)]
-    wild = float(np.abs(close).max()) < 0.05 and len(close) >= FEW_ROWS and len(moves) > 0 and float(np.median(moves)) > 0.01
+    wild = (
+        float(np.abs(close).max()) < 0.05
+        and len(close) >= FEW_ROWS
+        and len(moves) > 0
+        and float(np.median(moves)) > 0.01
+    )
     if small and (crosses or wild):
         raise BadValues(
             f"{saw}; still missing: prices, the closes lie between {close.min():.4g} and {close.max():.4g} and nothing "
@@ -158,7 +168,7 @@ def unrecorded(values: dict[str, Floats]) -> list[str]:
 
 
 def on_minutes(stamps: Stamps, bar_us: int, lines: Ints, where: str) -> tuple[Stamps, list[str]]:
-    """Return stamps put on the minute where they are off by no more than JITTER_S and JITTER_SHARE of a bar, and a note.
+    """Return stamps put on the minute where they are off by at most JITTER_S and JITTER_SHARE of a bar, and a note.
 
     Raises BadTimes naming the line that is furthest off
     """
@@ -172,11 +182,13 @@ def on_minutes(stamps: Stamps, bar_us: int, lines: Ints, where: str) -> tuple[St
     if abs(off[worst]) > limit:
         raise BadTimes(
             f"{where}: saw: {n} of {len(off)} times off the minute, line {int(lines[worst])} the furthest by "
-            f"{off[worst] / 1e6:+.3f} s; still missing: times of bars, which lie on the minute; for example: round them, or "
+            f"{off[worst] / 1e6:+.3f} s; still missing: times of bars, which lie on the minute; for example: round "
+            "them, or "
             f"give the trades themselves. Up to {limit / 1e6:g} s are rounded."
         )
     return (micros - off).astype("datetime64[us]"), [
-        f"{n} of {len(off)} times are off the minute by up to {abs(off[worst]) / 1e3:g} ms (line {int(lines[worst])}): rounded to it"
+        f"{n} of {len(off)} times are off the minute by up to {abs(off[worst]) / 1e3:g} ms (line "
+        f"{int(lines[worst])}): rounded to it"
     ]
 
 

@@ -1,4 +1,4 @@
-"""One member → its plan, and the columns of the plan with their lines: text by `sniff`, Parquet and Feather by pyarrow."""
+"""One member → its plan, and the columns of it with their lines: text by `sniff`, Parquet and Feather by pyarrow."""
 
 import ast
 from collections import Counter
@@ -80,7 +80,8 @@ class Sheet:
             shown = ", ".join(f"{value} {n} {unit}" for value, n in most[:SHOWN_VALUES])
             more = f" and {len(most) - SHOWN_VALUES} more" if len(most) > SHOWN_VALUES else ""
             raise BadValues(
-                f"{self.saw}; still missing: one market, column {name} has {len(named)} values ({shown}{more}); for example: "
+                f"{self.saw}; still missing: one market, column {name} has {len(named)} values ({shown}{more}); for "
+                "example: "
                 f"cut the file by {name} and give the part of one."
             )
         return {kind: next(iter(named))} if named else {}
@@ -189,7 +190,7 @@ def _shown(column: pyarrow.ChunkedArray) -> list[str]:
 def _table_sheet(member: Member) -> Sheet:
     """Return the sheet of a Parquet or Feather member."""
     table = arrow_table(member)
-    names, plan, tickers, saw = _table_plan(table, member.name)
+    _, plan, tickers, saw = _table_plan(table, member.name)
     taken = {i: table.column(i) for i in plan.used()}
     lines = np.arange(1, table.num_rows + 1, dtype=np.int64)
     kind = member.kind.capitalize()
@@ -229,7 +230,7 @@ def _tuple_of(name: str) -> tuple[str, ...]:
 
 
 def any_table(member: Member) -> pyarrow.Table:
-    """Return all columns of a member under their own names, typed as pyarrow infers. Raises UnreadableFile, BadColumns."""
+    """Return all columns of a member by their names, typed as pyarrow infers. Raises UnreadableFile, BadColumns."""
     if member.kind != "text":
         return arrow_table(member)
     text = sniff.sniff(member.data, member.name)

@@ -1,8 +1,8 @@
 """Bytes of a text → its form (encoding, separator, header, signs of numbers) and the columns that are wanted.
 
 A sample of lines shows the form; the whole body is then read by pyarrow in one go. Only where that fails are the lines
-looked at one by one (vectorised): comments and repeated headers are left out with their line, a line with too few or too
-many cells is named.
+looked at one by one (vectorised): comments and repeated headers are left out with their line, a line with too few or
+too many cells is named.
 """
 
 import csv
@@ -86,7 +86,8 @@ def sniff(data: bytes, name: str) -> Text:
     if begin is None:
         raise UnreadableFile(
             f"{name}: saw: {encoding} text, separator {SEPARATORS[separator]}; still missing: data, there are no rows, "
-            f"only columns {', '.join(names)[:200] or head[0][:80]}; for example: a line of times and prices below the names."
+            f"only columns {', '.join(names)[:200] or head[0][:80]}; for example: a line of times and prices below "
+            "the names."
         )
     body = [
         row for row in (*rows[begin:], *(_cells(line, separator) for line in tail)) if any(cell.strip() for cell in row)
@@ -131,7 +132,8 @@ def _decoded(data: bytes, name: str) -> tuple[bytes, str, list[str]]:
     control = sum(body[:4096].count(i) for i in (*range(1, 9), *range(14, 32)))
     if control:
         raise UnreadableFile(
-            f"{name}: saw: {control} control characters in its first lines; still missing: text or Parquet; for example: "
+            f"{name}: saw: {control} control characters in its first lines; still missing: text or Parquet; for "
+            "example: "
             "save it as CSV. If it was CSV, its bytes are damaged or cut off: fetch it again."
         )
     return body, encoding, notes
@@ -222,7 +224,8 @@ def _separator(head: Sequence[str], name: str) -> tuple[str, int]:
         best = max(best, score)
     if not best[2]:
         raise BadColumns(
-            f"{name}: saw: text without columns, line 1 is {head[0].strip()[:60]!r}; still missing: a separator (comma, "
+            f"{name}: saw: text without columns, line 1 is {head[0].strip()[:60]!r}; still missing: a separator "
+            "(comma, "
             "semicolon, tab); for example: 1704067200000,1.1,1.2,1.0,1.1,5."
         )
     return best[2], best[3]
@@ -242,7 +245,9 @@ def _header(rows: Sequence[Sequence[str]], width: int) -> tuple[int | None, list
     scored = [
         (known_names(row), i)
         for i, row in enumerate(rows)
-        if (abs(len(row) - width) <= 1 or known_names(row) > 2) and len(row) > 1 and not (row[0].startswith(COMMENTS) and known_names(row) < 2)
+        if (abs(len(row) - width) <= 1 or known_names(row) > 2)
+        and len(row) > 1
+        and not (row[0].startswith(COMMENTS) and known_names(row) < 2)
     ]
     if not scored:
         return None, list(range(len(rows)))
@@ -267,8 +272,10 @@ def _fitted(
     first = next(i for i, row in enumerate(body) if len(row) == width)
     hint = ", as decimal commas between commas do" if separator == "," and width >= 2 * len(names) - 2 else ""
     raise BadColumns(
-        f"{name}: saw: separator {SEPARATORS[separator]}, {len(names)} names in line {(header or 0) + 1} and {width} cells "
-        f"in the rows{hint}; still missing: as many cells as names; for example: row {first + 1} below it. Save the file "
+        f"{name}: saw: separator {SEPARATORS[separator]}, {len(names)} names in line {(header or 0) + 1} and {width} "
+        "cells "
+        f"in the rows{hint}; still missing: as many cells as names; for example: row {first + 1} below it. Save the "
+        "file "
         "with another separator, or correct the header."
     )
 
@@ -288,22 +295,26 @@ def _ending(text: Text) -> list[str]:
     last = text.data[text.data.rfind(b"\n") + 1 :].decode("utf-8", errors="replace").rstrip("\r")
     if not last.strip() or last.startswith(COMMENTS):
         return []
-    cells, form = _cells(last, form_separator := text.form.separator), text.form
+    cells, form = _cells(last, text.form.separator), text.form
     number = text.data.count(b"\n") + 1
     if len(cells) < form.width or last.count('"') % 2:
         raise UnreadableFile(
-            f"{text.name}: {form.saw()}; still missing: the rest of line {number}, the last: {len(cells)} of {form.width} "
+            f"{text.name}: {form.saw()}; still missing: the rest of line {number}, the last: {len(cells)} of "
+            f"{form.width} "
             "cells, so the file is cut off; for example: fetch it again, or delete that line."
         )
     others = [row for row in text.sample if tuple(cells[: form.width]) != row and len(row) == form.width][-TAIL_LINES:]
     if _looks_cut(cells[form.width - 1], [row[-1] for row in others], form.signs.decimal):
         raise UnreadableFile(
-            f"{text.name}: {form.saw()}; still missing: the end of line {number}, the last: {cells[form.width - 1][-20:]!r} "
-            f"is shorter than the cells above it, so the file may be cut off; for example: fetch it again, or end it with "
+            f"{text.name}: {form.saw()}; still missing: the end of line {number}, the last: "
+            f"{cells[form.width - 1][-20:]!r} "
+            "is shorter than the cells above it, so the file may be cut off; for example: fetch it again, or end it "
+            "with "
             "a line break if it is whole."
         )
     return [
-        f"line {number}, the last, has no line break: its last cell {cells[form.width - 1].strip()[:24]!r} was taken as whole"
+        f"line {number}, the last, has no line break: its last cell {cells[form.width - 1].strip()[:24]!r} was taken "
+        "as whole"
     ]
 
 
@@ -328,9 +339,10 @@ def _looks_cut(cell: str, others: Sequence[str], decimal: str) -> bool:
 
 
 def load(text: Text, kinds: Mapping[int, str]) -> tuple[pyarrow.Table, Ints, list[str]]:
-    """Return the wanted columns under their positions ("0", "4", …), the line of each row, and notes of what was left out.
+    """Return the wanted columns by their positions ("0", "4", …), the line of each row, and notes of what was left out.
 
-    kinds  position → "number" (float64 where its cells are plain), "time" (int64 where they are whole) or "text"; "inferred": as pyarrow does
+    kinds  position → "number" (float64 where its cells are plain), "time" (int64 where they are whole), "text",
+           or "inferred": as pyarrow does
     Raises UnreadableFile naming the line whose cells are too few or too many
     """
     body = memoryview(text.data)[text.start :]
@@ -352,12 +364,14 @@ def load(text: Text, kinds: Mapping[int, str]) -> tuple[pyarrow.Table, Ints, lis
             table = _parsed(kept, text.form, dict.fromkeys(types, pyarrow.string()), signs)
         except pyarrow.ArrowInvalid as error:
             raise UnreadableFile(
-                f"{text.name}: {text.form.saw()}; still missing: rows of {text.form.width} cells, the table is malformed; "
+                f"{text.name}: {text.form.saw()}; still missing: rows of {text.form.width} cells, the table is "
+                "malformed; "
                 f"for example: {str(error)[:160]}"
             ) from error
     if table.num_rows != len(lines):
         raise UnreadableFile(
-            f"{text.name}: {text.form.saw()}; still missing: one row a line, there are {table.num_rows} rows in {len(lines)} "
+            f"{text.name}: {text.form.saw()}; still missing: one row a line, there are {table.num_rows} rows in "
+            f"{len(lines)} "
             "lines, so a quoted cell is malformed; for example: look for a single quotation mark."
         )
     return table, lines, notes
@@ -377,7 +391,9 @@ def _type_of(text: Text, i: int, kind: str) -> pyarrow.DataType:
     return pyarrow.float64() if plain and text.form.signs.thousands is None else pyarrow.string()
 
 
-def _parsed(body: bytes | memoryview, form: Form, types: Mapping[int, pyarrow.DataType | None], signs: Signs) -> pyarrow.Table:
+def _parsed(
+    body: bytes | memoryview, form: Form, types: Mapping[int, pyarrow.DataType | None], signs: Signs
+) -> pyarrow.Table:
     """Return columns of a body. Raises ArrowInvalid."""
     names = [str(i) for i in range(form.width)]
     separator = "\t" if form.separator == " " else form.separator
@@ -399,8 +415,7 @@ def _row_lines(text: Text, rows: int) -> Ints | None:
     count = text.data.count(b"\n", text.start) + (not text.data.endswith(b"\n"))
     if count == rows:
         return np.arange(text.first_line, text.first_line + rows, dtype=np.int64)
-    lines = [line for line in _split(text)]
-    filled = np.flatnonzero([bool(line.strip(b"\r")) for line in lines])
+    filled = np.flatnonzero([bool(line.strip(b"\r")) for line in _split(text)])
     return (filled + text.first_line).astype(np.int64) if len(filled) == rows else None
 
 

@@ -41,7 +41,7 @@ def bars_from_ticks(sheets: Sequence[Sheet], ingested_at: datetime, options: Fil
             matrix[:, BAR_FIELDS.index("taker_buy_volume")] = np.nan
         time, lines, member = tape.time, tape.lines, tape.member
     else:
-        parts = [_quotes(sheet, options, i) for i, sheet in enumerate(sheets)]
+        parts = [_quotes(sheet, options) for sheet in sheets]
         form = parts[0][4]
         time, bid, ask, lines = (np.concatenate([part[i] for part in parts]) for i in range(4))
         member = np.concatenate([np.full(len(part[0]), i, dtype=np.int64) for i, part in enumerate(parts)])
@@ -54,7 +54,8 @@ def bars_from_ticks(sheets: Sequence[Sheet], ingested_at: datetime, options: Fil
                 f"{sheets[0].saw}; still missing: quotes, {error}; for example: a bid and an ask a row."
             ) from error
     notes.append(
-        f"{len(time):,} {sheets[0].plan.kind} were made into {len(matrix):,} bars of {timeframe}; the first and the last hold what the files cover of them"
+        f"{len(time):,} {sheets[0].plan.kind} were made into {len(matrix):,} bars of {timeframe}; the first and the "
+        "last hold what the files cover of them"
     )
     opened = matrix[:, OPEN_TIME]
     first = np.minimum(np.searchsorted(time, opened, "left"), len(time) - 1)
@@ -94,7 +95,8 @@ def tape_of(sheets: Sequence[Sheet], options: FileOptions) -> tuple[Tape, str, l
         if base is not None:
             held["size"] = base
             notes.append(
-                f"{sheet.plan.names[fields['size']]} counts contracts: the base amount was read from {sheet.plan.names[fields['quote']]}"
+                f"{sheet.plan.names[fields['size']]} counts contracts: the base amount was read from "
+                f"{sheet.plan.names[fields['quote']]}"
             )
         fills = held["last"] - held["first"] + 1.0 if aggregated else np.ones(len(time))
         tape = Tape(
@@ -144,7 +146,7 @@ def _ids(sheet: Sheet) -> np.ndarray | None:
         return np.asarray(text.to_numpy(zero_copy_only=False), dtype=str)
 
 
-def _quotes(sheet: Sheet, options: FileOptions, _: int) -> tuple[Floats, Floats, Floats, Ints, str]:
+def _quotes(sheet: Sheet, options: FileOptions) -> tuple[Floats, Floats, Floats, Ints, str]:
     """Return times, bids, asks and lines of quotes in time order, and how times are written."""
     time, form, flip = _seconds_of(sheet, options)
     bid, ask = (sheet.number(sheet.plan.fields[name]) for name in ("bid", "ask"))

@@ -1,8 +1,8 @@
 """Time columns → (n,) datetime64[us], and how they were written.
 
-Read are: epoch seconds, ms, µs and ns, told apart by size row by row, also as floats; ISO 8601; dates with the year or
-the day first or the month's English name; compact YYYYMMDD HHMMSS; date and time apart; offsets, and names of zones that
-mean one offset. A time without an offset is a local one: `localise` needs its zone.
+Read are: epoch seconds, ms, µs and ns, distinguished by size row by row, also as floats; ISO 8601; dates with the year
+or the day first or the month's English name; compact YYYYMMDD HHMMSS; date and time apart; offsets, and names of zones
+that mean one offset. A time without an offset is a local one: `localise` needs its zone.
 """
 
 import re
@@ -128,7 +128,8 @@ def parse(
     if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
         return _named(_texts(column, name, lines, where, day_first), name)
     raise BadTimes(
-        f"{where}: saw: column {name} holds {kind}; still missing: times; for example: 2024-01-02T00:00:00Z or epoch ms."
+        f"{where}: saw: column {name} holds {kind}; still missing: times; for example: 2024-01-02T00:00:00Z or epoch "
+        "ms."
     )
 
 
@@ -273,7 +274,8 @@ def _text_epochs(text: pyarrow.StringArray, name: str, lines: Ints, where: str) 
     """Return epochs written as text, exactly where they are whole. Raises BadTimes."""
     if _SHORT.match(text[0].as_py()):
         raise BadTimes(
-            f"{where}: saw: column {name} written like {text[0].as_py()!r}, as spreadsheets shorten long numbers; still "
+            f"{where}: saw: column {name} written like {text[0].as_py()!r}, as spreadsheets shorten long numbers; "
+            "still "
             f"missing: the last digits of its times; for example: give the file that was not saved by a spreadsheet."
         )
     whole = pc.match_substring_regex(text, r"^[+]?\d{1,18}$")
@@ -406,7 +408,7 @@ def _assembled(
 def _offsets(
     words_of: npt.NDArray[np.str_], micros: Stamps, text: pyarrow.StringArray, name: str, lines: Ints, where: str
 ) -> npt.NDArray[np.int64]:
-    """Return (n,) offsets from UTC in seconds. Raises BadTimes for an unknown zone, and where only some rows have one."""
+    """Return offsets from UTC in seconds. Raises BadTimes for an unknown zone, and where only some rows have one."""
     if len(words_of) == 1 < len(micros) and "/" not in words_of[0] and zones.offset_s(str(words_of[0])) is not None:
         return np.array([zones.offset_s(str(words_of[0]))])
     words_of = np.broadcast_to(words_of, micros.shape)
@@ -414,7 +416,8 @@ def _offsets(
     if "" in words and len(words) > 1:
         at = int(np.argmax(words_of == ""))
         raise BadTimes(
-            f"{where}: saw: {int((words_of == '').sum())} of {len(words_of)} times in column {name} without an offset; still "
+            f"{where}: saw: {int((words_of == '').sum())} of {len(words_of)} times in column {name} without an "
+            "offset; still "
             f"missing: an offset in each; for example: line {int(lines[at])} holds {text[at].as_py()!r}."
         )
     shift = np.zeros(len(words_of), dtype=np.int64)
@@ -429,7 +432,8 @@ def _offsets(
             at = int(np.argmax(own))
             raise BadTimes(
                 f"{where}: saw: times with {word!r} (line {int(lines[at])}: {text[at].as_py()!r}), which is no one "
-                "offset; still missing: the offset; for example: leave the word out and state --timezone America/Chicago."
+                "offset; still missing: the offset; for example: leave the word out and state --timezone "
+                "America/Chicago."
             )
         shift[own] = seconds
     return shift

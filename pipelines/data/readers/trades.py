@@ -72,7 +72,7 @@ def bars_from_trades(trades: Trades, seconds: int, fills: Floats | None = None) 
 class Tape:
     """Hold the rows of trade files, in the order of the files.
 
-    time   (n,) epoch seconds;  price, size (base asset);  side +1 the buyer, -1 the seller was the aggressor, NaN unknown
+    time   (n,) epoch seconds;  price, size (base asset);  side +1 where the buyer was the aggressor, -1 the seller
     fills  trades of the exchange each row stands for
     ids    (n,) of the rows as text or numbers, None where there are none
     lines, member  where each row stands
@@ -119,13 +119,14 @@ def joined(tapes: list[Tape]) -> Tape:
 def once_and_in_order(tape: Tape, where: str) -> tuple[Tape, list[str], bool]:
     """Return the trades, each once, in time order; notes of copies and holes; and whether ids show that none lacks.
 
-    The same id twice is one trade. Raises BadValues where it stands for two different ones, or a row has no price or size.
+    The same id twice is one trade. Raises BadValues where it stands for two different ones, or a row lacks a value.
     """
     bad = ~(np.isfinite(tape.price) & (tape.price > 0) & np.isfinite(tape.size) & (tape.size > 0))
     bad |= ~(np.isfinite(tape.time) & (tape.fills >= 1))
     if bad.any():
         raise BadValues(
-            f"{where}: saw: {int(bad.sum())} trades without a time, price, size or count above 0; still missing: these; for "
+            f"{where}: saw: {int(bad.sum())} trades without a time, price, size or count above 0; still missing: "
+            "these; for "
             f"example: line {int(tape.lines[np.argmax(bad)])}. Correct or delete such lines."
         )
     notes: list[str] = []
@@ -141,8 +142,10 @@ def once_and_in_order(tape: Tape, where: str) -> tuple[Tape, list[str], bool]:
             if not same.all():
                 at = int(np.argmin(same))
                 raise BadValues(
-                    f"{where}: saw: id {tape.ids[at]} for two different trades (lines {int(tape.lines[original[at]])} and "
-                    f"{int(tape.lines[at])}); still missing: one trade an id; for example: give one market's file at a time."
+                    f"{where}: saw: id {tape.ids[at]} for two different trades (lines {int(tape.lines[original[at]])} "
+                    "and "
+                    f"{int(tape.lines[at])}); still missing: one trade an id; for example: give one market's file at "
+                    "a time."
                 )
             copies = np.ones(len(tape.ids), dtype=bool)
             copies[index] = False
@@ -174,7 +177,8 @@ def _holes(tape: Tape) -> tuple[bool, list[str]]:
         return True, []
     longest = holes[np.argsort(-gaps[holes], kind="stable")[:LOCATED]]
     places = ", ".join(
-        f"{int(gaps[i])} before line {int(tape.lines[order[i + 1]])} ({np.datetime64(int(tape.time[order[i + 1]]), 's')}Z)"
+        f"{int(gaps[i])} before line {int(tape.lines[order[i + 1]])} "
+        f"({np.datetime64(int(tape.time[order[i + 1]]), 's')}Z)"
         for i in longest
     )
     return False, [f"{lacking} trade ids are missing in {len(holes)} holes, so trades are lost: {places}"]

@@ -32,7 +32,7 @@ def offset_s(word: str) -> int | None:
 
 
 def to_utc(local: Stamps, timezone: str, lines: Ints, where: str) -> Stamps:
-    """Return local times as UTC. They must ascend where the clock was set back, so that both hours are told apart.
+    """Return local times as UTC. They must ascend where the clock was set back, so that both hours differ.
 
     timezone  IANA name (America/New_York), fixed offset (-05:00), or both: America/New_York+07:00 is seven hours ahead
               of New York all year, as servers whose day ends at 17:00 New York run
@@ -53,7 +53,8 @@ def to_utc(local: Stamps, timezone: str, lines: Ints, where: str) -> Stamps:
     if np.isnat(micros).any():
         at = int(np.argmax(np.isnat(micros)))
         raise BadTimes(
-            f"{where}: saw: {int(np.isnat(micros).sum())} local times that the clock of {timezone} skipped; still missing: "
+            f"{where}: saw: {int(np.isnat(micros).sum())} local times that the clock of {timezone} skipped; still "
+            "missing: "
             f"the right zone; for example: line {int(lines[at])} at {str(local[at])[:16]}. State another --timezone."
         )
     twice = np.flatnonzero(micros != other)
@@ -83,13 +84,14 @@ def _twice(
         if joined[1][1] and not joined[0][1]:
             return late[block]
     raise BadTimes(
-        f"{where}: saw: the clock of {timezone} showed {str(local[block[0]])[:16]} twice (line {int(lines[block[0]])}); "
+        f"{where}: saw: the clock of {timezone} showed {str(local[block[0]])[:16]} twice (line "
+        f"{int(lines[block[0]])}); "
         "still missing: which of the two it is; for example: export times with their offset, or in UTC."
     )
 
 
 def _zone(timezone: str, where: str) -> tuple[str | None, np.timedelta64]:
-    """Return the IANA name of a zone (None for a fixed offset) and how far its clock is ahead of that. Raises BadTimes."""
+    """Return a zone's IANA name (None for a fixed offset) and how far its clock is ahead of that. Raises BadTimes."""
     text = timezone.strip()
     if text in ("UTC", "GMT", "Z"):
         return None, np.timedelta64(0, "us")
@@ -103,6 +105,7 @@ def _zone(timezone: str, where: str) -> tuple[str | None, np.timedelta64]:
         ZoneInfo(name)
     except (ValueError, OSError, LookupError):
         raise BadTimes(
-            f"{where}: no time zone {timezone!r}. State an IANA name such as Europe/Athens, or an offset such as -05:00."
+            f"{where}: no time zone {timezone!r}. State an IANA name such as Europe/Athens, or an offset such as "
+            "-05:00."
         ) from None
     return name, np.timedelta64(ahead * 1_000_000, "us")

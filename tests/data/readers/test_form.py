@@ -38,12 +38,19 @@ def forms(draw):
     time = draw(st.sampled_from(sorted(TIMES)))
     offset = timedelta(hours=draw(st.sampled_from([-5, 0, 1, 9])))
     return {
-        "separator": separator, "comma": comma, "time": time, "offset": offset, "encoding": draw(st.sampled_from(ENCODINGS)),
-        "end": draw(st.sampled_from(["\n", "\r\n", "\r"])), "newest_first": draw(st.booleans()),
-        "final": draw(st.booleans()), "header": draw(st.sampled_from([None, *range(len(STYLES))])),
+        "separator": separator,
+        "comma": comma,
+        "time": time,
+        "offset": offset,
+        "encoding": draw(st.sampled_from(ENCODINGS)),
+        "end": draw(st.sampled_from(["\n", "\r\n", "\r"])),
+        "newest_first": draw(st.booleans()),
+        "final": draw(st.booleans()),
+        "header": draw(st.sampled_from([None, *range(len(STYLES))])),
         "preamble": draw(st.sampled_from([[], ["# exported by hand"], ["https://www.example.org/data"], ["", ""]])),
-        "trailing": draw(st.booleans()), "swap": draw(st.permutations(range(5))),
-    }  # fmt: skip
+        "trailing": draw(st.booleans()),
+        "swap": draw(st.permutations(range(5))),
+    }
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -92,8 +99,11 @@ SAME = {
     "no final newline": (TEXT.rstrip("\n"), "line 31, the last, has no line break"),
     "NUL lines at the end": (TEXT + "\0" * 512, "line 32 holds only NUL bytes"),
     "columns apart by blanks": (TEXT.replace(",", "   "), None),
-    "a byte-order mark inside": ("\ufeff" + TEXT[: TEXT.index("\n", 400) + 1] + "\ufeff" + LINES[0] + TEXT[TEXT.index("\n", 400) :], "repeats a header"),
-}  # fmt: skip
+    "a byte-order mark inside": (
+        "\ufeff" + TEXT[: TEXT.index("\n", 400) + 1] + "\ufeff" + LINES[0] + TEXT[TEXT.index("\n", 400) :],
+        "repeats a header",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", SAME)
@@ -114,24 +124,56 @@ REFUSED = {
     "a line too short": (TEXT.replace(LINES[9], LINES[9][:30]), UnreadableFile, r"line 10 has \d: .*correct or delete"),
     "a line too long": (TEXT.replace(LINES[9], LINES[9] + ",5"), UnreadableFile, "line 10 has 7"),
     "cut in a row": (TEXT[:-25], UnreadableFile, "line 31, the last: . of 6 cells.*cut off.*fetch it again"),
-    "a word": (TEXT.replace(LINES[9], LINES[9].rpartition(",")[0] + ",many"), BadValues, "column volume.*line 10 holds 'many'"),
+    "a word": (
+        TEXT.replace(LINES[9], LINES[9].rpartition(",")[0] + ",many"),
+        BadValues,
+        "column volume.*line 10 holds 'many'",
+    ),
     "no time": (TEXT.replace(LINES[9], "," + LINES[9].partition(",")[2]), BadTimes, "line 10"),
     "a time of no unit": (TEXT.replace(LINES[9][:13], "170"), BadTimes, "line 10 holds '170'"),
     "another header inside": (
-        "\n".join([*LINES[:12], "time,low,high,open,close,volume", *LINES[12:]]) + "\n", BadColumns, "line 13 is the header of another",
+        "\n".join([*LINES[:12], "time,low,high,open,close,volume", *LINES[12:]]) + "\n",
+        BadColumns,
+        "line 13 is the header of another",
     ),
-    "a decimal comma in one cell": (TEXT.replace(LINES[9], LINES[9].rpartition(",")[0] + ',"1,5"'), BadValues, "line 10 holds '1,5'"),
+    "a decimal comma in one cell": (
+        TEXT.replace(LINES[9], LINES[9].rpartition(",")[0] + ',"1,5"'),
+        BadValues,
+        "line 10 holds '1,5'",
+    ),
     "decimal commas between commas": (TEXT.replace(".", ","), InputError, "decimal commas between commas"),
-    "NUL bytes in a row": (TEXT.replace(LINES[9][5:9], "\0\0\0\0"), UnreadableFile, "line . holds NUL|line 10 holds NUL"),
-    "two order of dates": (
-        HEADER + "\n13/02/2024,1,2,1,1,1\n02/14/2024,1,2,1,1,1\n", BadTimes, "day first .line 2.*month first .line 3",
+    "NUL bytes in a row": (
+        TEXT.replace(LINES[9][5:9], "\0\0\0\0"),
+        UnreadableFile,
+        "line . holds NUL|line 10 holds NUL",
     ),
-    "a day that is none": (HEADER + "\n2024-02-29,1,2,1,1,1\n2024-02-30,1,2,1,1,1\n", BadTimes, "line 3 holds '2024-02-30'"),
-    "two zones": (HEADER + "\n2024-02-29 01:00 CST,1,2,1,1,1\n2024-02-29 02:00 CST,1,2,1,1,1\n", BadTimes, "no one offset"),
-    "offsets in some rows": (HEADER + "\n2024-02-29T01:00Z,1,2,1,1,1\n2024-02-29T02:00,1,2,1,1,1\n", BadTimes, "line 3 holds"),
-    "numbers shortened": (HEADER + "\n1.70415E+12,1,2,1,1,1\n1.70416E+12,1,2,1,1,1\n", BadTimes, "last digits of its times"),
+    "two order of dates": (
+        HEADER + "\n13/02/2024,1,2,1,1,1\n02/14/2024,1,2,1,1,1\n",
+        BadTimes,
+        "day first .line 2.*month first .line 3",
+    ),
+    "a day that is none": (
+        HEADER + "\n2024-02-29,1,2,1,1,1\n2024-02-30,1,2,1,1,1\n",
+        BadTimes,
+        "line 3 holds '2024-02-30'",
+    ),
+    "two zones": (
+        HEADER + "\n2024-02-29 01:00 CST,1,2,1,1,1\n2024-02-29 02:00 CST,1,2,1,1,1\n",
+        BadTimes,
+        "no one offset",
+    ),
+    "offsets in some rows": (
+        HEADER + "\n2024-02-29T01:00Z,1,2,1,1,1\n2024-02-29T02:00,1,2,1,1,1\n",
+        BadTimes,
+        "line 3 holds",
+    ),
+    "numbers shortened": (
+        HEADER + "\n1.70415E+12,1,2,1,1,1\n1.70416E+12,1,2,1,1,1\n",
+        BadTimes,
+        "last digits of its times",
+    ),
     "UTF-16 cut in a letter": (b"\xff\xfe" + TEXT.encode("utf-16-le")[:-1], UnreadableFile, "UTF-16 that is cut off"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -141,10 +183,10 @@ def test_an_obstacle_is_named_with_its_line(name, tmp_path):
         read_text(text, tmp_path, FileOptions(timezone="UTC"))
 
 
-def test_a_last_cell_that_may_be_cut_is_said_and_one_that_is_is_refused(tmp_path):
+def test_a_last_cell_that_may_be_cut_is_noted_and_one_that_is_cut_is_refused(tmp_path):
     fixed = "\n".join(f"{line.rpartition(',')[0]},{float(line.rpartition(',')[2]):.3f}" for line in LINES[1:])
     assert "taken as whole" in " ".join(read_text(HEADER + "\n" + fixed, tmp_path).read_as.notes)
-    with pytest.raises(UnreadableFile, match="line 31, the last.*shorter than the cells above"):
+    with pytest.raises(UnreadableFile, match=r"line 31, the last.*shorter than the cells above"):
         read_text(HEADER + "\n" + fixed[:-1], tmp_path)
 
 
@@ -195,9 +237,9 @@ def test_an_hour_that_the_clock_showed_twice_is_told_apart_by_the_order_or_refus
     here = FileOptions(timezone="America/New_York", timeframe="15m")
     opened = read_text(header + "".join(one + prices for one in both), tmp_path, here).frame["open_time"]
     assert (opened.diff().dropna().dt.total_seconds() == 1800).all()
-    with pytest.raises(BadTimes, match="01:00 twice .line 3.*export times with their offset"):
-        read_text(header + "".join(one + prices for one in both[:2] + ["2024-11-03 05:00"]), tmp_path, here)
-    with pytest.raises(BadTimes, match="clock of America/New_York skipped.*line 3"):
+    with pytest.raises(BadTimes, match=r"01:00 twice .line 3.*export times with their offset"):
+        read_text(header + "".join(one + prices for one in [*both[:2], "2024-11-03 05:00"]), tmp_path, here)
+    with pytest.raises(BadTimes, match=r"clock of America/New_York skipped.*line 3"):
         read_text(header + f"2024-03-10 01:30{prices}2024-03-10 02:30{prices}", tmp_path, here)
     with pytest.raises(BadTimes, match="no time zone 'Mars/Olympus'"):
         read_text(header + f"2024-03-10 01:30{prices}", tmp_path, FileOptions(timezone="Mars/Olympus"))

@@ -1,40 +1,21 @@
-"""Every public layout of item files: read without an option, or with exactly the one its bytes do not show."""
+"""Every public layout: read without an option, or with exactly the one that its bytes do not show."""
 
-import gzip
 import io
-import zipfile
-from datetime import UTC, datetime
+import json
 
 import numpy as np
 import pandas as pd
 import pytest
-from support.written_bars import TAKEN, epoch, history, same_bars, written
+from support.written_bars import TAKEN, epoch, history, ohlc, place, reading_of, same_bars, written
 
 from pipelines.data.readers.files import FileOptions, read
-from pipelines.data.schemas import check
-from pipelines.errors import BadColumns, BadTimes, BadValues, InputError
+from pipelines.errors import BadColumns, BadTimes, BadValues
 
 BARS = history()
 MINUTES = history(60, 60)
 DAYS = history(40, 86400)
 FX = history(60, 60, places=5, level=1.09)
 PRICES = ("open", "high", "low", "close")
-
-
-def ohlc(row):
-    return [row.open, row.high, row.low, row.close]
-
-
-def place(text, tmp_path, name="f.csv"):
-    data = text if isinstance(text, bytes) else text.encode()
-    (tmp_path / name).write_bytes(data)
-    return tmp_path / name
-
-
-def reading_of(text, tmp_path, options=None, name="f.csv"):
-    reading = read(place(text, tmp_path, name), TAKEN, options or FileOptions())
-    check(reading.frame)
-    return reading
 
 
 def stamp(form):
@@ -59,32 +40,131 @@ NO_OPTION = {
     "CryptoDataDownload": (
         BARS[::-1],
         "https://www.example.org/\nunix,date,symbol,open,high,low,close,Volume BTC,Volume USD",
-        lambda row: [epoch(row, 1000 if row.Index % 2 else 1), row.time.strftime("%Y-%m-%d %H:%M:%S"), "BTC/USD", *ohlc(row), row.volume, round(row.volume * row.close, 2)],
+        lambda row: [
+            epoch(row, 1000 if row.Index % 2 else 1),
+            row.time.strftime("%Y-%m-%d %H:%M:%S"),
+            "BTC/USD",
+            *ohlc(row),
+            row.volume,
+            round(row.volume * row.close, 2),
+        ],
         ",",
         "CryptoDataDownload file",
     ),
-    "TradingView, seconds": (BARS, "time,open,high,low,close,Volume,Volume MA", lambda row: [epoch(row, 1), *ohlc(row), row.volume, ""], ",", "candles"),
+    "TradingView, seconds": (
+        BARS,
+        "time,open,high,low,close,Volume,Volume MA",
+        lambda row: [epoch(row, 1), *ohlc(row), row.volume, ""],
+        ",",
+        "candles",
+    ),
     "TradingView, ISO": (BARS, "time,open,high,low,close,Volume", stamp("%Y-%m-%dT%H:%M:%SZ"), ",", "candles"),
     "Kraken OHLCVT": (MINUTES, "", lambda row: [epoch(row, 1), *ohlc(row), row.volume, 5], ",", "Kraken OHLCVT"),
-    "Kraken with vwap": (MINUTES, "", lambda row: [epoch(row, 1), *ohlc(row), row.close, row.volume, 5], ",", "Kraken OHLCVT"),
-    "Bitstamp": (BARS[::-1], "timestamp,open,high,low,close,volume", lambda row: [epoch(row, 1), *ohlc(row), row.volume], ",", "candles"),
-    "Coinbase": (BARS[::-1], "time,low,high,open,close,volume", lambda row: [epoch(row, 1), row.low, row.high, row.open, row.close, row.volume], ",", "candles"),
-    "Coinbase without a header": (BARS[::-1], "", lambda row: [epoch(row, 1), row.low, row.high, row.open, row.close, row.volume], ",", "candles without a header"),
-    "candles without a header": (BARS, "", lambda row: [epoch(row), *ohlc(row), row.volume], ",", "candles without a header"),
-    "Dukascopy, GMT": (BARS, "Gmt time,Open,High,Low,Close,Volume", stamp("%d.%m.%Y %H:%M:%S.000"), ",", "Dukascopy export"),
-    "Dukascopy, local": (
-        BARS, "Local time,Open,High,Low,Close,Volume",
-        lambda row: [row.time.tz_convert("Europe/Berlin").strftime("%d.%m.%Y %H:%M:%S.000 GMT%z"), *ohlc(row), row.volume],
-        ",", "Dukascopy export",
+    "Kraken with vwap": (
+        MINUTES,
+        "",
+        lambda row: [epoch(row, 1), *ohlc(row), row.close, row.volume, 5],
+        ",",
+        "Kraken OHLCVT",
     ),
-    "Dukascopy downloader": (BARS, "timestamp,open,high,low,close,volume", lambda row: [epoch(row), *ohlc(row), row.volume], ",", "candles"),
-    "Alpaca": (BARS, "symbol,timestamp,open,high,low,close,volume,trade_count,vwap", lambda row: ["XYZ", row.time.isoformat(sep=" "), *ohlc(row), row.volume, 3, row.close], ",", "candles"),
-    "Polygon": (MINUTES, "ticker,volume,open,close,high,low,window_start,transactions", lambda row: ["XYZ", row.volume, row.open, row.close, row.high, row.low, epoch(row, 10**9), 3], ",", "Polygon flat file"),
-    "zone names": (BARS, "time,open,high,low,close,volume", lambda row: [row.time.tz_convert("America/New_York").strftime("%Y%m%d %H:%M:%S America/New_York"), *ohlc(row), row.volume], ",", "candles"),
-    "New York's abbreviation": (BARS, "time,open,high,low,close,volume", lambda row: [row.time.tz_convert("America/New_York").strftime("%Y-%m-%d %I:%M:%S %p EST"), *ohlc(row), row.volume], ",", "candles"),
-    "epoch floats": (BARS, "time,open,high,low,close,volume", lambda row: [f"{epoch(row, 1)}.0", *ohlc(row), row.volume], ",", "candles"),
+    "Bitstamp": (
+        BARS[::-1],
+        "timestamp,open,high,low,close,volume",
+        lambda row: [epoch(row, 1), *ohlc(row), row.volume],
+        ",",
+        "candles",
+    ),
+    "Coinbase": (
+        BARS[::-1],
+        "time,low,high,open,close,volume",
+        lambda row: [epoch(row, 1), row.low, row.high, row.open, row.close, row.volume],
+        ",",
+        "candles",
+    ),
+    "Coinbase without a header": (
+        BARS[::-1],
+        "",
+        lambda row: [epoch(row, 1), row.low, row.high, row.open, row.close, row.volume],
+        ",",
+        "candles without a header",
+    ),
+    "candles without a header": (
+        BARS,
+        "",
+        lambda row: [epoch(row), *ohlc(row), row.volume],
+        ",",
+        "candles without a header",
+    ),
+    "Dukascopy, GMT": (
+        BARS,
+        "Gmt time,Open,High,Low,Close,Volume",
+        stamp("%d.%m.%Y %H:%M:%S.000"),
+        ",",
+        "Dukascopy export",
+    ),
+    "Dukascopy, local": (
+        BARS,
+        "Local time,Open,High,Low,Close,Volume",
+        lambda row: [
+            row.time.tz_convert("Europe/Berlin").strftime("%d.%m.%Y %H:%M:%S.000 GMT%z"),
+            *ohlc(row),
+            row.volume,
+        ],
+        ",",
+        "Dukascopy export",
+    ),
+    "Dukascopy downloader": (
+        BARS,
+        "timestamp,open,high,low,close,volume",
+        lambda row: [epoch(row), *ohlc(row), row.volume],
+        ",",
+        "candles",
+    ),
+    "Alpaca": (
+        BARS,
+        "symbol,timestamp,open,high,low,close,volume,trade_count,vwap",
+        lambda row: ["XYZ", row.time.isoformat(sep=" "), *ohlc(row), row.volume, 3, row.close],
+        ",",
+        "candles",
+    ),
+    "Polygon": (
+        MINUTES,
+        "ticker,volume,open,close,high,low,window_start,transactions",
+        lambda row: ["XYZ", row.volume, row.open, row.close, row.high, row.low, epoch(row, 10**9), 3],
+        ",",
+        "Polygon flat file",
+    ),
+    "zone names": (
+        BARS,
+        "time,open,high,low,close,volume",
+        lambda row: [
+            row.time.tz_convert("America/New_York").strftime("%Y%m%d %H:%M:%S America/New_York"),
+            *ohlc(row),
+            row.volume,
+        ],
+        ",",
+        "candles",
+    ),
+    "New York's abbreviation": (
+        BARS,
+        "time,open,high,low,close,volume",
+        lambda row: [
+            row.time.tz_convert("America/New_York").strftime("%Y-%m-%d %I:%M:%S %p EST"),
+            *ohlc(row),
+            row.volume,
+        ],
+        ",",
+        "candles",
+    ),
+    "epoch floats": (
+        BARS,
+        "time,open,high,low,close,volume",
+        lambda row: [f"{epoch(row, 1)}.0", *ohlc(row), row.volume],
+        ",",
+        "candles",
+    ),
     "pandas index": (BARS, ",Open,High,Low,Close,Volume", stamp("%Y-%m-%d %H:%M:%S+00:00"), ",", "candles"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NO_OPTION)
@@ -97,21 +177,60 @@ def test_a_public_layout_is_read_without_an_option(name, tmp_path):
 
 
 ONE_OPTION = {
-    "MetaTrader 5": (FX, "<DATE>\t<TIME>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\t<TICKVOL>\t<VOL>\t<SPREAD>", lambda row: [row.time.strftime("%Y.%m.%d\t%H:%M:%S"), *(f"{p:.5f}" for p in ohlc(row)), 500, row.volume, 12], "\t", "MetaTrader 5 export"),
-    "MetaTrader 4": (FX, "", lambda row: [row.time.strftime("%Y.%m.%d,%H:%M"), *ohlc(row), row.volume], ",", "MetaTrader 4 export"),
-    "NinjaTrader": (FX, "", lambda row: [row.time.strftime("%Y%m%d %H%M%S"), *ohlc(row), row.volume], ";", "NinjaTrader minutes"),
-    "European spreadsheet": (BARS, "Datum;Eröffnung;Hoch;Tief;Schluss;Volumen", lambda row: [row.time.strftime("%d.%m.%Y %H:%M"), *(str(p).replace(".", ",") for p in [*ohlc(row), row.volume])], ";", "candles"),
-    "TradeStation": (BARS, '"Date","Time","Open","High","Low","Close","Volume"', lambda row: [row.time.strftime("%m/%d/%Y,%H:%M"), *ohlc(row), row.volume], ",", "candles"),
-    "Finam": (BARS, "<TICKER>;<PER>;<DATE>;<TIME>;<OPEN>;<HIGH>;<LOW>;<CLOSE>;<VOL>", lambda row: ["XYZ", 60, row.time.strftime("%Y%m%d;%H%M%S"), *ohlc(row), row.volume], ";", "Finam export"),
+    "MetaTrader 5": (
+        FX,
+        "<DATE>\t<TIME>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\t<TICKVOL>\t<VOL>\t<SPREAD>",
+        lambda row: [row.time.strftime("%Y.%m.%d\t%H:%M:%S"), *(f"{p:.5f}" for p in ohlc(row)), 500, row.volume, 12],
+        "\t",
+        "MetaTrader 5 export",
+    ),
+    "MetaTrader 4": (
+        FX,
+        "",
+        lambda row: [row.time.strftime("%Y.%m.%d,%H:%M"), *ohlc(row), row.volume],
+        ",",
+        "MetaTrader 4 export",
+    ),
+    "NinjaTrader": (
+        FX,
+        "",
+        lambda row: [row.time.strftime("%Y%m%d %H%M%S"), *ohlc(row), row.volume],
+        ";",
+        "NinjaTrader minutes",
+    ),
+    "European spreadsheet": (
+        BARS,
+        "Datum;Eröffnung;Hoch;Tief;Schluss;Volumen",
+        lambda row: [
+            row.time.strftime("%d.%m.%Y %H:%M"),
+            *(str(p).replace(".", ",") for p in [*ohlc(row), row.volume]),
+        ],
+        ";",
+        "candles",
+    ),
+    "TradeStation": (
+        BARS,
+        '"Date","Time","Open","High","Low","Close","Volume"',
+        lambda row: [row.time.strftime("%m/%d/%Y,%H:%M"), *ohlc(row), row.volume],
+        ",",
+        "candles",
+    ),
+    "Finam": (
+        BARS,
+        "<TICKER>;<PER>;<DATE>;<TIME>;<OPEN>;<HIGH>;<LOW>;<CLOSE>;<VOL>",
+        lambda row: ["XYZ", 60, row.time.strftime("%Y%m%d;%H%M%S"), *ohlc(row), row.volume],
+        ";",
+        "Finam export",
+    ),
     "compact date and time": (BARS, "date,open,high,low,close,volume", stamp("%Y%m%d%H%M"), ",", "candles"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ONE_OPTION)
 def test_a_layout_of_local_times_asks_for_the_time_zone_and_is_read_with_it(name, tmp_path):
     bars, header, cells, separator, layout = ONE_OPTION[name]
     text = written(bars, cells, header, separator, "\r\n")
-    with pytest.raises(BadTimes, match="saw: .*open.*; still missing: the time zone.*; for example: --timezone"):
+    with pytest.raises(BadTimes, match=r"saw: .*open.*; still missing: the time zone.*; for example: --timezone"):
         reading_of(text, tmp_path)
     reading = reading_of(text, tmp_path, FileOptions(timezone="-05:00"))
     same_bars(reading.frame, bars, shift_s=5 * 3600)
@@ -121,7 +240,7 @@ def test_a_layout_of_local_times_asks_for_the_time_zone_and_is_read_with_it(name
 
 def test_histdata_minutes_name_the_offset_that_histdata_documents_and_have_no_volume(tmp_path):
     text = written(FX, lambda row: [row.time.strftime("%Y%m%d %H%M%S"), *ohlc(row), 0], "", ";")
-    with pytest.raises(BadTimes, match="separator ';', no header, HistData M1.*--timezone -05:00, which HistData"):
+    with pytest.raises(BadTimes, match=r"separator ';', no header, HistData M1.*--timezone -05:00, which HistData"):
         reading_of(text, tmp_path)
     reading = reading_of(text, tmp_path, FileOptions(timezone="-05:00"))
     same_bars(reading.frame, FX, PRICES, shift_s=5 * 3600)
@@ -202,25 +321,28 @@ def test_adjusted_closes_are_left_out_and_several_tickers_are_refused(tmp_path):
     same_bars(reading.frame, DAYS)
     assert any("not read: Adj Close" in note for note in reading.read_as.notes)
     two = "Price,Close,High,Low,Open,Volume\nTicker,AAA,AAA,AAA,BBB,BBB\nDate,,,,,"
-    with pytest.raises(BadValues, match="ticker has 2 values .AAA 3 columns, BBB 2 columns"):
+    with pytest.raises(BadValues, match=r"ticker has 2 values .AAA 3 columns, BBB 2 columns"):
         reading_of(written(DAYS, lambda row: [row.time.strftime("%Y-%m-%d"), *ohlc(row), 5], two), tmp_path)
 
 
 @pytest.mark.parametrize("form", ["%m/%d/%Y", "%d.%m.%Y", "%b %d, %Y"])
 def test_investing_downloads_are_read_with_their_endings_and_thousands(form, tmp_path):
     bars = DAYS.assign(**{name: DAYS[name] * 100 for name in PRICES}).round(2)
-    cells = lambda row: [
-        f'"{cell}"'
-        for cell in (
-            row.time.strftime(form),
-            f"{row.close:,.2f}",
-            f"{row.open:,.2f}",
-            f"{row.high:,.2f}",
-            f"{row.low:,.2f}",
-            f"{row.volume:.3f}K",
-            "1.23%",
-        )
-    ]  # noqa: E731
+
+    def cells(row):
+        return [
+            f'"{cell}"'
+            for cell in (
+                row.time.strftime(form),
+                f"{row.close:,.2f}",
+                f"{row.open:,.2f}",
+                f"{row.high:,.2f}",
+                f"{row.low:,.2f}",
+                f"{row.volume:.3f}K",
+                "1.23%",
+            )
+        ]  # noqa: E731
+
     text = "\ufeff" + written(bars[::-1], cells, '"Date","Price","Open","High","Low","Vol.","Change %"')
     reading = reading_of(text, tmp_path)
     same_bars(reading.frame, bars.assign(volume=(bars["volume"] * 1000).round()))
@@ -260,7 +382,10 @@ def test_histdata_ticks_become_mid_prices_with_their_half_spread(tmp_path):
 
 
 def test_metatrader_ticks_carry_a_side_that_did_not_change(tmp_path):
-    text = "<DATE>\t<TIME>\t<BID>\t<ASK>\t<LAST>\t<VOLUME>\n2024.01.02\t00:00:00.100\t1.10\t1.12\t\t\n2024.01.02\t00:00:30.100\t\t1.14\t\t\n"
+    text = (
+        "<DATE>\t<TIME>\t<BID>\t<ASK>\t<LAST>\t<VOLUME>\n"
+        "2024.01.02\t00:00:00.100\t1.10\t1.12\t\t\n2024.01.02\t00:00:30.100\t\t1.14\t\t\n"
+    )
     frame = reading_of(text, tmp_path, FileOptions(timezone="UTC")).frame
     assert (frame["close"][0], frame["half_spread"][0]) == (pytest.approx(1.12), pytest.approx(0.02))
 
@@ -273,6 +398,13 @@ def test_a_premium_index_is_no_price_and_a_negative_one_is_left_for_quality(tmp_
     crude = BARS.assign(**{name: BARS[name] - 100 for name in PRICES})
     frame = read(place(written(crude, lambda row: [epoch(row), *ohlc(row), row.volume], header), tmp_path), TAKEN).frame
     assert (frame["low"] < 0).any()
+
+
+def test_a_market_that_only_rises_keeps_the_usual_order_without_a_header(tmp_path):
+    text = "".join(f"{1704153600000 + 3_600_000 * i},{100 + i},{101 + i},{100 + i},{101 + i},5\n" for i in range(40))
+    reading = reading_of(text, tmp_path)
+    assert (reading.frame["close"][0], reading.frame["open"][1]) == (101, 101)
+    assert not any("in the order" in note for note in reading.read_as.notes)
 
 
 def test_swapped_names_of_prices_are_recognised(tmp_path):
@@ -298,17 +430,20 @@ def test_swapped_names_of_prices_are_recognised(tmp_path):
 
 def test_volume_in_contracts_is_replaced_by_the_base_amount_and_one_of_no_unit_is_refused(tmp_path):
     bars = BARS.assign(volume=(BARS["volume"] * 1000).round())
-    coin = lambda row: [
-        epoch(row),
-        *ohlc(row),
-        row.volume,
-        0,
-        row.volume * 10 / row.close,
-        7,
-        row.volume / 2,
-        row.volume * 5 / row.close,
-        0,
-    ]  # noqa: E731
+
+    def coin(row):
+        return [
+            epoch(row),
+            *ohlc(row),
+            row.volume,
+            0,
+            row.volume * 10 / row.close,
+            7,
+            row.volume / 2,
+            row.volume * 5 / row.close,
+            0,
+        ]  # noqa: E731
+
     reading = reading_of(written(bars, coin, KLINE), tmp_path)
     np.testing.assert_allclose(reading.frame["volume"], bars["volume"] * 10 / bars["close"])
     np.testing.assert_allclose(reading.frame["taker_buy_volume"], bars["volume"] * 5 / bars["close"])
@@ -318,119 +453,10 @@ def test_volume_in_contracts_is_replaced_by_the_base_amount_and_one_of_no_unit_i
         reading_of(written(bars, odd, "time,open,high,low,close,volume,quote_volume"), tmp_path)
 
 
-# ---- containers and tables
-
-
-def halves(tmp_path, overlap=4):
-    header, cells = "time,open,high,low,close,volume", lambda row: [epoch(row), *ohlc(row), row.volume]
-    return written(BARS.iloc[:20], cells, header), written(BARS.iloc[20 - overlap :], cells, header)
-
-
-def test_a_zip_a_folder_and_repeated_paths_are_one_history(tmp_path):
-    first, second = halves(tmp_path)
-    folder = tmp_path / "months"
-    (folder / "deep").mkdir(parents=True)
-    place(first, folder, "1.csv")
-    place(second, folder / "deep", "2.csv")
-    place("hidden", folder, ".DS_Store")
-    place("# no data", folder, "README.md")
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("inner/2.csv", second)
-        archive.writestr("inner/1.csv", first)
-        archive.writestr("__MACOSX/inner/._1.csv", b"\x00\x05\x16\x07")
-        archive.writestr("1.csv.CHECKSUM", "abc")
-    (tmp_path / "2.csv.gz").write_bytes(gzip.compress(second.encode()))
-    for paths in ([folder], [tmp_path / "a.zip"], [tmp_path / "2.csv.gz", place(first, tmp_path, "1.csv")]):
-        reading = read(paths, TAKEN)
-        same_bars(reading.frame, BARS)
-        assert any("4 copies were left out" in note for note in reading.read_as.notes)
-        assert len(reading.read_as.members) == 2
-    assert "files are no data: left out (README.md)" in " ".join(read([folder], TAKEN).read_as.notes)
-
-
-def test_a_folder_of_two_markets_or_of_two_timeframes_is_refused(tmp_path):
-    header, cells = "time,open,high,low,close,volume", lambda row: [epoch(row), *ohlc(row), row.volume]
-    one = place(written(BARS, cells, header), tmp_path, "BTC.csv")
-    other = place(written(history(seed=4), cells, header), tmp_path, "ETH.csv")
-    with pytest.raises(BadValues, match=r"ETH.csv.*one market, its closes differ from those of BTC.csv at \d\d of 40"):
-        read([one, other], TAKEN)
-    quarter = place(written(history(step_s=900), cells, header), tmp_path, "15m.csv")
-    with pytest.raises(BadTimes, match=r"BTC.csv.*rows are mostly 3600 s apart and those of 15m.csv 900 s"):
-        read([one, quarter], TAKEN)
-
-
-def test_rows_that_contradict_one_another_at_a_seam_stay(tmp_path):
-    first, second = halves(tmp_path, overlap=1)
-    row = second.splitlines()[1]
-    other = second.replace(row, row.rpartition(",")[0] + ",77")
-    reading = read([place(first, tmp_path, "1.csv"), place(other, tmp_path, "2.csv")], TAKEN)
-    assert len(reading.frame) == 41
-
-
-def test_feather_and_parquet_are_read_with_their_index_and_levels(tmp_path):
-    table = BARS.set_index("time").rename(columns=str.capitalize)
-    table.to_parquet(tmp_path / "a.parquet")
-    table.reset_index().to_feather(tmp_path / "a.feather")
-    levels = table.copy()
-    levels.columns = pd.MultiIndex.from_product([levels.columns, ["XYZ"]])
-    levels.to_parquet(tmp_path / "m.parquet")
-    for name in ("a.parquet", "a.feather", "m.parquet"):
-        same_bars(read(tmp_path / name, TAKEN).frame, BARS)
-    assert read(tmp_path / "m.parquet", TAKEN).read_as.identity == {"symbol": "XYZ"}
-    pd.concat([levels, levels.rename(columns={"XYZ": "ABC"})], axis=1).to_parquet(tmp_path / "two.parquet")
-    with pytest.raises(InputError, match="2 values|stands twice"):
-        read(tmp_path / "two.parquet", TAKEN)
-
-
-def test_decimal_and_text_numbers_of_a_table_are_numbers(tmp_path):
-    import decimal
-
-    typed = BARS.assign(close=[decimal.Decimal(str(close)) for close in BARS["close"]], open=BARS["open"].astype(str))
-    typed.to_parquet(tmp_path / "a.parquet")
-    same_bars(read(tmp_path / "a.parquet", TAKEN).frame, BARS)
-
-
-def test_other_kinds_of_files_are_named(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.xlsx", "w") as archive:
-        archive.writestr("[Content_Types].xml", "x")
-    place("<!DOCTYPE html><html>404</html>", tmp_path, "b.csv")
-    place('{"a": 1}', tmp_path, "c.csv")
-    for name, kind in (("a.xlsx", "an Excel workbook"), ("b.csv", "a web page"), ("c.csv", "JSON")):
-        with pytest.raises(InputError, match=f"{name}.*saw: {kind}.*still missing: a table.*for example"):
-            read(tmp_path / name, TAKEN)
-
-
-def test_a_cut_gzip_is_fetched_again(tmp_path):
-    whole = gzip.compress(written(BARS, lambda row: [epoch(row), *ohlc(row)], "time,open,high,low,close").encode())
-    with pytest.raises(InputError, match="cut off or damaged.*Fetch it again"):
-        read(place(whole[: len(whole) // 2], tmp_path, "a.csv.gz"), TAKEN)
-    assert len(read(place(whole, tmp_path, "named.csv"), TAKEN).frame) == 40  # the content decides
-
-
-def test_a_close_stamp_is_stated(tmp_path):
-    text = written(BARS, lambda row: [epoch(row), *ohlc(row), row.volume], "time,open,high,low,close,volume")
-    reading = reading_of(text, tmp_path, FileOptions(stamp="end"))
-    same_bars(reading.frame, BARS, shift_s=-3600)
-    named = text.replace("time", "close_time", 1)
-    with pytest.raises(BadTimes, match="--stamp end"):
-        reading_of(named, tmp_path)
-    same_bars(reading_of(named, tmp_path, FileOptions(stamp="end")).frame, BARS, shift_s=-3600)
-
-
-def test_a_stated_timeframe_may_be_finer_than_the_rows_and_never_coarser(tmp_path):
-    text = written(BARS, lambda row: [epoch(row), *ohlc(row)], "time,open,high,low,close")
-    assert reading_of(text, tmp_path, FileOptions(timeframe="15m")).timeframe == "15m"
-    with pytest.raises(BadTimes, match="rows mostly 3600 s apart.*4h"):
-        reading_of(text, tmp_path, FileOptions(timeframe="4h"))
-
-
 def test_how_a_file_was_read_fits_a_terminal_and_json(tmp_path):
-    import json
-
     bars, header, cells, separator, _ = NO_OPTION["CryptoDataDownload"]
     read_as = reading_of(written(bars, cells, header, separator), tmp_path).read_as
     assert max(map(len, read_as.describe(80).splitlines())) <= 80
     assert json.loads(json.dumps(read_as.to_dict()))["order"] == "descending"
     assert read_as.identity == {"symbol": "BTC/USD"}
-    assert datetime(2024, 1, 2, tzinfo=UTC) == bars["time"].min()
     assert io.StringIO(read_as.describe()).readline().startswith("read as: CryptoDataDownload file of 1h, 40 rows")

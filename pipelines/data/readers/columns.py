@@ -87,6 +87,7 @@ IDENTITY: dict[str, tuple[str, ...]] = {
     "interval": ("interval", "timeframe", "per", "resolution", "granularity", "barsize"),
 }  # fmt: skip
 QUOTED = ("usd", "usdt", "usdc", "busd", "eur", "gbp", "jpy", "tusd", "fdusd", "dai", "quote")
+SURE_ROWS = 10
 BINANCE_TRADES = ("id", "price", "size", "quote", "time", "maker")
 BINANCE_AGGREGATED = ("id", "price", "size", "first", "last", "time", "maker")
 
@@ -348,7 +349,8 @@ def headless(width: int, sample: Sequence[Sequence[str]], separator: str, saw: s
         kind = "Binance aggTrades" if at == 6 else "Binance trades"
         return Plan(kind, "trades", (*names, *unnamed[len(names) :]), (at - 1,), fields, headless=True, venue="binance")
     if kinds[:1] == ["epoch"] and all(numbers):
-        if width == 3:  # Kraken's and Bitcoincharts' archives of trades
+        # Kraken's and Bitcoincharts' archives of trades; a few rows of three cells may be the rest of anything
+        if width == 3 and len(rows) >= SURE_ROWS:
             return Plan(
                 "trades without a header",
                 "trades",

@@ -100,9 +100,10 @@ def test_trades_of_other_venues_name_the_side_or_leave_takers_out(tmp_path):
     newest_first = read(place(tmp_path, header + "".join(rows[::-1])), NOW)
     assert newest_first.frame.loc[0, ["open", "close", "volume", "taker_buy_volume"]].tolist() == [100.0, 100.8, 18, 12]
     assert newest_first.read_as.identity == {"symbol": "XYZ"}
-    assert read(place(tmp_path, f"{MS // 1000}.5,100.0,2\n{MS // 1000}.75,101.0,1\n"), NOW).frame[
-        "volume"
-    ].tolist() == [3.0]
+    bare = [f"{MS // 1000 + i}.5,100.0,2\n" for i in range(10)]
+    assert read(place(tmp_path, "".join(bare)), NOW).frame["volume"].tolist() == [20.0]
+    with pytest.raises(BadColumns, match="3 columns and no header"):
+        read(place(tmp_path, bare[0]), NOW)
     unsided = "".join(f"{MS + i},{100 + i},1,{i}\n" for i in range(3))
     reading = read(place(tmp_path, "time,price,amount,id\n" + unsided), NOW)
     assert reading.frame["taker_buy_volume"].isna().all()

@@ -74,7 +74,7 @@ def recorded(path: Path) -> Floats:
 def recorded_market(path: Path, timeframe: str) -> tuple[Floats, Grid]:
     """Return the clean bars (n, 9) of a recorded file and the grid they show."""
     now = datetime.now(UTC)
-    frame = read(path, now, timeframe)
+    frame = read(path, now).frame
     grid = infer_grid(schemas.to_matrix(frame)[:, OPEN_TIME], timeframe)
     return schemas.to_matrix(assess(frame, grid, now).clean), grid
 

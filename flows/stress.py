@@ -61,7 +61,7 @@ class StressStudy:
 
 def crisis_bars(path: Path, at: datetime) -> tuple[Floats, float]:
     """Return ((m, 9) bars of at least an hour, their seconds) of a recorded file. Raises as `files.read`."""
-    frame = read(path, at)
+    frame = read(path, at).frame
     grid = infer_grid(to_matrix(frame)[:, OPEN_TIME])
     bars, hours = to_matrix(assess(frame, grid, at).clean), grid.at(HOUR)
     if grid.step_s >= hours.step_s:

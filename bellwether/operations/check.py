@@ -20,7 +20,7 @@ from pipelines.data.readers.events import read_events
 from pipelines.data.schemas import to_frame, to_matrix
 from pipelines.data.series import SeriesFile, series_of
 from pipelines.data.sessions import infer_grid
-from pipelines.data.sources import Records, make_source
+from pipelines.data.sources import UNNAMED, Records, make_source
 from pipelines.data.symbols import parse_symbol
 from pipelines.data.timeframes import Grid, decision_timeframe, resample
 from pipelines.families import FAMILIES
@@ -34,7 +34,6 @@ from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 
 ROWS_ARE_EVENTS = ("validator", "pattern")  # their number is known only after signals were folded
 NAMED_GAPS = 5
-UNNAMED = "UNNAMED/USD"  # the symbol a file is read as if none is given: assessing bars needs none
 
 
 class Difference(TypedDict):

@@ -1,6 +1,7 @@
 """Sources of bars: one Protocol, one dict. A source returns bars as it has them; quality.assess checks them."""
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -17,6 +18,7 @@ from pipelines.data.readers.context import merge_feeds, read_context
 from pipelines.data.readers.exchange import Backfill
 from pipelines.data.readers.named import read_series
 from pipelines.data.readers.pages import Page
+from pipelines.data.readers.reading import FileOptions, ReadAs
 from pipelines.data.schemas import to_frame
 from pipelines.data.series import SeriesFile, series_of
 from pipelines.data.simulator.latent import DESIGN, Design
@@ -27,6 +29,7 @@ from pipelines.errors import BadTimes, BadValues, UnknownName, UnreadableFile
 from pipelines.params import MarketKind, SimulatorParams
 
 MARKETS: tuple[str, ...] = get_args(MarketKind)
+UNNAMED = "UNNAMED/USD"  # the symbol a file is read as where none is given: assessing bars needs none
 BOOK_EVERY_S = 60.0  # books taken from a recording: one a minute
 
 Records = tuple[Books | None, ContextFeed | None]
@@ -111,27 +114,28 @@ class SimulatorSource:
 
 
 class FileSource:
-    """Read recorded files of one symbol, one after the other in the order given (monthly archives).
+    """Read recorded files of one symbol as one history (monthly archives, a folder).
 
-    No file layout names its symbol: the files are of the symbol that is fetched first, and of no other.
+    The files are of the symbol that is fetched first, and of no other; where a column names another, they are refused.
     """
 
     def __init__(
         self,
         paths: Path | Sequence[Path],
-        timeframe: str | None = None,
+        options: FileOptions | None = None,
         venue: str | None = None,
         market: str | None = None,
     ) -> None:
         """Take the paths, in the layouts of readers.files.
 
-        timeframe      None: the commonest spacing of each file
+        options        what the files do not show: time zone, timeframe, what a time stamps
         venue, market  where the files were recorded, which decides what a trade costs; None: the venue of a layout
                        that only one venue writes, else not stated
         """
         self.paths = (paths,) if isinstance(paths, Path) else tuple(paths)
-        self.timeframe, self.venue, self.market = timeframe, venue, market
+        self.options, self.venue, self.market = options or FileOptions(), venue, market
         self.symbol: str | None = None
+        self.read_as: ReadAs | None = None  # how the files were read, from the first fetch on
 
     def fetch(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame:
         """Return bars as MarketSource defines."""
@@ -140,7 +144,9 @@ class FileSource:
             raise UnknownName(f"these files were read as {self.symbol}, now as {name}. Make a source for each symbol.")
         self.symbol = name
         taken = ingested_at or as_of
-        frame = pd.concat([files.read(path, taken, self.timeframe) for path in self.paths], ignore_index=True)
+        reading = files.read(self.paths, taken, self.options)
+        check_identity(reading.read_as, name)
+        self.read_as, frame = reading.read_as, reading.frame
         if ingested_at is None:
             frame["ingested_at"] = frame["known_at"]
         # Bars between as_of and ingestion are for a later fetch. A bar from after its own ingestion has a false stamp,
@@ -153,16 +159,47 @@ class FileSource:
         return None, None
 
     def describe(self) -> JsonObject:
-        """Return the provenance as MarketSource defines."""
-        venues = {files.venue_of_layout(path) for path in self.paths} if self.venue is None else {self.venue}
+        """Return the provenance as MarketSource defines; after a fetch also how the files were read."""
         shown = None if self.symbol is None else kind_of(self.symbol)
-        return {
+        made: JsonObject = {
             "source": "files",
-            "timeframe": self.timeframe,
-            "venue": venues.pop() if len(venues) == 1 else None,
+            "options": asdict(self.options),
+            "venue": self.venue or self._layout_venue(),
             "market": self.market or shown,
-            "files": [_fingerprint(path) for path in self.paths],
+            "files": [_fingerprint(path) for path in files.files_of(self.paths)],
         }
+        return made if self.read_as is None else made | {"read_as": self.read_as.to_dict()}
+
+    def _layout_venue(self) -> str | None:
+        """Return the one venue that writes the layout of these files; None where many do."""
+        if self.read_as is not None:
+            return self.read_as.venue
+        venues = {files.venue_of_layout(path) for path in self.paths}
+        return venues.pop() if len(venues) == 1 else None
+
+
+def check_identity(read_as: ReadAs, symbol: str) -> None:
+    """Raise BadValues if a column of the files names another market than `symbol`, a canonical one.
+
+    A column may name the pair, with or without its settlement currency, or the base alone (a share's ticker). UNNAMED,
+    a file that is looked at before it has a symbol, is any market
+    """
+    found = read_as.identity.get("symbol")
+    if found is None or symbol == UNNAMED:
+        return
+    pair = symbol.partition(":")[0]
+    plain = re.sub(r"^[A-Z]:", "", found.strip().upper())  # Polygon's X:BTCUSD
+    try:
+        same = parse_symbol(plain).partition(":")[0] == pair
+    except UnknownName:
+        bare = re.sub(r"[^A-Z0-9]", "", plain)
+        same = bare in (re.sub(r"[^A-Z0-9]", "", pair.partition("/")[0]), pair.replace("/", ""))
+    if not same:
+        raise BadValues(
+            f"{read_as.members[0]}: its symbol is {found}, and {symbol} was wanted. Give the file of {symbol}, or "
+            "state "
+            f"--symbol as the file has it."
+        )
 
 
 def _fingerprint(path: Path) -> JsonObject:
@@ -207,6 +244,7 @@ class _Request:
     plan: Backfill | None
     venue: str | None
     market: str | None
+    options: FileOptions | None = None
 
 
 def _simulator(request: _Request) -> MarketSource:
@@ -228,7 +266,7 @@ def _files(request: _Request) -> MarketSource:
         raise BadValues(f"source 'files' needs a path to a {', '.join(files.EXTENSIONS)} file. Give one with --path.")
     if request.market is not None and request.market not in MARKETS:
         raise UnknownName(f"no market {request.market!r}; known: {', '.join(MARKETS)}. Use one of these with --market.")
-    return FileSource(request.path, venue=request.venue, market=request.market)
+    return FileSource(request.path, request.options, request.venue, request.market)
 
 
 def _refuse_venue(source: str, why: str, request: _Request) -> None:
@@ -263,15 +301,17 @@ def make_source(
     plan: Backfill | None = None,
     venue: str | None = None,
     market: str | None = None,
+    options: FileOptions | None = None,
 ) -> MarketSource:
     """Return the source named `name`: "simulator" needs `spec`, "files" a `path` (or several), "exchange" a `plan`.
 
     venue, market  where files were recorded; the other sources know it themselves
+    options        what files do not show
     Raises UnknownName with the known names, BadValues if its argument is missing.
     """
     if name not in SOURCES:
         raise UnknownName(f"no market source {name!r}; known: {', '.join(SOURCES)}. Use one of these.")
-    return SOURCES[name](_Request(spec, path, plan, venue, market))
+    return SOURCES[name](_Request(spec, path, plan, venue, market, options))
 
 
 def read_books_and_context(

@@ -151,7 +151,7 @@ class Grid:
         return np.where(inside, ends, nominal)
 
     def around(self, moment: float) -> tuple[float, float]:
-        """Return open and close of the bar that holds a moment, as `holding` and `closes`; NaN where the market is shut."""
+        """Return open and close of the bar that holds a moment; NaN where the market is shut."""
         if self.fixed:
             opened = moment - (moment - self.origin_s) % self.step_s
             return opened, opened + self.step_s
@@ -214,7 +214,8 @@ class Grid:
         slots = self.slots(opens)
         tail = spans.before[left] + spans.bars[left] - 1 - slots[:-1]
         head = slots[1:] - spans.before[right]
-        long_after = opening & (spans.opens[np.minimum(left + 1, len(spans.opens) - 1)] - spans.closes[left] >= WEEKEND_S)
+        follows = np.minimum(left + 1, len(spans.opens) - 1)
+        long_after = opening & (spans.opens[follows] - spans.closes[left] >= WEEKEND_S)
         long_before = opening & (spans.opens[right] - spans.closes[right - 1] >= WEEKEND_S)
         near = np.where(long_after & (tail <= limit), tail, 0) + np.where(long_before & (head <= limit), head, 0)
         return np.where(closing, near, 0)
@@ -361,7 +362,8 @@ def _spans(timeframe: str, calendar: Calendar) -> _Spans:
     if step >= DAY:  # one bar from the first open of the period to its last close
         period = _periods(days, timeframe)
         first = np.r_[True, np.diff(period) != 0]
-        opens, closes, dates = opens[first], closes[np.r_[np.flatnonzero(first)[1:] - 1, len(closes) - 1]], period[first]
+        last = np.r_[np.flatnonzero(first)[1:] - 1, len(closes) - 1]
+        opens, closes, dates = opens[first], closes[last], period[first]
         bars = np.ones(len(opens), dtype=np.int64)
     else:
         bars = np.ceil((closes - opens) / step).astype(np.int64)

@@ -216,8 +216,8 @@ def to_row(inputs: DecisionInputs) -> Floats:
     row[decision_kernel.STATE_AT :] = (
         np.nan if inputs.regime is None else REGIMES.index(inputs.regime), inputs.trend, inputs.unicorn,
         inputs.confluence, inputs.phase, inputs.event_direction, inputs.tier, inputs.age_bars,
-        float((1 << len(inputs.breakers)) - 1), account.gross, account.strategy, account.market, account.asset, account.correlated, account.es, account.stress, account.open_count,
-        account.trades_today, account.daily_pnl,
+        float((1 << len(inputs.breakers)) - 1), account.gross, account.strategy, account.market, account.asset,
+        account.correlated, account.es, account.stress, account.open_count, account.trades_today, account.daily_pnl,
         account.drawdown, account.es_unit, inputs.volatility, inputs.atr, inputs.price, inputs.cost_bps,
         inputs.stop_cost_bps, inputs.p, inputs.p_low, inputs.miss_bps,
         float(inputs.embargo is not None),

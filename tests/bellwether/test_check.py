@@ -104,8 +104,8 @@ def test_a_history_that_can_never_satisfy_the_gate_is_too_short():
     assert training("regime", {"volume"}, 10_000, PARAMS).possible
 
 
-def test_a_file_of_another_layout_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(BadColumns, match="Known layouts"):
+def test_a_file_of_another_layout_is_refused_with_what_it_lacks(tmp_path):
+    with pytest.raises(BadColumns, match=r"open = o.*still missing: no column open_time; for example: rename"):
         check(candles(tmp_path / "a.csv", days=1, header="when,o,h,l,c,v\n"), None, [], PARAMS, AT)
 
 

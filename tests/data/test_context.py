@@ -71,7 +71,7 @@ def test_an_empty_value_is_left_out(tmp_path):
         ("funding_time,funding_rate\nyesterday,0.0001\n", BadTimes, "not times"),
         ("funding_time,funding_rate\n17,0.0001\n", BadTimes, "neither epoch ms"),
         ("funding_time,funding_rate\n2024-01-01T00:00:00Z,high\n", BadValues, "not numbers"),
-        ("funding_time,funding_rate\n2024-01-01T00:00:00Z,0.00", UnreadableFile, "cut off"),
+        ("funding_time,funding_rate\n2024-01-01T00:00:00Z", UnreadableFile, "cut off"),
         ("open_time,close\n2024-01-01T00:00:00Z,10.0\n", BadTimes, "do not show a timeframe"),
     ],
 )

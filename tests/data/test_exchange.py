@@ -120,7 +120,7 @@ def test_the_whole_recording_comes_bit_for_bit_with_one_request_a_page(exchange,
 @pytest.mark.skipif(not DATA.is_dir(), reason="no recorded data next to the repository")
 def test_recorded_bitcoin_minutes_come_bit_for_bit(exchange, source):
     taken = datetime(2026, 1, 1, tzinfo=UTC)
-    recording = to_matrix(files.read(DATA / "candles/binance_spot_btcusdt_1m_2025h1.parquet", taken, "1m")[:4321])
+    recording = to_matrix(files.read(DATA / "candles/binance_spot_btcusdt_1m_2025h1.parquet", taken).frame[:4321])
     recorded = exchange(clock=recording[-1, 0] + 75.0, binance=VenueScript(recording))
     assert_equal_bit_for_bit(bars_of(source(recorded), as_of=utc(recording[-1, 0] + 60)), recording)
 

@@ -255,7 +255,7 @@ def test_recorded_markets_are_good_enough_to_train_on(name, timeframe, weekly, l
     path = DATA / name
     if not path.exists():
         pytest.skip(f"recorded data {name} is not on this machine")
-    frame = read(path, NOW)
+    frame = read(path, NOW).frame
     grid = infer_grid(epoch_seconds(frame["open_time"]))
     report = assess(frame, grid, NOW)
     assert grid.timeframe == timeframe

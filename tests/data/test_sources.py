@@ -8,6 +8,7 @@ from support.recorded_exchange import RecordedExchange, VenueScript
 
 from pipelines.costs import venue_of
 from pipelines.data.readers.exchange import Backfill
+from pipelines.data.readers.reading import FileOptions
 from pipelines.data.schemas import LAYOUT, check, to_matrix, write_bars
 from pipelines.data.sources import SOURCES, check_request, make_source
 from pipelines.errors import BadTimes, BadValues, UnknownName, UnreadableFile
@@ -154,6 +155,43 @@ def test_a_zipped_archive_names_its_venue_and_a_table_does_not(tmp_path):
     (tmp_path / "c.csv").write_text("open_time,open,high,low,close,volume\n1704067200000,1,1,1,1,1\n")
     named = [make_source("files", path=tmp_path / name).describe()["venue"] for name in ("a.zip", "b.parquet", "c.csv")]
     assert named == ["binance", None, None]
+
+
+def named(folder, symbol):
+    rows = "".join(f"{symbol},{1704067200000 + 60000 * i},1,1,1,1,1\n" for i in range(3))
+    (folder / "n.csv").write_text("ticker,open_time,open,high,low,close,volume\n" + rows)
+    return make_source("files", path=folder / "n.csv")
+
+
+@pytest.mark.parametrize(
+    ("written", "wanted"),
+    [
+        ("BTCUSDT", "BTC/USDT"),
+        ("btc-usdt", "BTC/USDT:USDT"),
+        ("X:BTCUSD", "BTC/USD"),
+        ("XYZ", "XYZ/USD"),
+        ("BTC", "UNNAMED/USD"),
+    ],
+)
+def test_a_file_that_names_the_symbol_wanted_is_read(written, wanted, tmp_path):
+    assert len(named(tmp_path, written).fetch(wanted, TAKEN, TAKEN)) == 3
+
+
+@pytest.mark.parametrize(("written", "wanted"), [("ETHUSDT", "BTC/USDT"), ("XYZ", "ABC/USD"), ("BTC/EUR", "BTC/USDT")])
+def test_a_file_that_names_another_symbol_is_refused(written, wanted, tmp_path):
+    with pytest.raises(BadValues, match=f"n.csv: its symbol is {written}, and {wanted} was wanted"):
+        named(tmp_path, written).fetch(wanted, TAKEN, TAKEN)
+
+
+def test_how_files_were_read_is_part_of_their_provenance(tmp_path):
+    (tmp_path / "naive.csv").write_text(
+        "time,open,high,low,close\n2024-01-01 00:00,1,1,1,1\n2024-01-01 00:01,1,1,1,1\n"
+    )
+    source = make_source("files", path=tmp_path / "naive.csv", options=FileOptions(timezone="-05:00"))
+    assert source.fetch("BTC/USDT", TAKEN, TAKEN)["open_time"][0] == pd.Timestamp("2024-01-01T05:00Z")
+    described = json.loads(json.dumps(source.describe()))
+    assert described["options"]["timezone"] == "-05:00"
+    assert described["read_as"]["time_form"] == "YYYY-MM-DD HH:MM in -05:00"
 
 
 @pytest.mark.parametrize("source", ["simulator", "exchange"])

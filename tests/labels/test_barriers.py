@@ -157,7 +157,7 @@ def test_an_unresolved_event_has_no_return_and_no_known_spread():
 def test_gold_reaches_fewer_targets_when_it_is_executed_at_bid_and_ask():
     """The validator's events; on the file's own bid and ask candles their hit rate is .3257 and their return -6.66."""
     now = datetime.now(UTC)
-    base = schemas.to_matrix(assess(read(GOLD, now), HOURS, now).clean)
+    base = schemas.to_matrix(assess(read(GOLD, now).frame, HOURS, now).clean)
     raised = ict_events(base)
     at, mids = raised.index, base.copy()
     mids[:, HALF_SPREAD] = np.nan

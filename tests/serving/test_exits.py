@@ -151,7 +151,7 @@ def test_the_plain_plan_is_the_label_exactly_where_quotes_were_recorded():
 @pytest.mark.skipif(not BTC.is_file(), reason=f"no recorded candles: {BTC}")
 def test_the_plain_plan_is_the_label_exactly_on_recorded_bitcoin():
     now = datetime.now(UTC)
-    same_as_the_labels(schemas.to_matrix(assess(read(BTC, now, "1h"), HOURS, now).clean), 3600.0, 4_000)
+    same_as_the_labels(schemas.to_matrix(assess(read(BTC, now).frame, HOURS, now).clean), 3600.0, 4_000)
 
 
 @pytest.mark.parametrize("direction", [1.0, -1.0])

@@ -1,8 +1,8 @@
-"""Trades as files give them, and the bars they make."""
+"""Trades and quotes as files give them, and the bars they make."""
+
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow
 
 from pipelines.compiled import kernel
 from pipelines.contracts import (
@@ -17,24 +17,12 @@ from pipelines.contracts import (
     TRADES,
     VOLUME,
     Floats,
+    Ints,
     Trades,
 )
-from pipelines.errors import BadShape, BadTimes
+from pipelines.errors import BadShape, BadTimes, BadValues
 
-# Binance's public archives: trades (futures 6 columns, spot 7) and aggTrades (futures 7, spot 8), without a header
-# before 2025 or so; price and size stand second and third, the maker flag follows the time in all of them. A row of
-# aggTrades is all fills of one order at one price: it names the first and the last trade it is made of
-_AGGREGATED = ("id", "price", "size", "first", "last", "time")  # then the maker flag
-PRICE, SIZE, FIRST, LAST = (_AGGREGATED.index(name) for name in ("price", "size", "first", "last"))
-AGGREGATED = len(_AGGREGATED)  # position of the maker flag in aggTrades; in trades one earlier
-NAMES = {
-    "time": ("time", "transact_time"),
-    "price": ("price",),
-    "size": ("qty", "quantity"),
-    "maker": ("is_buyer_maker",),
-}
-SPAN = {"first": ("first_trade_id",), "last": ("last_trade_id",)}  # of aggTrades alone
-COLUMNS = (6, 7, 8)
+LOCATED = 3  # holes in the ids that a note names
 
 
 @kernel
@@ -80,39 +68,160 @@ def bars_from_trades(trades: Trades, seconds: int, fills: Floats | None = None) 
     return out[: _bars(*flat, float(seconds), out)].copy()
 
 
-def trade_columns(names: list[str], first: list[str]) -> dict[str, int] | None:
-    """Return the positions of the columns of a table of trades; None if it is none.
+@dataclass(frozen=True)
+class Tape:
+    """Hold the rows of trade files, in the order of the files.
 
-    Keys: time, price, size, maker and, where rows are aggregated, first and last trade of a row.
-
-    names  column names, or [] for a file without a header; first  cells of its first line
+    time   (n,) epoch seconds;  price, size (base asset);  side +1 where the buyer was the aggressor, -1 the seller
+    fills  trades of the exchange each row stands for
+    ids    (n,) of the rows as text or numbers, None where there are none
+    lines, member  where each row stands
     """
-    if names:
-        known = {**NAMES, **SPAN}
-        at = {kind: names.index(name) for kind, called in known.items() for name in called if name in names}
-        return at if set(NAMES) <= set(at) else None
-    words = [cell.strip().lower() for cell in first]
-    if len(words) not in COLUMNS:
-        return None
-    flags = [i for i, word in enumerate(words) if word in ("true", "false")]
-    if not flags or not words[flags[0] - 1].isdigit():
-        return None
-    at = {"time": flags[0] - 1, "price": PRICE, "size": SIZE, "maker": flags[0]}
-    return at | {"first": FIRST, "last": LAST} if flags[0] == AGGREGATED else at
+
+    time: Floats
+    price: Floats
+    size: Floats
+    side: Floats
+    fills: Floats
+    ids: np.ndarray | None
+    lines: Ints
+    member: Ints
+
+    def select(self, rows: np.ndarray) -> "Tape":
+        """Return some rows, by a mask or by positions."""
+        return Tape(
+            self.time[rows],
+            self.price[rows],
+            self.size[rows],
+            self.side[rows],
+            self.fills[rows],
+            None if self.ids is None else self.ids[rows],
+            self.lines[rows],
+            self.member[rows],
+        )
 
 
-def from_table(table: pyarrow.Table, at: dict[str, int], micros: npt.NDArray[np.datetime64]) -> tuple[Trades, Floats]:
-    """Return trades in time order, and how many trades of the exchange each of them stands for.
+def joined(tapes: list[Tape]) -> Tape:
+    """Return several tapes as one; ids only where all have them, of one kind."""
+    ids = [tape.ids for tape in tapes if tape.ids is not None]
+    return Tape(
+        np.concatenate([tape.time for tape in tapes]),
+        np.concatenate([tape.price for tape in tapes]),
+        np.concatenate([tape.size for tape in tapes]),
+        np.concatenate([tape.side for tape in tapes]),
+        np.concatenate([tape.fills for tape in tapes]),
+        np.concatenate(ids) if len(ids) == len(tapes) and len({one.dtype.kind for one in ids}) == 1 else None,
+        np.concatenate([tape.lines for tape in tapes]),
+        np.concatenate([tape.member for tape in tapes]),
+    )
 
-    micros  (n,) datetime64[us] of the time column, already read; the rest is taken from the table.
+
+def once_and_in_order(tape: Tape, where: str) -> tuple[Tape, list[str], bool]:
+    """Return the trades, each once, in time order; notes of copies and holes; and whether ids show that none lacks.
+
+    The same id twice is one trade. Raises BadValues where it stands for two different ones, or a row lacks a value.
     """
-    time = np.where(np.isnat(micros), np.nan, micros.astype(np.int64) / 1e6)
-    price, size = (table.column(at[name]).cast(pyarrow.float64()).to_numpy() for name in ("price", "size"))
-    maker = table.column(at["maker"]).cast(pyarrow.bool_()).to_numpy()
-    side = np.where(maker.astype(bool), -1.0, 1.0)  # the buyer was resting, so the seller was the aggressor
-    order = np.argsort(time, kind="stable")
-    fills = np.ones(len(time))
-    if set(SPAN) <= set(at):
-        first, last = (table.column(at[name]).cast(pyarrow.float64()).to_numpy() for name in SPAN)
-        fills = last - first + 1.0
-    return Trades(time[order], price[order], size[order], side[order]), fills[order]
+    bad = ~(np.isfinite(tape.price) & (tape.price > 0) & np.isfinite(tape.size) & (tape.size > 0))
+    bad |= ~(np.isfinite(tape.time) & (tape.fills >= 1))
+    if bad.any():
+        raise BadValues(
+            f"{where}: saw: {int(bad.sum())} trades without a time, price, size or count above 0; still missing: "
+            "these; for "
+            f"example: line {int(tape.lines[np.argmax(bad)])}. Correct or delete such lines."
+        )
+    notes: list[str] = []
+    if tape.ids is not None:
+        _, index, inverse = np.unique(tape.ids, return_index=True, return_inverse=True)
+        if len(index) < len(tape.ids):
+            original = index[inverse]
+            same = (
+                (tape.price == tape.price[original])
+                & (tape.size == tape.size[original])
+                & (tape.time == tape.time[original])
+            )
+            if not same.all():
+                at = int(np.argmin(same))
+                raise BadValues(
+                    f"{where}: saw: id {tape.ids[at]} for two different trades (lines {int(tape.lines[original[at]])} "
+                    "and "
+                    f"{int(tape.lines[at])}); still missing: one trade an id; for example: give one market's file at "
+                    "a time."
+                )
+            copies = np.ones(len(tape.ids), dtype=bool)
+            copies[index] = False
+            notes.append(
+                f"line {int(tape.lines[np.argmax(copies)])} repeats trade {tape.ids[np.argmax(copies)]}: "
+                f"{int(copies.sum())} rows whose id stands twice were left out"
+            )
+            tape = tape.select(np.sort(index))
+    whole, found = _holes(tape)
+    notes += found
+    if len(tape.time) > 1 and (np.diff(tape.time) < 0).any():
+        tape = tape.select(np.argsort(tape.time, kind="stable"))
+        notes.append("rows were put in the order of their times")
+    return tape, notes, whole
+
+
+def _holes(tape: Tape) -> tuple[bool, list[str]]:
+    """Return whether the ids run on without a hole, and a note with the number of ids lacking and where.
+
+    Aggregated rows have ids of their own, which run on as those of trades do.
+    """
+    if tape.ids is None or tape.ids.dtype.kind != "i" or len(tape.ids) < 2:
+        return False, []
+    order = np.argsort(tape.ids, kind="stable")
+    ids = tape.ids[order]
+    gaps = np.diff(ids) - 1
+    lacking, holes = int(gaps.sum()), np.flatnonzero(gaps)
+    if not len(holes):
+        return True, []
+    longest = holes[np.argsort(-gaps[holes], kind="stable")[:LOCATED]]
+    places = ", ".join(
+        f"{int(gaps[i])} before line {int(tape.lines[order[i + 1]])} "
+        f"({np.datetime64(int(tape.time[order[i + 1]]), 's')}Z)"
+        for i in longest
+    )
+    return False, [f"{lacking} trade ids are missing in {len(holes)} holes, so trades are lost: {places}"]
+
+
+def coin_margined(price: Floats, size: Floats, other: Floats | None) -> Floats | None:
+    """Return the base amounts if `size` counts contracts: the archive's other column holds them; None if it does not.
+
+    other  (n,) price · size in the quote currency where size is a base amount
+    """
+    if other is None or not len(price):
+        return None
+    with np.errstate(all="ignore"):
+        quoted = np.abs(other / (price * size) - 1.0) < 0.01
+        contract = price * other / size  # in the quote currency
+    contract = contract[np.isfinite(contract)]
+    if not len(contract) or not (middle := float(np.median(contract))) > 0:
+        return None
+    steady = np.abs(contract / middle - 1.0) < 0.02
+    return other if quoted.mean() < 0.5 and steady.mean() > 0.9 else None
+
+
+def bars_from_quotes(time: Floats, bid: Floats, ask: Floats, seconds: int) -> Floats:
+    """Return (m, 9) bars of mid prices, half_spread that of the last quote in each; nothing is known of trades.
+
+    time, bid, ask  (n,) in time order; a NaN keeps the quote before it. Raises BadValues if a quote never comes
+    """
+    bid, ask = _carried(bid), _carried(ask)
+    there = np.isfinite(bid) & np.isfinite(ask)
+    if not there.any():
+        raise BadValues("no row has both a bid and an ask")
+    time, bid, ask = time[there], bid[there], ask[there]
+    mid, start = (bid + ask) / 2.0, np.floor(time / seconds) * seconds
+    starts = np.flatnonzero(np.concatenate([[True], start[1:] != start[:-1]]))
+    ends = np.concatenate([starts[1:], [len(time)]]) - 1
+    out = np.full((len(starts), BAR_WIDTH), np.nan)
+    out[:, OPEN_TIME], out[:, OPEN], out[:, CLOSE] = start[starts], mid[starts], mid[ends]
+    out[:, HIGH], out[:, LOW] = np.maximum.reduceat(mid, starts), np.minimum.reduceat(mid, starts)
+    out[:, HALF_SPREAD] = (ask[ends] - bid[ends]) / 2.0
+    return out
+
+
+def _carried(values: Floats) -> Floats:
+    """Return (n,) with each NaN replaced by the value before it; leading ones stay."""
+    at = np.where(np.isfinite(values), np.arange(len(values)), 0)
+    return values[np.maximum.accumulate(at)]

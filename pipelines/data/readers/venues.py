@@ -141,8 +141,8 @@ class Venue:
 
         timeframe  "" = that of this object
         Returns    perhaps also the candle that is still open, copies, bars before `since`; perhaps nothing. volume in
-                   base asset; trades and taker_buy_volume NaN where the venue's candles lack them, half_spread always: candles
-                   are of trades
+                   base asset; trades and taker_buy_volume NaN where the venue's candles lack them, half_spread always:
+                   candles are of trades
         Raises     VenueDown
         """
         read, timeframe = RAW.get(self.name, _candles), timeframe or self.timeframe

@@ -92,6 +92,7 @@ def lifecycle(
     context: list[str] | None = None,
     venue: str | None = None,
     market: str | None = None,
+    sessions: str | None = None,
 ) -> dict[str, object]:
     """Run one turn. Return what happened: data hash, versions, verdicts, decisions by action, alarms, retrain.
 
@@ -100,13 +101,14 @@ def lifecycle(
     installation = open_installation()
     began = now()
     name = symbol or installation.params.simulator.symbol
-    cut, tail, market_records = live_tail(installation, source, name, path, since, context or [])
+    cut, tail, market_records = live_tail(installation, source, name, path, since, context or [], sessions)
     if already_ingested(installation, name):
         data_hash = ingest(source="observed", symbol=name)
     else:
         data_hash = ingest(
-            source=source, symbol=name, path=path, through=cut, since=since, context=context, venue=venue, market=market
-        )
+            source=source, symbol=name, path=path, through=cut, since=since, context=context, venue=venue,
+            market=market, sessions=sessions,
+        )  # fmt: skip
     versions = train(families)
     passed = judge_and_propose(installation, versions)
     generation = promotion.publish(installation)

@@ -15,6 +15,9 @@ Reason = Annotated[str, typer.Option(help="Why; it is recorded.")]
 NewestMarket = Annotated[str | None, typer.Argument(help="Such as BTC/USDT; the newest snapshot's by default.")]
 Venue = Annotated[str | None, typer.Option(help="Where a file was recorded, such as binance: its costs are paid.")]
 MarketKind = Annotated[str | None, typer.Option(help="spot | perpetual | future | forex | metal | stock, of a file.")]
+Sessions = Annotated[
+    str | None, typer.Option(help="When a file's market is open: 24x7 | forex | us-equity | us-futures | FILE.")
+]
 Page = Annotated[Path | None, typer.Option(help="The page to write; one under <home>/reports by default.")]
 
 

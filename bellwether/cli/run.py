@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bellwether.cli.options import AsJson, MarketKind, Venue, day_or_moment, new_group
+from bellwether.cli.options import AsJson, MarketKind, Sessions, Venue, day_or_moment, new_group
 from bellwether.cli.output import emit, err, line, number, out, table
 from bellwether.cli.services import start_services
 from flows.support import processes
@@ -33,6 +33,7 @@ def run(
     ] = None,
     venue: Venue = None,
     market: MarketKind = None,
+    sessions: Sessions = None,
     once: Annotated[bool, typer.Option("--once", help="One turn, then stop everything this command started.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -45,7 +46,7 @@ def run(
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(home))
     from bellwether.operations import start_stop
 
-    name, begin = _checked_request(source, path, symbol, days, since, context or [], venue, market)
+    name, begin, hours = _checked_request(source, path, symbol, days, since, context or [], venue, market, sessions)
     once = once or os.environ.get("CI", "").lower() in ("1", "true")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a signal to stop also stops what we started
     began = time.monotonic()
@@ -53,7 +54,7 @@ def run(
     console, turned = err if as_json else out, False
     try:
         start_services(as_json, ready=False)  # a refused warm start is not ready until this turn has written a new one
-        result = _turn(source, name, path, begin, context or [], venue, market, console_is_err=as_json)
+        result = _turn(source, name, path, begin, context or [], venue, market, hours, console_is_err=as_json)
         result["seconds"] = round(time.monotonic() - began, 1)
         emit(result) if as_json else show_turn(result)
         turned = True
@@ -73,10 +74,10 @@ def run(
 
 def _checked_request(
     source: str, path: Path | None, symbol: str | None, days: int | None, since: str | None, context: list[Path],
-    venue: str | None, market: str | None,
-) -> tuple[str | None, datetime | None]:  # fmt: skip
-    """Return the symbol and the first moment of a turn; raise for a wrong request before any server is started."""
-    from flows.support.market_access import exchange_plan, requested_since
+    venue: str | None, market: str | None, sessions: str | None,
+) -> tuple[str | None, datetime | None, str | None]:  # fmt: skip
+    """Return symbol, first moment and sessions of a turn; raise for a wrong request before any server is started."""
+    from flows.support.market_access import check_offer, exchange_plan, requested_since, resolved_sessions
     from pipelines.data.sources import check_request, normalise_symbol
 
     name = normalise_symbol(symbol) if symbol else None
@@ -84,7 +85,9 @@ def _checked_request(
     begin = requested_since(source, days, day_or_moment(since), params.data.live_days)
     plan = exchange_plan(params, settings(), begin) if source == "exchange" else None
     check_request(source, path, name, params.simulator, plan, context, venue, market)
-    return name, begin
+    hours = resolved_sessions(sessions)
+    check_offer(settings().workspace, source, name or normalise_symbol(params.simulator.symbol), path, hours)
+    return name, begin, hours
 
 
 def _turn(
@@ -95,6 +98,7 @@ def _turn(
     context: list[Path],
     venue: str | None,
     market: str | None,
+    sessions: str | None,
     console_is_err: bool,
 ) -> dict[str, object]:
     """Run the lifecycle flow with its progress on the console; return its result and the status after it."""
@@ -111,6 +115,7 @@ def _turn(
             context=[str(file.resolve()) for file in context],
             venue=venue,
             market=market,
+            sessions=sessions,
         )
     return {**turn, **stored_status()}
 

@@ -13,7 +13,7 @@ from pipelines.data.alignment import align
 from pipelines.data.bar_clock import clocked
 from pipelines.data.quality import assess
 from pipelines.data.schemas import to_matrix
-from pipelines.data.sessions import infer_grid
+from pipelines.data.sessions import market_grid
 from pipelines.data.sources import make_source, normalise_symbol
 from pipelines.data.timeframes import Grid, decision_timeframe, resample
 from pipelines.errors import StateError, UnknownName
@@ -69,7 +69,7 @@ def of_file(path: Path, symbol: str | None, context: list[Path], params: Params,
     name = normalise_symbol(symbol or "UNNAMED/USD")
     source = make_source("files", path=path)
     frame = source.fetch(name, as_of=at, ingested_at=at)
-    base_grid = infer_grid(to_matrix(frame)[:, OPEN_TIME])
+    base_grid = market_grid(frame)
     base = to_matrix(assess(frame, base_grid, at).clean)
     grid = base_grid.at(decision_timeframe(base_grid.timeframe, params.data.decision_timeframe))
     decision = resample(base, base_grid, grid)

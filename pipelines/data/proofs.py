@@ -53,8 +53,9 @@ class Flag:
     cause: str
 
     def to_dict(self) -> JsonObject:
-        """Return this as JSON types."""
-        return {**asdict(self), "moments": list(self.moments), "sizes": list(self.sizes)}
+        """Return this as JSON types; a size that is not finite is null."""
+        sizes = [size if np.isfinite(size) else None for size in self.sizes]
+        return {**asdict(self), "moments": list(self.moments), "sizes": sizes}
 
 
 def flag(code: str, opens: pd.Series, sizes: Floats, unit: str, cause: str) -> Flag | None:
@@ -248,7 +249,7 @@ def split_flag(clean: pd.DataFrame, found: Sequence[Split], allowed: bool) -> Fl
         f"{one.name} split on {clean['open_time'].iloc[one.row]:%F}: the price {fell} {share} of itself and volume is "
         f"{one.volume:.2g} times the usual one, as after a split: {took}"
     )
-    return flag("SPLIT", clean["open_time"].iloc[rows], np.array([split.factor for split in proved]), "factor", cause)
+    return flag("SPLIT", clean["open_time"].iloc[rows], np.array([split.factor for split in proved]), "for one", cause)
 
 
 def still(prices: Floats, volume: Floats) -> Bools:

@@ -319,7 +319,7 @@ def _size(reason: str, rows: pd.DataFrame, grid: Grid) -> tuple[Floats, str]:
         seconds = _seconds(rows)
         return seconds - grid.holding(seconds), "s after the last open of a bar; nan: shut"
     if reason == "NON_POSITIVE":
-        return np.asarray(rows[[*PRICES, *AMOUNTS]].min(axis=1).to_numpy(np.float64)), "lowest value"
+        return np.asarray(rows[[*PRICES, *AMOUNTS]].min(axis=1).to_numpy(np.float64)), "at the lowest"
     if reason == "SPREAD":
         return rows[SPREAD].to_numpy(np.float64), "half_spread"
     if reason == "TAKER_OVER_VOLUME":
@@ -366,7 +366,7 @@ def _stale_flag(clean: pd.DataFrame, stale: pd.DataFrame) -> Flag | None:
         f"{len(stale):,} bars whose prices all equal the close before: a feed that stood still, or filled in. Leave them "
         "out, or fetch them again; if the market is shut then, state --sessions"
     )
-    return flag("STALE", starts["open_time"], starts["size"].to_numpy(np.float64), "bars in a run", cause)
+    return flag("STALE", starts["open_time"], starts["size"].to_numpy(np.float64), "bars in a row", cause)
 
 
 def _jump_flag(jumps: pd.DataFrame, clean: pd.DataFrame, found: list[Split]) -> Flag | None:

@@ -123,7 +123,8 @@ def service_saw(store, first, n, books=None, feed=None):
 
 def ingest_observed():
     """Write the snapshot of what `observed` gives, as the ingest flow does. Return its records and its files."""
-    frame, known, origin = observed.fn(SYMBOL)
+    frame, known, origin, grid = observed.fn(SYMBOL)
+    assert grid == MINUTES
     write_snapshot(settings().workspace / "data", SYMBOL, assess(frame, MINUTES, INGESTED), origin, known, None)
     return known, content(settings().workspace / "data")
 

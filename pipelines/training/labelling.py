@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, OPEN_TIME, Arrays, Bools, Floats
+from pipelines.contracts import CLOSE, OPEN_TIME, Arrays, Bools, Floats, Ints
 from pipelines.costs import (
     NO_FUNDING,
     Costs,
@@ -32,6 +32,7 @@ from pipelines.labels.misses import miss_atr
 from pipelines.labels.patterns import pattern_labels
 from pipelines.labels.returns import return_labels
 from pipelines.labels.weights import average_uniqueness
+from pipelines.models.gaps import DECISIONS, broken
 from pipelines.params import Params
 from pipelines.signals.events import Events, event_rows, events, traditional_events
 from pipelines.signals.regimes import market_state
@@ -64,6 +65,11 @@ class Sources:
     def closes(self) -> Floats:
         """Return (m,) epoch seconds of the decision bars' closes."""
         return self.grid.closes(self.decision[:, OPEN_TIME])
+
+    @property
+    def missing(self) -> Ints:
+        """Return (m,) decision bars missing just before each."""
+        return np.concatenate([[0], self.grid.missing(self.decision[:, OPEN_TIME])])
 
 
 def read_sources(folder: Path) -> Sources:
@@ -138,6 +144,19 @@ LABELS: dict[str, Callable[[Sources, Params], Labels]] = {
 }
 
 
+READ_BY = {"events": "validator", "pattern": "pattern", "predictor": "predictor", "returns": "regime"}
+
+
+def without_broken_rows(labels: Labels, name: str, sources: Sources) -> tuple[Labels, int]:
+    """Return labels without the rows that the live service would not read, and how many these are.
+
+    name   of LABELS; a row is left out while missing bars break a window of its family (models.gaps)
+    """
+    keep = ~broken(sources.missing, READ_BY[name])[np.searchsorted(sources.closes, labels["known"])]
+    rows = {each: values[keep] for each, values in labels.items() if each != "columns"}
+    return {each: rows.get(each, values) for each, values in labels.items()}, int((~keep).sum())
+
+
 def traditional_record(sources: Sources, params: Params) -> dict[str, float | None]:
     """Return what tier 3 judges the traditional consensus by.
 
@@ -146,6 +165,8 @@ def traditional_record(sources: Sources, params: Params) -> dict[str, float | No
     miss_atr   what the others returned, see labels.misses.miss_atr; None where no event missed its target
     """
     found = traditional_events(sources.features, sources.signals)
+    whole = ~broken(sources.missing, DECISIONS)[found.index]
+    found = Events(found.index[whole], found.direction[whole], found.kind[whole], found.atr[whole])
     outcome = _resolve(sources, found, params)
     of = outcome.labelled
     gross_bps = outcome.gross_bps + outcome.target_cost_bps - outcome.cost_bps  # as `models.validator.expected_miss`

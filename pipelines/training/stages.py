@@ -122,13 +122,14 @@ def build_features(params: Params) -> None:
 
 def build_labels(params: Params) -> None:
     """Compute the outcomes of each family's rows, in files that serving never reads."""
-    from pipelines.training.labelling import LABELS, read_sources, traditional_record
+    from pipelines.training.labelling import LABELS, read_sources, traditional_record, without_broken_rows
 
     sources, out = read_sources(OUT / "features"), ensure_folder(OUT / "labels")
     for name, label in LABELS.items():
-        labels = label(sources, params)
+        labels, left_out = without_broken_rows(label(sources, params), name, sources)
         np.savez(out / f"{name}.npz", allow_pickle=False, **labels)
-        log_line(f"labels: {len(labels['known']):,} rows of {name}")
+        gone = f", {left_out:,} left out, whose windows have missing bars" if left_out else ""
+        log_line(f"labels: {len(labels['known']):,} rows of {name}{gone}")
     traditional = traditional_record(sources, params)
     (out / "traditional.json").write_text(json.dumps(traditional) + "\n")
 

@@ -24,7 +24,6 @@ from pipelines.costs import (
     venue_of,
 )
 from pipelines.data.timeframes import Grid
-from pipelines.errors import NotEnoughData
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.horizon import horizon_labels
@@ -85,18 +84,12 @@ def read_sources(folder: Path) -> Sources:
 def event_labels(sources: Sources, params: Params) -> Labels:
     """Return the validator's labels: eligible ICT events, and whether the target came before the stop.
 
-    Raises  NotEnoughData if no event is eligible and resolved
+    None may be eligible and resolved: the families that read no events are trained all the same.
     """
     found = events(sources.features, sources.signals)
     rows = event_rows(sources.features, sources.signals, found)
     outcome = _resolve(sources, found, params)
-    labelled, paid = outcome.labelled, sources.costs(params).describe()
-    if not labelled.any():
-        raise NotEnoughData(
-            f"{len(found.index)} events on {len(sources.decision):,} {sources.grid.timeframe} bars, none with a target "
-            f"of at least {params.labels.min_target_to_cost} × the cost of a round trip ({paid}); use a coarser "
-            "data.decision_timeframe, or name the venue with --venue and --market if it is another"
-        )
+    labelled = outcome.labelled
     volatility = VALIDATOR_COLUMNS.index("volatility_regime")
     return {
         "columns": np.array(VALIDATOR_COLUMNS),

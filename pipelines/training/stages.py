@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of
     bootstrap()
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ from pipelines.data.alignment import align
 from pipelines.data.bar_clock import clocked
 from pipelines.data.sessions import grid_of
 from pipelines.data.timeframes import Grid
-from pipelines.errors import UnknownName
+from pipelines.errors import NOT_ENOUGH_DATA, NotEnoughData, UnknownName
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.params import Params
 from pipelines.settings import load_params
@@ -160,11 +161,34 @@ def fit_family(family: str, params: Params) -> None:
     embargo = embargo_seconds(params, Grid.from_dict(meta["grid"]))
     chosen = model_family(family)
     data = chosen.dataset(OUT, params)
-    digest = train(
-        chosen, data, ensure_folder(OUT / family), params, context, embargo, log_line,
-        reference_of_history(OUT / "features", float(data.ended.max()), params),
-    )  # fmt: skip
+    if too_short := smallest_history(len(data), params):
+        raise NotEnoughData(f"{family}: {too_short}")
+    try:
+        digest = train(
+            chosen, data, ensure_folder(OUT / family), params, context, embargo, log_line,
+            reference_of_history(OUT / "features", float(data.ended.max()), params),
+        )  # fmt: skip
+    except NotEnoughData as error:
+        raise NotEnoughData(f"{family}: {error}") from error
     log_line(f"{family}: bundle {digest[:12]}")
+
+
+def smallest_history(rows: int, params: Params) -> str | None:
+    """Return why so many labelled rows are too few for the gate, with the smallest length that suffices; else None.
+
+    The gate scores the rows after the first training window: fewer than its `min_events` there can never pass.
+    """
+    bars = len(np.load(OUT / "features" / "decision.npy", mmap_mode="r"))
+    fraction, least = params.splits.min_train_fraction, params.gate.min_events
+    scored = int(rows * (1 - fraction))
+    if scored >= least:
+        return None
+    why = f"{rows:,} labelled rows in {bars:,} bars of history leave {scored:,} to score, the gate needs {least:,}. "
+    if rows == 0:
+        return why + "Bring a longer history; none of these bars shows how long"
+    warm = min(int(FEATURES.warmup.max()), bars)
+    enough = warm + math.ceil((bars - warm) * least / (1 - fraction) / rows)
+    return why + f"Bring {enough:,} bars of history or more, at this rate of rows"
 
 
 def pair(family: str, through: float, params: Params) -> None:
@@ -240,4 +264,8 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except NotEnoughData as too_few:
+        log_line(str(too_few))
+        sys.exit(NOT_ENOUGH_DATA)

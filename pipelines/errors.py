@@ -74,7 +74,7 @@ class QualityBlocked(BlockedError):
     """Signal that data quality is under the floor for training."""
 
 
-NOT_ENOUGH_DATA = 3  # exit status of a stage that raised NotEnoughData: its last line is the reason
+NOT_ENOUGH_DATA = 65  # exit status of a stage that raised NotEnoughData: its last line is the reason
 
 
 class NotEnoughData(BlockedError):

@@ -41,6 +41,9 @@ from pipelines.versioning import data_hash
 from pipelines.warm_start import write_warm_start
 
 OUT = Path("artifacts")
+# rows of the first training window before its purged tail, under which a family is not fitted (its LEAST_ROWS) …
+FIRST_ROWS = {"validator": 50, "pattern": 200, "regime": 500, "predictor": 200}
+FIRST_SHARE = 0.75  # … and the share of the window that lies before that tail
 
 
 def log_line(line: str) -> None:
@@ -161,34 +164,34 @@ def fit_family(family: str, params: Params) -> None:
     embargo = embargo_seconds(params, Grid.from_dict(meta["grid"]))
     chosen = model_family(family)
     data = chosen.dataset(OUT, params)
-    if too_short := smallest_history(len(data), params):
-        raise NotEnoughData(f"{family}: {too_short}")
+    enough = sufficient_bars(family, len(data), params)
+    too_short = "" if enough is None else f"; {enough}"
+    if int(len(data) * (1 - params.splits.min_train_fraction)) < params.gate.min_events:
+        raise NotEnoughData(f"{family}: {len(data):,} labelled rows, too few for the gate{too_short}")
     try:
         digest = train(
             chosen, data, ensure_folder(OUT / family), params, context, embargo, log_line,
             reference_of_history(OUT / "features", float(data.ended.max()), params),
         )  # fmt: skip
     except NotEnoughData as error:
-        raise NotEnoughData(f"{family}: {error}") from error
+        raise NotEnoughData(f"{family}: {error}{too_short}") from error
     log_line(f"{family}: bundle {digest[:12]}")
 
 
-def smallest_history(rows: int, params: Params) -> str | None:
-    """Return why so many labelled rows are too few for the gate, with the smallest length that suffices; else None.
+def sufficient_bars(family: str, rows: int, params: Params) -> str | None:
+    """Return in words how many bars of history suffice for the first fold and for the gate; None without a row.
 
-    The gate scores the rows after the first training window: fewer than its `min_events` there can never pass.
+    rows   labelled ones in the bars there are, which show how many bars a row takes
     """
     bars = len(np.load(OUT / "features" / "decision.npy", mmap_mode="r"))
-    fraction, least = params.splits.min_train_fraction, params.gate.min_events
-    scored = int(rows * (1 - fraction))
-    if scored >= least:
-        return None
-    why = f"{rows:,} labelled rows in {bars:,} bars of history leave {scored:,} to score, the gate needs {least:,}. "
-    if rows == 0:
-        return why + "Bring a longer history; none of these bars shows how long"
     warm = min(int(FEATURES.warmup.max()), bars)
-    enough = warm + math.ceil((bars - warm) * least / (1 - fraction) / rows)
-    return why + f"Bring {enough:,} bars of history or more, at this rate of rows"
+    if rows == 0 or bars == warm:
+        return None
+    bars_a_row, first = (bars - warm) / rows, params.splits.min_train_fraction
+    gate = params.gate.min_events / (1 - first) * bars_a_row
+    embargo = max(params.labels.horizon_bars, int(FEATURES.warmup.max()), int(SIGNALS.warmup.max()))
+    fold = ((FIRST_ROWS[family] * bars_a_row + embargo) / FIRST_SHARE + embargo) / first
+    return f"{warm + math.ceil(max(gate, fold)):,} bars of history suffice at this rate of rows, these are {bars:,}"
 
 
 def pair(family: str, through: float, params: Params) -> None:

@@ -68,7 +68,7 @@ def show_checked(found: "Checked") -> None:
         "what it holds",
         ["what", "found"],
         [
-            ["bars", f"{found.rows:,} of {found.timeframe}"],
+            ["rows", f"{found.rows:,} of {found.timeframe}"],
             ["from, to (UTC)", f"{_minute(found.first)} … {_minute(found.last)}"],
             ["sessions", found.sessions],
             *([["no bar", "no trade: none is missing"]] if found.no_bar == "no-trade" else []),

@@ -137,7 +137,7 @@ LABELS: dict[str, Callable[[Sources, Params], Labels]] = {
 }
 
 
-READ_BY = {"events": "validator", "pattern": "pattern", "predictor": "predictor", "returns": "regime"}
+READ_BY = {"events": "validator", "returns": "regime"}  # labels that do not have the name of the family they are of
 
 
 def without_broken_rows(labels: Labels, name: str, sources: Sources) -> tuple[Labels, int]:
@@ -145,7 +145,7 @@ def without_broken_rows(labels: Labels, name: str, sources: Sources) -> tuple[La
 
     name   of LABELS; a row is left out while missing bars break a window of its family (models.gaps)
     """
-    keep = ~broken(sources.missing, READ_BY[name])[np.searchsorted(sources.closes, labels["known"])]
+    keep = ~broken(sources.missing, READ_BY.get(name, name))[np.searchsorted(sources.closes, labels["known"])]
     rows = {each: values[keep] for each, values in labels.items() if each != "columns"}
     return {each: rows.get(each, values) for each, values in labels.items()}, int((~keep).sum())
 

@@ -43,6 +43,7 @@ from pipelines.warm_start import write_warm_start
 OUT = Path("artifacts")
 # rows of the first training window before its purged tail, under which a family is not fitted (its LEAST_ROWS) …
 FIRST_ROWS = {"validator": 50, "pattern": 200, "regime": 500, "predictor": 200}
+LEAST_KNOWN = 500  # … of a family that states none
 FIRST_SHARE = 0.75  # … and the share of the window that lies before that tail
 
 
@@ -190,7 +191,7 @@ def sufficient_bars(family: str, rows: int, params: Params) -> str | None:
     bars_a_row, first = (bars - warm) / rows, params.splits.min_train_fraction
     gate = params.gate.min_events / (1 - first) * bars_a_row
     embargo = max(params.labels.horizon_bars, int(FEATURES.warmup.max()), int(SIGNALS.warmup.max()))
-    fold = ((FIRST_ROWS[family] * bars_a_row + embargo) / FIRST_SHARE + embargo) / first
+    fold = ((FIRST_ROWS.get(family, LEAST_KNOWN) * bars_a_row + embargo) / FIRST_SHARE + embargo) / first
     return f"{warm + math.ceil(max(gate, fold)):,} bars of history suffice at this rate of rows, these are {bars:,}"
 
 

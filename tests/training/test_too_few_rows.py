@@ -5,6 +5,7 @@ import pytest
 
 from pipelines.contracts import BAR_WIDTH
 from pipelines.data.timeframes import Grid
+from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.splits import walk_forward
 from pipelines.models import pattern, predictor, validator
@@ -12,7 +13,7 @@ from pipelines.models.regime import gaussian
 from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.training import stages
-from pipelines.training.labelling import READ_BY, Sources, event_labels, without_broken_rows
+from pipelines.training.labelling import LABELS, READ_BY, Sources, event_labels, without_broken_rows
 
 PARAMS = load_params()
 QUARTERS = Grid("15m")
@@ -76,4 +77,4 @@ def test_rows_whose_windows_have_missing_bars_are_left_out_of_training():
     gone = np.setdiff1d(labels["known"], kept["known"])
     assert here.closes[2000] <= gone.min() < gone.max() <= here.closes[2000 + 150]
     assert kept["columns"] is labels["columns"]
-    assert set(READ_BY) == {"events", "pattern", "predictor", "returns"}
+    assert {READ_BY.get(name, name) for name in LABELS} == set(FAMILIES)

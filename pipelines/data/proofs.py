@@ -3,18 +3,18 @@
 Each finding is a Flag with place, size and cause, or a refusal where no use of the bars would be honest.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
 import pandas as pd
 
-from pipelines.contracts import Bools, Floats, Ints, JsonObject
+from pipelines.contracts import Bools, Floats, Ints
+from pipelines.data.findings import Flag, flag
 from pipelines.data.schemas import AMOUNTS, PRICES
 from pipelines.errors import BadColumns, BadValues
 
-PLACES = 10  # moments and sizes that a flag names
 CONSTANT_BARS = 50  # bars in which an amount above 0 may be the same by chance; one of 0 needs two
 SURE = 0.98  # share of rows that prove an order of prices
 FEW_ROWS = 10
@@ -31,43 +31,6 @@ NOISE_BARS = 60  # bars on each side whose moves are a split's noise
 LEAST_SIDE = 3
 NOISE_SD, LEAST_NOISE, MOST_NOISE = 3.0, 0.02, 0.1  # noise in robust sd of a move, and its limits as log returns
 SD_OF_MAD = 1.4826  # robust sd of normal moves = this x median |move|
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """Hold what a check found.
-
-    code     what it is: a reason of quality.REASONS, or GAP, STALE, JUMP, SPLIT, SHUT, HOLIDAY, MOVED_WITHOUT_VOLUME,
-             NOT_RECORDED
-    rows     how many bars (gaps, days, columns) it concerns
-    moments  open times of the first PLACES of them, ISO 8601 UTC
-    sizes    how large each of these is, in `unit`
-    cause    what it most likely is, and what cures it
-    """
-
-    code: str
-    rows: int
-    moments: tuple[str, ...]
-    sizes: tuple[float, ...]
-    unit: str
-    cause: str
-
-    def to_dict(self) -> JsonObject:
-        """Return this as JSON types; a size that is not finite is null."""
-        sizes = [size if np.isfinite(size) else None for size in self.sizes]
-        return {**asdict(self), "moments": list(self.moments), "sizes": sizes}
-
-
-def flag(code: str, opens: pd.Series, sizes: Floats, unit: str, cause: str) -> Flag | None:
-    """Return the flag of rows that open at `opens` (n,) with these sizes (n,); None without a row.
-
-    A time that is not there is the moment 'NaT', a size that is not finite NaN
-    """
-    if len(opens) == 0:
-        return None
-    first = opens.iloc[:PLACES]
-    moments = tuple("NaT" if pd.isna(moment) else moment.isoformat() for moment in first)
-    return Flag(code, len(opens), moments, tuple(float(size) for size in sizes[:PLACES]), unit, cause)
 
 
 def not_recorded(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Flag]]:
@@ -263,6 +226,6 @@ def still(prices: Floats, volume: Floats) -> Bools:
     return filled
 
 
-def listed(flags: Iterable[Flag | None]) -> tuple[Flag, ...]:
-    """Return the flags that are there."""
-    return tuple(one for one in flags if one is not None)
+def unproved(clean: pd.DataFrame, found: Sequence[Split]) -> list[str]:
+    """Return day and name of the splits that volume neither proves nor disproves."""
+    return [f"{clean['open_time'].iloc[one.row]:%F}: {one.name}" for one in found if one.volume is None]

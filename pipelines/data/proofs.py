@@ -220,10 +220,8 @@ def still(prices: Floats, volume: Floats) -> Bools:
 
     prices (n, 4) open, high, low, close in time order; volume (n,), NaN = not recorded
     """
-    filled = np.zeros(len(prices), dtype=bool)
-    if len(prices) > 1:
-        filled[1:] = (prices[1:] == prices[:-1, 3:4]).all(axis=1) & ~(volume[1:] > 0.0)
-    return filled
+    before = np.concatenate([prices[:1, 3], prices[:-1, 3]])  # before the first none is known: its own
+    return np.asarray((prices == before[:, np.newaxis]).all(axis=1) & ~(volume > 0.0))
 
 
 def unproved(clean: pd.DataFrame, found: Sequence[Split]) -> list[str]:

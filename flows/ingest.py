@@ -10,8 +10,9 @@ import pandas as pd
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 
+from flows.support.holdings import held_market, with_held_bars
 from flows.support.installation import Installation, now, open_installation, workspace_lease
-from flows.support.market_access import market_records, market_source
+from flows.support.market_access import grid_of_market, market_records, market_source
 from flows.support.progress import report_progress, step
 from pipelines import versioning
 from pipelines.clock import Mode, mode_of
@@ -20,33 +21,45 @@ from pipelines.costs import venue_of
 from pipelines.data import records, reference_year, schemas
 from pipelines.data.alignment import merge_records
 from pipelines.data.embargo import to_json
-from pipelines.data.quality import QualityReport, assess
+from pipelines.data.quality import REASONS, QualityReport, assess
 from pipelines.data.readers.events import read_events
+from pipelines.data.readers.reading import FileOptions
 from pipelines.data.series import SeriesFile, series_of
 from pipelines.data.series import to_json as series_json
-from pipelines.data.sessions import infer_grid
 from pipelines.data.sources import Records
 from pipelines.data.symbols import slug_of
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BellwetherError, NotEnoughData, QualityBlocked
 
 Provenance = Mapping[str, Any]  # what a source says of itself; it goes into the manifest
-MarketData = tuple[pd.DataFrame, Records, Provenance]
+MarketData = tuple[pd.DataFrame, Records, Provenance, Grid]  # bars, records, provenance, where bars open and close
 
 
 @task(retries=3, retry_delay_seconds=[2, 10, 60])
 def fetch(
-    source: str, symbol: str, path: str | None, through: datetime | None, since: datetime | None, context: list[str],
-    venue: str | None = None, market: str | None = None, series: list[SeriesFile] | None = None,
+    source: str, symbol: str, path: str | list[str] | None, through: datetime | None, since: datetime | None,
+    context: list[str], venue: str | None = None, market: str | None = None,
+    series: list[SeriesFile] | None = None, sessions: str | None = None, options: FileOptions | None = None,
 ) -> MarketData:  # fmt: skip
-    """Return bars and records of one symbol up to `through`, with their provenance. I/O only, so it may be retried."""
+    """Return bars and records of one symbol up to `through`, with their provenance. I/O only, so it may be retried.
+
+    Bars of a file come with those that this installation holds of the same market. Arguments as of `ingest`.
+    """
     installation = open_installation()
     at = now()
-    origin = market_source(installation, source, path, since, venue, market)
+    origin = market_source(installation, source, path, since, venue, market, options)
     frame = origin.fetch(symbol, as_of=through or at, ingested_at=at)
     known = market_records(origin, symbol, context, through or at, series or [])
+    grid = grid_of_market(installation.workspace, origin, symbol, frame, sessions)
     named = series_json(series_of(series or []))
     extra = {"context": context} if context else {}
-    return frame, known, {**origin.describe(), **extra, **({"series": named} if named else {})}
+    provenance = {**origin.describe(), **extra, **({"series": named} if named else {})}
+    held = held_market(installation.workspace)
+    if source == "files" and held is not None:
+        joined = with_held_bars(held, frame)
+        if joined is not frame:
+            frame, provenance = joined, {**provenance, "joined_to": installation.manifest()["source"]}
+    return frame, known, provenance, grid
 
 
 @task
@@ -67,14 +80,13 @@ def observed(symbol: str) -> MarketData:
     newer_books, newer_feed = installation.store.records(symbol)
     # where both hold a record, the snapshot's is used
     merged = merge_records(books, newer_books), merge_records(feed, newer_feed)
-    return pd.concat([stored, newer], ignore_index=True), merged, manifest["source"]
+    return pd.concat([stored, newer], ignore_index=True), merged, manifest["source"], installation.base_grid()
 
 
 @task
-def check(frame: pd.DataFrame, as_of: datetime) -> QualityReport:
-    """Return the clean rows, the quarantined ones with their reasons, and the score."""
-    rules = open_installation().params.data.quality
-    return assess(frame, infer_grid(schemas.to_matrix(frame)[:, 0]), as_of, rules=rules)
+def check(frame: pd.DataFrame, grid: Grid, as_of: datetime) -> QualityReport:
+    """Return the clean rows, the quarantined ones with their reasons, flags with place and cause, and the score."""
+    return assess(frame, grid, as_of, rules=open_installation().params.data.quality)
 
 
 @task
@@ -186,12 +198,21 @@ def retain_first_ingestion(
 
 
 def require_quality(symbol: str, report: QualityReport, floor: float) -> None:
-    """Raise QualityBlocked if the score of the data is under the floor."""
+    """Raise QualityBlocked if the score of the data is under the floor, or a finding forbids training on them."""
+    if report.blocked is not None:
+        raise QualityBlocked(f"{symbol}: {report.blocked}.")
     if report.score < floor:
-        raise QualityBlocked(
-            f"{symbol}: quality {report.score:.3f} is under the floor {floor} ({dict(report.counts)}). "
-            "Correct the source, or lower data.quality_floor in params.yaml."
-        )
+        raise QualityBlocked(f"{symbol}: quality {report.score:.3f} is under the floor {floor}. {worst_flag(report)}")
+
+
+def worst_flag(report: QualityReport) -> str:
+    """Return in words what costs the most score: rows, first place and cause."""
+    scored = [one for one in report.flags if one.code in (*REASONS, "GAP", "STALE", "DISORDERED")]
+    if not scored:
+        return "The quality report names every row. Correct the source and ingest it again."
+    rows = {"GAP": report.counts["missing"], "STALE": report.counts["stale"]}
+    worst = max(scored, key=lambda one: rows.get(one.code, one.rows))
+    return f"Most of it: {rows.get(worst.code, worst.rows):,} {worst.code}, first at {worst.moments[0]}: {worst.cause}."
 
 
 def artifact_slug(symbol: str) -> str:
@@ -200,11 +221,15 @@ def artifact_slug(symbol: str) -> str:
 
 
 def show_quality(symbol: str, report: QualityReport) -> None:
-    """Write score and counts of the checks to the flow run's artifacts."""
+    """Write score, counts and flags of the checks to the flow run's artifacts."""
+    found = [
+        {"check": one.code, "rows": one.rows, "first": ", ".join(one.moments[:3]), "cause": one.cause}
+        for one in report.flags
+    ]
     rows = [{"check": name, "rows": count} for name, count in report.counts.items()]
     create_table_artifact(
         key=f"quality-{artifact_slug(symbol)}",
-        table=[{"check": "score", "rows": round(report.score, 4)}, *rows],
+        table=[{"check": "score", "rows": round(report.score, 4)}, *found, *rows],
         description=f"Quality of {symbol}: {len(report.clean):,} clean rows, {len(report.quarantined):,} quarantined",
     )
 
@@ -240,7 +265,7 @@ def matches_pointer(data_hash: str, bars: pd.DataFrame) -> str:
 def ingest(
     source: str = "simulator",
     symbol: str | None = None,
-    path: str | None = None,
+    path: str | list[str] | None = None,
     through: datetime | None = None,
     since: datetime | None = None,
     context: list[str] | None = None,
@@ -248,6 +273,8 @@ def ingest(
     market: str | None = None,
     series: list[SeriesFile] | None = None,
     events: str | None = None,
+    sessions: str | None = None,
+    options: FileOptions | None = None,
 ) -> str:
     """Turn market data into a checked, versioned snapshot. Return the data hash.
 
@@ -258,19 +285,21 @@ def ingest(
     venue, market  where files were recorded, such as binance and spot; the row of `costs` that the market pays
     series   files of named series; the data version names them
     events   calendar of events; the data version holds its windows. None = those of the newest one, where observed
+    sessions  when the market is open: a name of calendars.CALENDARS or a file of hours; None = as the bars show it
+    options  what files do not show: time zone, timeframe, what a time stamps
     """
     installation = open_installation()
     name = symbol or installation.params.simulator.symbol
     with step(f"ingest: fetch {name} from {source}"):
-        frame, known, provenance = (
+        frame, known, provenance, grid = (
             observed(name)
             if source == "observed"
-            else fetch(source, name, path, through, since, context or [], venue, market, series)
+            else fetch(source, name, path, through, since, context or [], venue, market, series, sessions, options)
         )
     if events is not None:
         provenance = {**provenance, "events": embargo_windows(events, name)}
     with step(f"ingest: check {len(frame):,} bars"):
-        report = check(frame, now())
+        report = check(frame, grid, now())
     show_quality(name, report)
     require_quality(name, report, installation.params.data.quality_floor)
     with step("ingest: version with DVC"):

@@ -17,6 +17,7 @@ from flows.support.installation import Installation, now, open_installation
 from flows.support.live_feed import already_ingested, live_tail, send_live_bars
 from flows.support.progress import report_progress, step
 from flows.train import train
+from pipelines.data.readers.reading import FileOptions
 from pipelines.data.series import SeriesFile, require_same
 from serving.client import Client
 
@@ -87,7 +88,7 @@ def wait_for_retrain(installation: Installation, families: Sequence[str], since:
 def lifecycle(
     source: str = "simulator",
     symbol: str | None = None,
-    path: str | None = None,
+    path: str | list[str] | None = None,
     families: list[str] | None = None,
     since: datetime | None = None,
     context: list[str] | None = None,
@@ -95,6 +96,8 @@ def lifecycle(
     market: str | None = None,
     series: list[SeriesFile] | None = None,
     events: str | None = None,
+    sessions: str | None = None,
+    options: FileOptions | None = None,
 ) -> dict[str, object]:
     """Run one turn. Return what happened: data hash, versions, verdicts, decisions by action, alarms, retrain.
 
@@ -103,23 +106,17 @@ def lifecycle(
     installation = open_installation()
     began = now()
     name = symbol or installation.params.simulator.symbol
-    cut, tail, market_records = live_tail(installation, source, name, path, since, context or [], series or [])
+    cut, tail, market_records = live_tail(
+        installation, source, name, path, since, context or [], series or [], sessions, options
+    )
     if already_ingested(installation, name):
         require_same(installation.manifest(), series or [])
         data_hash = ingest(source="observed", symbol=name, events=events)
     else:
         data_hash = ingest(
-            source=source,
-            symbol=name,
-            path=path,
-            through=cut,
-            since=since,
-            context=context,
-            venue=venue,
-            market=market,
-            series=series,
-            events=events,
-        )
+            source=source, symbol=name, path=path, through=cut, since=since, context=context, venue=venue,
+            market=market, series=series, events=events, sessions=sessions, options=options,
+        )  # fmt: skip
     versions = train(families)
     passed = judge_and_propose(installation, versions)
     generation = promotion.publish(installation)

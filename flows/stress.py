@@ -18,7 +18,7 @@ from pipelines.costs import costs_of, venue_of
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
 from pipelines.data.schemas import to_matrix
-from pipelines.data.sessions import infer_grid
+from pipelines.data.sessions import market_grid
 from pipelines.data.symbols import slug_of
 from pipelines.data.timeframes import TIMEFRAMES, resample
 from pipelines.errors import NotEnoughData
@@ -62,7 +62,7 @@ class StressStudy:
 def crisis_bars(path: Path, at: datetime) -> tuple[Floats, float]:
     """Return ((m, 9) bars of at least an hour, their seconds) of a recorded file. Raises as `files.read`."""
     frame = read(path, at).frame
-    grid = infer_grid(to_matrix(frame)[:, OPEN_TIME])
+    grid = market_grid(frame)
     bars, hours = to_matrix(assess(frame, grid, at).clean), grid.at(HOUR)
     if grid.step_s >= hours.step_s:
         return bars, float(grid.step_s)

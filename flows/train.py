@@ -14,7 +14,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.support.installation import Installation, is_of_market, now, open_installation, workspace_lease
 from flows.support.progress import line_progress, report_progress, step
 from pipelines import versioning
-from pipelines.errors import BellwetherError
+from pipelines.errors import BellwetherError, NotEnoughData
 from pipelines.evaluation.report import flat_metrics
 from pipelines.models.catalog import MODEL_FAMILIES, model_family
 from pipelines.settings import ROOT, load_params
@@ -58,7 +58,8 @@ def fit_side_by_side(families: list[str], left_out: Mapping[str, Sequence[str]])
     """Fit every family, as many at a time as there are workers. A failed family is named and the others go on.
 
     left_out  family → columns this fit leaves out
-    Return those that did not fail. Raises BellwetherError if none is left.
+    Return those that did not fail; none where every one has too few rows, so that rules alone decide. Raises
+    BellwetherError if none is left and one failed otherwise.
     """
     installation = open_installation()
     with workspace_lease(installation):
@@ -69,14 +70,18 @@ def fit_side_by_side(families: list[str], left_out: Mapping[str, Sequence[str]])
         failed = {family: future.state for family, future in running.items() if not future.state.is_completed()}
         done = [family for family in families if family not in failed]
         record([stage for family in done for stage in running[family].result()])
-    for family, state in failed.items():
+    faults = {family: state.result(raise_on_failure=False) for family, state in failed.items()}
+    for family, fault in faults.items():
+        if isinstance(fault, NotEnoughData):
+            report_progress(f"too few events, not trained: {fault}. The others go on")
+            continue
         detail = (
-            f"{family} was not trained: {state.message}. The others go on; fix the cause and "
+            f"{family} was not trained: {failed[family].message}. The others go on; fix the cause and "
             f"`bellwether retrain {family}`"
         )
         installation.store.raise_alarm("training_failed", "high", detail, now())
         report_progress(detail)
-    if not done:
+    if not done and not all(isinstance(fault, NotEnoughData) for fault in faults.values()):
         raise BellwetherError(f"no family could be trained ({', '.join(failed)}); the reason of each is above")
     return done
 

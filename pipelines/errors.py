@@ -74,6 +74,9 @@ class QualityBlocked(BlockedError):
     """Signal that data quality is under the floor for training."""
 
 
+NOT_ENOUGH_DATA = 65  # exit status of a stage that raised NotEnoughData: its last line is the reason
+
+
 class NotEnoughData(BlockedError):
     """Signal too few rows for a result."""
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import BellwetherError, StateError, UnreadableFile
+from pipelines.errors import NOT_ENOUGH_DATA, BellwetherError, NotEnoughData, StateError, UnreadableFile
 from pipelines.settings import read_yaml
 
 _ONE_FOLDER = threading.RLock()
@@ -214,7 +214,8 @@ def run_command(
 ) -> None:
     """Run a command in the workspace on one core; `name` it in errors. `progress` receives every line it prints.
 
-    Raises  BellwetherError with its last lines if it fails or takes longer than `timeout_s` seconds
+    Raises  NotEnoughData with the stage's reason; BellwetherError with its last lines if it fails otherwise or takes
+            longer than `timeout_s` seconds
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {name: value for name, value in os.environ.items() if name != STAGE_LOG}
@@ -237,6 +238,8 @@ def run_command(
             timer.cancel()
             if process.poll() is None:  # we were interrupted: our child must not go on
                 os.killpg(process.pid, signal.SIGKILL)
+    if code == NOT_ENOUGH_DATA and last_lines:
+        raise NotEnoughData(last_lines[-1])
     if code:
         why = f"took longer than {timeout_s:.0f} s and was stopped" if timed_out else f"ended with {code}"
         raise BellwetherError("\n".join([f"stage {name} {why}. Its last lines:", *last_lines]))

@@ -3,7 +3,7 @@
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -37,6 +37,24 @@ SeriesAge = Annotated[
 ]
 Events = Annotated[
     Path | None, typer.Option(help="Calendar of events (from, until, kind): nothing is opened inside its windows.")
+]
+Sessions = Annotated[
+    str | None, typer.Option(help="When a file's market is open: 24x7 | forex | us-equity | us-futures | FILE.")
+]
+Timeframe = Annotated[str | None, typer.Option(help="Of a file's bars, or of bars made of its trades: 1m, 1h, 1d …")]
+TimeZone = Annotated[
+    str | None, typer.Option(help="Of times without an offset: America/New_York, -05:00, America/New_York+07:00.")
+]
+Stamp = Annotated[
+    Literal["start", "end"], typer.Option(help="Whether a file's bars are stamped at their open or their close.")
+]
+DayFirst = Annotated[
+    bool | None,
+    typer.Option("--day-first/--month-first", help="Of dates such as 01/02/2024, where a file shows neither."),
+]
+NoBar = Annotated[
+    Literal["missing", "no-trade"] | None,
+    typer.Option(help="Where a file has no bar: it is lost, or nothing traded."),
 ]
 Page = Annotated[Path | None, typer.Option(help="The page to write; one under <home>/reports by default.")]
 

@@ -14,12 +14,18 @@ import typer
 
 from bellwether.cli.options import (
     AsJson,
+    DayFirst,
     Events,
     MarketKind,
+    NoBar,
     SeriesAge,
     SeriesLag,
     SeriesName,
     SeriesUnit,
+    Sessions,
+    Stamp,
+    Timeframe,
+    TimeZone,
     Venue,
     canonical,
     day_or_moment,
@@ -31,6 +37,7 @@ from flows.support import processes
 from pipelines.settings import load_params, settings
 
 if TYPE_CHECKING:
+    from pipelines.data.readers.reading import FileOptions
     from pipelines.data.series import SeriesFile
 
 app = new_group()
@@ -39,7 +46,9 @@ app = new_group()
 @app.command()
 def run(
     source: Annotated[str, typer.Option(help="simulator | files | exchange")] = "simulator",
-    path: Annotated[Path | None, typer.Option(help="Parquet, CSV or zip file for --source files.")] = None,
+    path: Annotated[
+        list[Path] | None, typer.Option(help="File, archive or folder for --source files; may be repeated.")
+    ] = None,
     symbol: Annotated[
         str | None, typer.Option(help="Such as BTC/USDT; the simulator's own by default.", callback=canonical)
     ] = None,
@@ -56,6 +65,12 @@ def run(
     events: Events = None,
     venue: Venue = None,
     market: MarketKind = None,
+    sessions: Sessions = None,
+    timeframe: Timeframe = None,
+    timezone: TimeZone = None,
+    stamp: Stamp = "start",
+    day_first: DayFirst = None,
+    no_bar: NoBar = None,
     once: Annotated[bool, typer.Option("--once", help="One turn, then stop everything this command started.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -67,10 +82,15 @@ def run(
     if home.exists() and not home.is_dir():  # before Prefect is imported, whose message would be longer
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(home))
     from bellwether.operations import start_stop
+    from pipelines.data.readers.reading import FileOptions
     from pipelines.data.series import named_files
 
     files, series = named_files(context or [], name or [], unit or [], lag or [], max_age or [])
-    begin = _checked_request(source, path, symbol, days, since, context or [], venue, market)
+    options = FileOptions(timeframe, timezone, stamp, day_first, no_bar)
+    paths = path or []
+    begin, hours = _checked_request(
+        source, paths, symbol, days, since, context or [], venue, market, sessions, options
+    )
     if events is not None:
         from pipelines.data.readers.events import read_events
 
@@ -82,7 +102,9 @@ def run(
     console, turned = err if as_json else out, False
     try:
         start_services(as_json, ready=False)  # a refused warm start is not ready until this turn has written a new one
-        result = _turn(source, symbol, path, begin, files, series, events, venue, market, console_is_err=as_json)
+        result = _turn(
+            source, symbol, paths, begin, files, series, events, venue, market, hours, options, console_is_err=as_json
+        )
         result["seconds"] = round(time.monotonic() - began, 1)
         emit(result) if as_json else show_turn(result)
         turned = True
@@ -101,30 +123,34 @@ def run(
 
 
 def _checked_request(
-    source: str, path: Path | None, symbol: str | None, days: int | None, since: str | None, context: list[Path],
-    venue: str | None, market: str | None,
-) -> datetime | None:  # fmt: skip
-    """Return the first moment of a turn, None = the source's own; refuse a wrong request before a server starts."""
-    from flows.support.market_access import exchange_plan, requested_since
+    source: str, paths: list[Path], symbol: str | None, days: int | None, since: str | None, context: list[Path],
+    venue: str | None, market: str | None, sessions: str | None, options: "FileOptions",
+) -> tuple[datetime | None, str | None]:  # fmt: skip
+    """Return first moment (None = the source's own) and sessions of a turn; refuse before a server starts."""
+    from flows.support.market_access import check_offer, exchange_plan, requested_since, resolved_sessions
     from pipelines.data.sources import check_request
 
     params = load_params(settings().params_file)
     begin = requested_since(source, days, day_or_moment(since), params.data.live_days)
     plan = exchange_plan(params, settings(), begin) if source == "exchange" else None
-    check_request(source, path, symbol, params.simulator, plan, context, venue, market)
-    return begin
+    check_request(source, paths, symbol, params.simulator, plan, context, venue, market, options)
+    hours = resolved_sessions(sessions)
+    check_offer(settings().workspace, source, symbol or params.simulator.symbol, paths, hours, options)
+    return begin, hours
 
 
 def _turn(
     source: str,
     symbol: str | None,
-    path: Path | None,
+    paths: list[Path],
     since: datetime | None,
     context: list[Path],
     series: list["SeriesFile"],
     events: Path | None,
     venue: str | None,
     market: str | None,
+    sessions: str | None,
+    options: "FileOptions",
     console_is_err: bool,
 ) -> dict[str, object]:
     """Run the lifecycle flow with its progress on the console; return its result and the status after it."""
@@ -136,13 +162,15 @@ def _turn(
         turn = lifecycle(
             source=source,
             symbol=symbol,
-            path=str(path.resolve()) if path else None,
+            path=[str(path.resolve()) for path in paths] or None,
             since=since,
             context=[str(file.resolve()) for file in context],
             venue=venue,
             market=market,
             series=[replace(each, file=str(Path(each.file).resolve())) for each in series],
             events=str(events.resolve()) if events else None,
+            sessions=sessions,
+            options=options,
         )
     return {**turn, **stored_status()}
 

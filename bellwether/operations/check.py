@@ -2,24 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 import pandas as pd
 
-from flows.support.market_access import market_records
+from flows.support.holdings import held_market
+from flows.support.market_access import grid_of_file, grid_of_market, history_end, market_records
 from pipelines.context_layout import CONTEXT_FIELDS, TAPE_FIELDS
-from pipelines.contracts import CLOSE, DAY_S, HALF_SPREAD, OPEN_TIME, TAKER_BUY, VOLUME, Floats, utc
+from pipelines.contracts import CLOSE, DAY_S, HALF_SPREAD, OPEN_TIME, TAKER_BUY, VOLUME, Floats, JsonObject, utc
 from pipelines.costs import costs_of, venue_of
 from pipelines.data.embargo import Window, inside
 from pipelines.data.quality import QualityReport, assess, cross_source_divergence
 from pipelines.data.readers.context import read_context_file
 from pipelines.data.readers.events import read_events
+from pipelines.data.readers.reading import FileOptions
 from pipelines.data.schemas import to_frame, to_matrix
 from pipelines.data.series import SeriesFile, series_of
-from pipelines.data.sessions import infer_grid
 from pipelines.data.sources import UNNAMED, Records, make_source
 from pipelines.data.symbols import parse_symbol
 from pipelines.data.timeframes import Grid, decision_timeframe, resample
@@ -34,6 +35,7 @@ from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 
 ROWS_ARE_EVENTS = ("validator", "pattern")  # their number is known only after signals were folded
 NAMED_GAPS = 5
+FLAGGED = ("gaps", "missing", "disordered", "stale", "jumps", "splits", "shut")
 
 
 class Difference(TypedDict):
@@ -75,20 +77,27 @@ class Training:
 class Checked:
     """Describe a data file, JSON-ready.
 
+    read_as       how the file was read; None where its reader does not say. read_as_text: the same for people
     parts         factors of the score, each 1.0 where nothing is wrong
+    flags         everything found, with the first places, sizes and cause
+    blocked       why nothing may be trained on it whatever its score; None if nothing forbids it
+    sessions      when its market is open; no_bar: what a bar that is not there means, missing or no-trade
     events        windows of the calendar of events, None without one
     context_read_as  how each file of context was read
     costs         the row of `costs` its trades would pay
     spread_bps    mean spread of the bars that have one, basis points of the close; None where no bar has
     spread_share  share of the bars that have one; trades on the others are executed at mid and pay the spread of costs
-    history_bars  decision bars before the last days, which are set aside for the live service
+    history_bars  decision bars before the last trading days, which are set aside for the live service
     against       how a second source differs, None without one; it lowers no score, as it does not show which is wrong
+    home          what this installation holds of the market; None if not asked, or if it holds nothing
     """
 
     file: str
     symbol: str | None
     timeframe: str
     decision_timeframe: str
+    read_as: JsonObject | None
+    read_as_text: str
     rows: int
     first: str | None
     last: str | None
@@ -97,8 +106,11 @@ class Checked:
     parts: dict[str, float]
     quarantined: dict[str, int]
     flagged: dict[str, int]
+    flags: list[JsonObject]
+    blocked: str | None
     gaps: list[Gap]
     sessions: str
+    no_bar: str
     recorded: list[str]
     context_read_as: list[str]
     events: str | None
@@ -108,44 +120,59 @@ class Checked:
     history_bars: int
     families: dict[str, Training]
     against: Difference | None = None
+    home: str | None = None
 
     @property
     def passed(self) -> bool:
         """Return True if a run would take the file."""
-        return self.score >= self.floor
+        return self.score >= self.floor and self.blocked is None
 
 
 def check(
-    path: Path, symbol: str | None, context: list[Path], params: Params, at: datetime, against: Path | None = None,
+    path: Path | Sequence[Path], symbol: str | None, context: list[Path], params: Params, at: datetime,
+    against: Path | None = None,
     venue: str | None = None, market: str | None = None, series: Sequence[SeriesFile] = (),
-    events: Path | None = None,
+    events: Path | None = None, sessions: str | None = None, workspace: Path | None = None,
+    options: FileOptions | None = None,
 ) -> Checked:  # fmt: skip
     """Read the file as ingest does and assess it as of `at` (aware).
 
     against  a file of the same market from elsewhere, to compare with
     venue, market  where it was recorded, None = not stated
     series   files of named series; events: a calendar of events
-    Raises   what the files source raises; NotEnoughData where the two files share fewer than ten bars
+    sessions  when its market is open, as stated; None = as the bars show it
+    workspace  of an installation, with whose market the file is compared; None = with none
+    options  what the files do not show
+    Raises   what the files source raises; NotEnoughData where the two files share fewer than ten bars; with a workspace
+             as grid_of_market
     """
     name = parse_symbol(symbol or UNNAMED)
-    source = make_source("files", path=path, venue=venue, market=market)
+    source = make_source("files", path=path, venue=venue, market=market, options=options)
     frame = source.fetch(name, as_of=at, ingested_at=at)
-    grid = infer_grid(to_matrix(frame)[:, OPEN_TIME])
+    held = None if workspace is None else held_market(workspace)
+    if held is None or workspace is None:
+        grid = grid_of_file(source, frame, sessions)
+    else:
+        grid = grid_of_market(workspace, source, name if symbol else held.symbol, frame, sessions)
     report = assess(frame, grid, at, rules=params.data.quality)
     bars = to_matrix(report.clean)
     decision_grid = grid.at(decision_timeframe(grid.timeframe, params.data.decision_timeframe))
     given = recorded_inputs(bars, market_records(source, name, [str(file) for file in context], at, series))
-    live_s = timedelta(days=params.data.live_days).total_seconds()
-    history = bars[bars[:, OPEN_TIME] < bars[-1, OPEN_TIME] - live_s, OPEN_TIME] if len(bars) else bars[:, OPEN_TIME]
+    history = bars[bars[:, OPEN_TIME] < history_end(bars[:, OPEN_TIME], grid, params.data.live_days), OPEN_TIME]
     n = len(np.unique(decision_grid.slots(history)))
     quoted = np.isfinite(bars[:, HALF_SPREAD])
     spread = bars[quoted, HALF_SPREAD]
     stamps = report.clean["open_time"]
+    read_as = getattr(source, "read_as", None)
     return Checked(
-        file=str(path),
+        file=str(path) if isinstance(path, Path) else ", ".join(map(str, path)),
         symbol=name if symbol else None,
         timeframe=grid.timeframe,
         decision_timeframe=decision_grid.timeframe,
+        read_as=None if read_as is None else read_as.to_dict(),
+        read_as_text=f"read as: bars of {grid.timeframe}, {len(frame):,} rows"
+        if read_as is None
+        else read_as.describe(),
         rows=report.rows,
         first=stamps.iloc[0].isoformat() if len(stamps) else None,
         last=stamps.iloc[-1].isoformat() if len(stamps) else None,
@@ -153,9 +180,12 @@ def check(
         floor=params.data.quality_floor,
         parts=score_parts(report),
         quarantined={str(reason): int(n) for reason, n in report.quarantined["reason"].value_counts().items()},
-        flagged={name: report.counts[name] for name in ("gaps", "missing", "disordered", "stale", "jumps")},
+        flagged={name: report.counts[name] for name in FLAGGED},
+        flags=[one.to_dict() for one in report.flags],
+        blocked=report.blocked,
         gaps=longest_gaps(report.gaps),
         sessions=grid.calendar.describe(),
+        no_bar="no-trade" if grid.no_trade else "missing",
         recorded=sorted(given),
         context_read_as=[
             *(read_context_file(file).read_as for file in context if not file.is_dir()),
@@ -172,6 +202,7 @@ def check(
         history_bars=n,
         families={family: training(family, given, n, params) for family in FAMILIES},
         against=None if against is None else difference(report.clean, grid, against, name, at, params),
+        home=None if held is None else f"this home holds {held.describe()}",
     )
 
 
@@ -182,16 +213,14 @@ def embargoed(windows: Sequence[Window], opens: Floats) -> str:
     return f"{len(windows):,} windows{until}; {shut:,} of {len(opens):,} bars inside: nothing is opened there"
 
 
-def difference(
-    clean: pd.DataFrame, grid: Grid, against: Path, symbol: str, at: datetime, params: Params
-) -> Difference:
+def difference(clean: pd.DataFrame, grid: Grid, against: Path, symbol: str, at: datetime, params: Params) -> Difference:
     """Return how the clean bars of a file differ from those of another file of the same market (D5).
 
     Both are compared on the coarser of their timeframes. Raises as `check`.
     """
     other = make_source("files", path=against)
     theirs = other.fetch(symbol, as_of=at, ingested_at=at)
-    their_grid = infer_grid(to_matrix(theirs)[:, OPEN_TIME])
+    their_grid = grid_of_file(other, theirs, None)
     shared = max(grid, their_grid, key=lambda each: each.step_s)
     found = cross_source_divergence(
         _coarser(clean, grid, shared),
@@ -259,11 +288,14 @@ def training(family: str, given: set[str], history_bars: int, params: Params) ->
     # a field that no series was given for is spare, not lacking
     columns = tuple(name for name in columns if name not in SERIES_COLUMNS or name not in lacking)
     absent = {name: lacking[name] for name in columns if name in lacking}
-    warm = max(0, history_bars - int(FEATURES.warmup.max()))
-    scored = int(warm * (1 - params.splits.min_train_fraction))
-    least = params.gate.min_events
+    warm, fraction, least = int(FEATURES.warmup.max()), params.splits.min_train_fraction, params.gate.min_events
+    scored = int(max(0, history_bars - warm) * (1 - fraction))
     if scored < least:
-        explanation = f"too short: at most {scored:,} rows to score, the gate needs {least:,}"
+        enough = warm + int(np.ceil(least / (1 - fraction)))
+        explanation = (
+            f"too short: at most {scored:,} rows to score, the gate needs {least:,}; {enough:,} bars of history "
+            f"suffice, these are {history_bars:,}"
+        )
     elif family in ROWS_ARE_EVENTS:
         explanation = "yes, if it holds enough events"
     else:

@@ -13,7 +13,7 @@ from pipelines.data.alignment import align
 from pipelines.data.bar_clock import clocked
 from pipelines.data.quality import assess
 from pipelines.data.schemas import to_matrix
-from pipelines.data.sessions import grids_of, infer_grid
+from pipelines.data.sessions import grids_of, market_grid
 from pipelines.data.sources import make_source
 from pipelines.data.symbols import parse_symbol
 from pipelines.data.timeframes import decision_timeframe, resample
@@ -70,7 +70,7 @@ def of_file(path: Path, symbol: str | None, context: list[Path], params: Params,
     name = parse_symbol(symbol or "UNNAMED/USD")
     source = make_source("files", path=path)
     frame = source.fetch(name, as_of=at, ingested_at=at)
-    base_grid = infer_grid(to_matrix(frame)[:, OPEN_TIME])
+    base_grid = market_grid(frame)
     base = to_matrix(assess(frame, base_grid, at).clean)
     grid = base_grid.at(decision_timeframe(base_grid.timeframe, params.data.decision_timeframe))
     decision = resample(base, base_grid, grid)

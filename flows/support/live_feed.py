@@ -6,16 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from flows.support.holdings import held_bars, held_market, overlap
 from flows.support.installation import Installation, now
-from flows.support.market_access import market_records, market_source
-from flows.support.progress import track
-from pipelines.contracts import DAY_S, OPEN_TIME, Decision, Floats, utc
+from flows.support.market_access import grid_of_market, history_end, market_records, market_source
+from flows.support.progress import report_progress, track
+from pipelines.contracts import OPEN_TIME, Decision, Floats, utc
 from pipelines.costs import costs_of, funding_rates, venue_of
 from pipelines.data import schemas
 from pipelines.data.alignment import known_between
 from pipelines.data.quality import assess
+from pipelines.data.readers.reading import FileOptions
 from pipelines.data.series import SeriesFile
-from pipelines.data.sessions import infer_grid
 from pipelines.data.sources import Records
 from pipelines.data.timeframes import Grid, decision_timeframe
 from pipelines.errors import NotEnoughData, StateError
@@ -28,39 +29,59 @@ def live_tail(
     installation: Installation,
     source: str,
     symbol: str,
-    path: str | None,
+    path: str | list[str] | None,
     since: datetime | None = None,
     context: Sequence[str] = (),
     series: Sequence[SeriesFile] = (),
+    sessions: str | None = None,
+    options: FileOptions | None = None,
 ) -> tuple[datetime, Floats, Records]:
     """Return (end of the history, base bars (n, 9) after it, all records known now).
 
-    The tail is the simulator's live days, or the last data.live_days of a file or exchange.
+    The tail is the simulator's live days, or the last data.live_days trading days of a file or exchange; where the
+    service has begun, everything it has not seen.
 
     since    first bar requested from an exchange; None = data.retention_days ago
     context  files of context next to the bars, or the folder of a recorded book; series: files of named series
-    Raises   NotEnoughData where no history is left before the tail
+    sessions  when the market is open, as stated; options: what files do not show
+    Raises   NotEnoughData where no history is left before the tail; as grid_of_market for another market than the held
     """
-    origin = market_source(installation, source, path, since)
+    origin = market_source(installation, source, path, since, options=options)
     frame = origin.fetch(symbol, as_of=now(), ingested_at=now())
     known = market_records(origin, symbol, context, now(), series)
-    bars = schemas.to_matrix(assess(frame, infer_grid(schemas.to_matrix(frame)[:, 0]), now()).clean)
-    live_days = installation.params.data.live_days
-    if source == "simulator":
-        cut = installation.params.simulator.start + timedelta(days=installation.params.simulator.history_days)
-    elif len(bars) == 0 or bars[-1, OPEN_TIME] - bars[0, OPEN_TIME] <= int(DAY_S) * (live_days + 1):
-        raise NotEnoughData(
-            f"{symbol}: {path or source} has {len(bars):,} usable bars, no history before the last {live_days} days, "
-            "which are for the live service. Give a longer file (or --days), or lower data.live_days in params.yaml."
-        )
-    else:
-        cut = utc(bars[-1, OPEN_TIME]) - timedelta(days=live_days)
-        cut = cut.replace(hour=0, minute=0, second=0, microsecond=0)
-    start = cut.timestamp()
+    grid = grid_of_market(installation.workspace, origin, symbol, frame, sessions)
+    bars = schemas.to_matrix(assess(frame, grid, now()).clean)
+    params, held = installation.params, held_market(installation.workspace)
+    begun = already_ingested(installation, symbol)
+    if held is not None and source == "files":
+        stored = held_bars(installation, held)
+        found = overlap(stored, bars)
+        report_progress(found.describe(past_is_taken=not begun))
+        bars = np.concatenate([stored, bars[found.new]])
+        bars = bars[np.argsort(bars[:, OPEN_TIME], kind="stable")]
     newest = installation.store.newest_bar(symbol)
-    if source == "exchange" and newest is not None and already_ingested(installation, symbol):
-        start = min(start, newest)  # the market went on while the service was stopped
-    return cut, bars[bars[:, OPEN_TIME] >= start], known
+    if source == "simulator":
+        cut = params.simulator.start + timedelta(days=params.simulator.history_days)
+    elif begun and newest is not None:
+        cut = utc(newest)  # the market went on while the service was stopped
+    else:
+        cut = utc(live_from(bars[:, OPEN_TIME], grid, params.data.live_days, symbol, str(path or source)))
+    return cut, bars[bars[:, OPEN_TIME] >= cut.timestamp()], known
+
+
+def live_from(opens: Floats, grid: Grid, live_days: int, symbol: str, where: str) -> float:
+    """Return history_end of a market's bars (n,).
+
+    Raises NotEnoughData where not one whole trading day is left before it, with the number of days that suffice.
+    """
+    cut = history_end(opens, grid, live_days)
+    if not len(opens) or cut <= opens[0]:
+        days = len(np.unique(grid.at("1d").slots(opens)))
+        raise NotEnoughData(
+            f"{symbol}: {where} has {len(opens):,} usable bars on {days:,} trading days, no history before the last "
+            f"{live_days}, which are for the live service. Give a longer file (or --days): {live_days + 2:,} days."
+        )
+    return cut
 
 
 def already_ingested(installation: Installation, symbol: str) -> bool:

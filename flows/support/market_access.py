@@ -4,29 +4,110 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
+from flows.support.holdings import held_market, require_same_market
 from flows.support.installation import Installation, now
 from flows.support.progress import report_progress
+from pipelines.contracts import Floats
+from pipelines.data.calendars import CALENDARS, named_calendar
 from pipelines.data.readers.context import merge_feeds
 from pipelines.data.readers.exchange import Backfill
+from pipelines.data.readers.reading import FileOptions
+from pipelines.data.schemas import epoch_seconds
 from pipelines.data.series import SeriesFile
-from pipelines.data.sources import MarketSource, Records, make_source, read_books_and_context
+from pipelines.data.sessions import market_grid
+from pipelines.data.sources import FileSource, MarketSource, Records, make_source, read_books_and_context
+from pipelines.data.symbols import parse_symbol
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadTimes, BadValues
 from pipelines.params import Params
 from pipelines.settings import Settings
 
 
 def market_source(
-    installation: Installation, source: str, path: str | None, since: datetime | None, venue: str | None = None,
-    market: str | None = None,
+    installation: Installation, source: str, path: str | list[str] | None, since: datetime | None,
+    venue: str | None = None, market: str | None = None, options: FileOptions | None = None,
 ) -> MarketSource:  # fmt: skip
     """Return the source of that name, ready to fetch.
 
-    path   of a recorded file; since: first bar requested from an exchange, None = data.retention_days ago
+    path   of recorded files; options: what they do not show
+    since  first bar requested from an exchange, None = data.retention_days ago
     venue, market  where a recorded file comes from; the other sources know it
     """
     plan = exchange_plan(installation.params, installation.settings, since) if source == "exchange" else None
-    file = Path(path) if path else None
-    return make_source(source, spec=installation.params.simulator, path=file, plan=plan, venue=venue, market=market)
+    files = [Path(each) for each in ([path] if isinstance(path, str) else path or [])]
+    return make_source(
+        source, spec=installation.params.simulator, path=files or None, plan=plan, venue=venue, market=market,
+        options=options,
+    )  # fmt: skip
+
+
+def grid_of_file(source: MarketSource, frame: pd.DataFrame, sessions: str | None) -> Grid:
+    """Return the grid of a source's bars by themselves: as stated, as the source knows it, or as the bars show it.
+
+    sessions  one of CALENDARS or a file of hours, as a person states it; None = not stated
+    """
+    read_as = source.read_as if isinstance(source, FileSource) else None
+    calendar = named_calendar(sessions) if sessions else None
+    if read_as is None:
+        return market_grid(frame, calendar)
+    return market_grid(frame, calendar, read_as.timeframe, read_as.no_bar == "no-trade")
+
+
+def grid_of_market(
+    workspace: Path, source: MarketSource, symbol: str, frame: pd.DataFrame, sessions: str | None
+) -> Grid:
+    """Return the grid of a market: the one on which the installation of this workspace holds it, else that of the bars.
+
+    Raises  as require_same_market, if the bars are of another market, timeframe or grid; BadValues for other sessions
+    """
+    held, grid = held_market(workspace), grid_of_file(source, frame, sessions)
+    if held is None:
+        return grid
+    require_same_market(held, parse_symbol(symbol), grid, epoch_seconds(frame["open_time"]))
+    if sessions and grid.calendar != held.grid.calendar:
+        raise BadValues(
+            f"--sessions {sessions}: this home holds {held.describe()}, {held.grid.calendar.describe()}. Leave the "
+            "option out, or begin another home: BELLWETHER_HOME=FOLDER bellwether run …"
+        )
+    return held.grid
+
+
+def check_offer(
+    workspace: Path, source: str, symbol: str, paths: Sequence[Path], sessions: str | None, options: FileOptions
+) -> None:
+    """Raise if this installation holds another market than is offered; without a snapshot nothing is read.
+
+    Raises  as grid_of_market, and as the files source
+    """
+    held = held_market(workspace)
+    require_same_market(held, symbol)
+    if held is not None and paths:
+        origin = make_source(source, path=paths, options=options)
+        frame = origin.fetch(symbol, as_of=now(), ingested_at=now())
+        grid_of_market(workspace, origin, symbol, frame, sessions)
+
+
+def resolved_sessions(stated: str | None) -> str | None:
+    """Return --sessions as other processes can read it: a name, or the whole path of a file. Raises if neither."""
+    if stated is None or stated in CALENDARS:
+        return stated
+    named_calendar(stated)
+    return str(Path(stated).resolve())
+
+
+def history_end(opens: Floats, grid: Grid, live_days: int) -> float:
+    """Return the open of the trading day from which on bars are for the live service, epoch seconds; NaN without a bar.
+
+    opens  (n,) of all bars, ascending: the live service has the last `live_days` trading days before that of the last
+           bar, and that one
+    """
+    if len(opens) == 0:
+        return np.nan
+    days = grid.at("1d")
+    return float(days.opens(days.slots(opens[-1:]) - live_days)[0])
 
 
 def market_records(
@@ -72,6 +153,6 @@ def requested_since(source: str, days: int | None, since: datetime | None, live_
     if first > days_ago(live_days + 1):
         raise BadTimes(
             f"from {first:%F %H:%M} UTC on there is no history before the last {live_days} days, which are for the "
-            "live service. Request more days, or lower data.live_days in params.yaml."
+            "live service. Request more days."
         )
     return first

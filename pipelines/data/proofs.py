@@ -3,18 +3,18 @@
 Each finding is a Flag with place, size and cause, or a refusal where no use of the bars would be honest.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
 import pandas as pd
 
-from pipelines.contracts import Bools, Floats, Ints, JsonObject
+from pipelines.contracts import Bools, Floats, Ints
+from pipelines.data.findings import Flag, flag
 from pipelines.data.schemas import AMOUNTS, PRICES
 from pipelines.errors import BadColumns, BadValues
 
-PLACES = 10  # moments and sizes that a flag names
 CONSTANT_BARS = 50  # bars in which an amount above 0 may be the same by chance; one of 0 needs two
 SURE = 0.98  # share of rows that prove an order of prices
 FEW_ROWS = 10
@@ -31,42 +31,6 @@ NOISE_BARS = 60  # bars on each side whose moves are a split's noise
 LEAST_SIDE = 3
 NOISE_SD, LEAST_NOISE, MOST_NOISE = 3.0, 0.02, 0.1  # noise in robust sd of a move, and its limits as log returns
 SD_OF_MAD = 1.4826  # robust sd of normal moves = this x median |move|
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """Hold what a check found.
-
-    code     what it is: a reason of quality.REASONS, or GAP, STALE, JUMP, SPLIT, SHUT, HOLIDAY, MOVED_WITHOUT_VOLUME,
-             NOT_RECORDED
-    rows     how many bars (gaps, days, columns) it concerns
-    moments  open times of the first PLACES of them, ISO 8601 UTC
-    sizes    how large each of these is, in `unit`
-    cause    what it most likely is, and what cures it
-    """
-
-    code: str
-    rows: int
-    moments: tuple[str, ...]
-    sizes: tuple[float, ...]
-    unit: str
-    cause: str
-
-    def to_dict(self) -> JsonObject:
-        """Return this as JSON types."""
-        return {**asdict(self), "moments": list(self.moments), "sizes": list(self.sizes)}
-
-
-def flag(code: str, opens: pd.Series, sizes: Floats, unit: str, cause: str) -> Flag | None:
-    """Return the flag of rows that open at `opens` (n,) with these sizes (n,); None without a row.
-
-    A time that is not there is the moment 'NaT', a size that is not finite NaN
-    """
-    if len(opens) == 0:
-        return None
-    first = opens.iloc[:PLACES]
-    moments = tuple("NaT" if pd.isna(moment) else moment.isoformat() for moment in first)
-    return Flag(code, len(opens), moments, tuple(float(size) for size in sizes[:PLACES]), unit, cause)
 
 
 def not_recorded(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Flag]]:
@@ -120,8 +84,8 @@ def _check_order(prices: Floats) -> None:
                 f"what is named {names}. Rename them."
             )
     raise BadColumns(
-        f"high is below low in {int(below.sum()):,} of {len(prices):,} bars, and no order of the four price columns fits "
-        "open, high, low, close. Check which columns they are."
+        f"high is below low in {int(below.sum()):,} of {len(prices):,} bars, and no order of the four price columns "
+        "fits open, high, low, close. Check which columns they are."
     )
 
 
@@ -136,9 +100,9 @@ def _check_places(prices: Floats) -> None:
     if step is None or middle <= 0.0 or step / middle < COARSE:
         return
     raise BadValues(
-        f"{len(values)} distinct price{'s' * (len(values) > 1)} in {len(prices):,} bars, one step is {step / middle:.0%}: "
-        f"prices near {middle:g} were written with too few places ({-round(np.log10(step))}). Returns would be steps of "
-        "the format. Export them with all their places."
+        f"{len(values)} distinct price{'s' * (len(values) > 1)} in {len(prices):,} bars, one step is "
+        f"{step / middle:.0%}: prices near {middle:g} were written with too few places ({-round(np.log10(step))}). "
+        "Returns would be steps of the format. Export them with all their places."
     )
 
 
@@ -186,8 +150,8 @@ def splits(clean: pd.DataFrame) -> list[Split]:
     """Return the moves to 1/n, or to n times, of the price (within its noise) while volume goes the other way.
 
     clean   ascending bars, schemas.BARS. A move is of a split if the price changed by a factor of FACTORS within its
-            noise and the usual volume of NEAR_BARS on both sides by the same within its error. Where volume shows neither
-            a split nor none, it may be one by its price alone: `volume` is None
+            noise and the usual volume of NEAR_BARS on both sides by the same within its error. Where volume shows
+            neither a split nor none, it may be one by its price alone: `volume` is None
     """
     opened, close, volume = (clean[name].to_numpy() for name in ("open", "close", "volume"))
     if len(close) < 2 * LEAST_SIDE:
@@ -248,7 +212,7 @@ def split_flag(clean: pd.DataFrame, found: Sequence[Split], allowed: bool) -> Fl
         f"{one.name} split on {clean['open_time'].iloc[one.row]:%F}: the price {fell} {share} of itself and volume is "
         f"{one.volume:.2g} times the usual one, as after a split: {took}"
     )
-    return flag("SPLIT", clean["open_time"].iloc[rows], np.array([split.factor for split in proved]), "factor", cause)
+    return flag("SPLIT", clean["open_time"].iloc[rows], np.array([split.factor for split in proved]), "for one", cause)
 
 
 def still(prices: Floats, volume: Floats) -> Bools:
@@ -256,12 +220,10 @@ def still(prices: Floats, volume: Floats) -> Bools:
 
     prices (n, 4) open, high, low, close in time order; volume (n,), NaN = not recorded
     """
-    filled = np.zeros(len(prices), dtype=bool)
-    if len(prices) > 1:
-        filled[1:] = (prices[1:] == prices[:-1, 3:4]).all(axis=1) & ~(volume[1:] > 0.0)
-    return filled
+    before = np.concatenate([prices[:1, 3], prices[:-1, 3]])  # before the first none is known: its own
+    return np.asarray((prices == before[:, np.newaxis]).all(axis=1) & ~(volume > 0.0))
 
 
-def listed(flags: Iterable[Flag | None]) -> tuple[Flag, ...]:
-    """Return the flags that are there."""
-    return tuple(one for one in flags if one is not None)
+def unproved(clean: pd.DataFrame, found: Sequence[Split]) -> list[str]:
+    """Return day and name of the splits that volume neither proves nor disproves."""
+    return [f"{clean['open_time'].iloc[one.row]:%F}: {one.name}" for one in found if one.volume is None]

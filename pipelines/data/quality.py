@@ -3,7 +3,7 @@
     score = (1 - missing / expected) (1 - quarantined / rows) (1 - disordered / rows) (1 - stale / clean)
 
 disordered = clean rows that came after a later one; stale = rows of `stale_bars` or more without any price change;
-missing = bars that should lie between the first and the last clean bar and do not come at all (a quarantined one came);
+missing = bars that should lie between the first and the last clean bar and do not come at all (a quarantined one did);
 expected = clean + missing. Bars that are only filled in while the market is shut are left out before anything is
 counted. Jumps are counted and flagged but do not lower the score: real markets jump. Training is blocked under the floor
 of params.yaml (`data.quality_floor`), and by a share split; this module measures, it does not block.
@@ -16,23 +16,33 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipelines.contracts import Bools, Floats, Ints
-from pipelines.data.calendars import WEEK
+from pipelines.contracts import Bools, Floats
+from pipelines.data.findings import (
+    CAUSES,
+    Flag,
+    disorder_flag,
+    gap_flag,
+    holiday_flag,
+    jump_flag,
+    listed,
+    moments_of,
+    quarantine_flags,
+    shut_flag,
+    stale_flag,
+)
 from pipelines.data.proofs import (
     SD_OF_MAD,
-    Flag,
     Split,
     check_prices,
-    flag,
-    listed,
     moved_without_volume,
     not_recorded,
     split_flag,
     splits,
     still,
+    unproved,
 )
-from pipelines.data.schemas import AMOUNTS, BARS, LAYOUT, PRICES, SPREAD, VALUES, check, epoch_seconds, stamps_of
-from pipelines.data.timeframes import HOLIDAY_DAYS, Grid
+from pipelines.data.schemas import AMOUNTS, BARS, LAYOUT, PRICES, SPREAD, VALUES, check, epoch_seconds
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadTimes, NotEnoughData
 from pipelines.params import QualityParams
 
@@ -40,20 +50,6 @@ Reasons = npt.NDArray[np.str_]
 RULES = QualityParams()  # where no params.yaml is at hand; the values of its `data.quality`
 JUMP_BLOCK = 240  # bars of the median by which a jump is measured
 LEAST_MOVES = 20  # of a first block, by whose own median its jumps are measured
-CAUSES = {
-    "NO_TIME": "a time is missing: find these rows in the source",
-    "NON_FINITE": "a price is missing or no number: find these rows in the source",
-    "NON_POSITIVE": "prices at or below zero: their returns are undefined here. Use an instrument above zero, or a "
-    "back-adjusted series with an offset. An amount below zero is an error of the source",
-    "OHLC_ORDER": "high is not the highest price or low not the lowest: an error of the source",
-    "TAKER_OVER_VOLUME": "takers bought more than was traded: an error of the source, or another unit",
-    "SPREAD": "ask under bid, or half_spread not below low: it is (ask - bid) / 2 in quote currency",
-    "FUTURE": "known after now: another unit or time zone, or bars that are not closed",
-    "OFF_GRID": "opens no bar of this market: shut then, or between two bars. Round the stamps, or state the hours with "
-    "--sessions",
-    "DUPLICATE": "the same bar again: the first stays",
-    "CONFLICT": "another bar of the same time: the first stays. Find out which is right",
-}  # reason of a quarantined row → what it most likely is, and what cures it
 REASONS = tuple(CAUSES)
 
 
@@ -65,8 +61,8 @@ class QualityReport:
     counts       checks → rows (gaps: number of gaps, missing: number of bars); every check is there, also at 0
     clean        satisfies schemas.BARS, ascending; an amount that nobody recorded is NaN
     quarantined  the refused rows as they came, index = row number in the input, last column `reason` (see REASONS)
-    flagged      clean rows to examine: open_time, flag (JUMP | STALE | SPLIT), size (robust sd of the move | run length |
-                 factor)
+    flagged      clean rows to examine: open_time, flag (JUMP | STALE | SPLIT), size (robust sd of the move | run
+                 length | factor)
     flags        everything found, with places, sizes and cause
     grid         where bars open and close, by which they are missing or not
     gaps         columns start, end (first missing and next present open_time), missing (bars)
@@ -106,15 +102,15 @@ def assess(
     frame = check(frame.reset_index(drop=True), LAYOUT)
     check_prices(frame)
     frame, unrecorded = not_recorded(frame)
-    order = np.argsort(_stamps(frame), kind="stable")  # equal times stay in the order they came; NaT last
-    rows = frame.iloc[order]
+    rows = _in_order(frame)
     shut = _shut(rows, grid)
-    filled, rows = rows[shut], rows[~shut]
+    filled, rows = rows[shut], _kept(rows, ~shut)
     reason = _impossible(rows, grid, as_of)
     reason = _copies(rows, reason)
 
     good = reason == ""
-    clean = rows[good].reset_index(drop=True)
+    usable = _kept(rows, good)
+    clean = usable.reset_index(drop=True)
     quarantined = rows[~good].assign(reason=reason[~good].astype(object)).sort_index()
     gaps = _gaps(clean, _came(rows, clean, grid), grid)
     found = splits(clean)
@@ -123,10 +119,12 @@ def assess(
     jumps = jumps[~jumps["open_time"].isin(split["open_time"])]
     flagged = pd.concat([stale, jumps, split], ignore_index=True).sort_values("open_time", kind="stable")
 
-    times = _stamps(rows[good].sort_index())  # good rows as they came: a stamp from the future disorders no other row
+    came = usable.sort_index()  # good rows as they came: a stamp from the future disorders no other row
+    times = _stamps(came)
     behind = times < np.maximum.accumulate(times)
     n, missing, disordered = len(rows), int(gaps["missing"].sum()), int(behind.sum())
-    counts = {name.lower(): int((reason == name).sum()) for name in REASONS}
+    refused = quarantined["reason"].value_counts()
+    counts = {name.lower(): int(refused.get(name, 0)) for name in REASONS}
     counts |= {"disordered": disordered, "gaps": len(gaps), "missing": missing, "stale": len(stale)}
     counts |= {"jumps": len(jumps), "splits": len(split), "shut": len(filled)}
     score = 0.0
@@ -136,14 +134,14 @@ def assess(
     flags = listed(
         (
             *unrecorded,
-            _shut_flag(filled, grid),
-            *_quarantine_flags(quarantined, grid),
-            _gap_flag(gaps, grid),
-            _holiday_flag(clean, grid),
-            _disorder_flag(rows[good].sort_index()[behind]),
-            _stale_flag(clean, stale),
+            shut_flag(filled, grid),
+            *quarantine_flags(quarantined, grid),
+            gap_flag(gaps, grid),
+            holiday_flag(clean, grid),
+            disorder_flag(came[behind]),
+            stale_flag(clean, stale),
             split_flag(clean, found, rules.allow_splits),
-            _jump_flag(jumps, clean, found),
+            jump_flag(jumps, unproved(clean, found)),
             moved_without_volume(clean),
         )
     )
@@ -160,6 +158,19 @@ def assess(
         flags,
         forbids[0] if forbids else None,
     )
+
+
+def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows by their time; equal times stay in the order they came, NaT last. Sorted ones are not copied."""
+    stamps = _stamps(frame)
+    if (stamps[1:] >= stamps[:-1]).all():  # False for NaT
+        return frame
+    return frame.iloc[np.argsort(stamps, kind="stable")]
+
+
+def _kept(rows: pd.DataFrame, kept: Bools) -> pd.DataFrame:
+    """Return the rows where `kept` (n,) is True; all of them without a copy."""
+    return rows if kept.all() else rows[kept]
 
 
 def _shut(rows: pd.DataFrame, grid: Grid) -> Bools:
@@ -184,7 +195,7 @@ def _came(rows: pd.DataFrame, clean: pd.DataFrame, grid: Grid) -> Floats:
 
 
 def _impossible(rows: pd.DataFrame, grid: Grid, as_of: datetime) -> Reasons:
-    """Return (n,) the first reason that makes a row impossible, "" if none; a NaN amount or spread means "not recorded"."""
+    """Return (n,) the first reason that makes a row impossible, "" if none; a NaN amount or spread was not recorded."""
     prices, amounts = rows[list(PRICES)].to_numpy(), rows[list(AMOUNTS)].to_numpy()
     opened, high, low, close = prices.T
     volume, _, taker = amounts.T
@@ -237,16 +248,11 @@ def _gaps(clean: pd.DataFrame, times: Floats, grid: Grid) -> pd.DataFrame:
     first_missing = grid.opens(grid.slots(times[before]) + 1)
     return pd.DataFrame(
         {
-            "start": _moments(first_missing),
-            "end": _moments(times[before + 1]),
+            "start": moments_of(first_missing),
+            "end": moments_of(times[before + 1]),
             "missing": missing[before],
         }
     )
-
-
-def _moments(seconds: Floats) -> pd.Series:
-    """Return epoch seconds (n,) as stamps, to the microsecond."""
-    return pd.Series(stamps_of(np.rint(seconds * 1e6).astype(np.int64)))
 
 
 def _stale(clean: pd.DataFrame, least: int) -> pd.DataFrame:
@@ -287,95 +293,6 @@ def _split_rows(clean: pd.DataFrame, found: list[Split]) -> pd.DataFrame:
     proved = [split for split in found if split.volume is not None]
     opens = clean["open_time"].iloc[[split.row for split in proved]]
     return pd.DataFrame({"open_time": opens, "flag": "SPLIT", "size": [split.factor for split in proved]})
-
-
-def _shut_flag(filled: pd.DataFrame, grid: Grid) -> Flag | None:
-    """Return the flag of bars filled in while the market is shut; sizes are hours."""
-    if filled.empty:
-        return None
-    seconds = _seconds(filled)
-    weeks = np.unique(np.floor(seconds / WEEK), return_counts=True)[1]
-    hours = float(np.median(weeks)) * grid.step_s / 3600
-    cause = (
-        f"{hours:g} h every week without a move or volume: the market is shut then ({grid.calendar.describe()}). These "
-        "bars were filled in and are left out"
-    )
-    return flag("SHUT", filled["open_time"], np.full(len(filled), grid.step_s / 3600), "h", cause)
-
-
-def _quarantine_flags(quarantined: pd.DataFrame, grid: Grid) -> list[Flag | None]:
-    """Return a flag for each reason rows are quarantined for, most rows first; sizes are of what is wrong."""
-    made = []
-    for reason in quarantined["reason"].value_counts().index:
-        rows = quarantined[quarantined["reason"] == reason]
-        size, unit = _size(str(reason), rows, grid)
-        made.append(flag(str(reason), rows["open_time"], size, unit, CAUSES.get(str(reason), str(reason).lower())))
-    return made
-
-
-def _size(reason: str, rows: pd.DataFrame, grid: Grid) -> tuple[Floats, str]:
-    """Return how wrong quarantined rows are (n,), and its unit: of times seconds, of prices and amounts the value."""
-    if reason == "OFF_GRID":
-        seconds = _seconds(rows)
-        return seconds - grid.holding(seconds), "s after the last open of a bar; nan: shut"
-    if reason == "NON_POSITIVE":
-        return np.asarray(rows[[*PRICES, *AMOUNTS]].min(axis=1).to_numpy(np.float64)), "lowest value"
-    if reason == "SPREAD":
-        return rows[SPREAD].to_numpy(np.float64), "half_spread"
-    if reason == "TAKER_OVER_VOLUME":
-        return (rows["taker_buy_volume"] / rows["volume"]).to_numpy(np.float64), "share of volume"
-    return rows["close"].to_numpy(np.float64), "close"
-
-
-def _gap_flag(gaps: pd.DataFrame, grid: Grid) -> Flag | None:
-    """Return the flag of gaps; sizes are missing bars."""
-    longest = int(gaps["missing"].max()) if len(gaps) else 0
-    cause = (
-        f"bars that should have come and did not, at most {longest:,} in a row: fetch them; if nothing was traded then, "
-        f"state --no-bar no-trade; if the market is shut then, state --sessions (taken now: {grid.calendar.describe()})"
-    )
-    return flag("GAP", gaps["start"], gaps["missing"].to_numpy(np.float64), "missing bars", cause)
-
-
-def _holiday_flag(clean: pd.DataFrame, grid: Grid) -> Flag | None:
-    """Return the flag of trading days without a bar that are taken as holidays; sizes are 1 day each."""
-    if grid.calendar.always_open or grid.no_trade or len(clean) < 2:
-        return None
-    days = grid.at("1d")
-    present: Ints = np.unique(days.slots(_seconds(clean)))
-    between = np.diff(present) - 1
-    taken = np.flatnonzero((between > 0) & (between <= HOLIDAY_DAYS))
-    if len(taken) == 0:
-        return None
-    absent = np.concatenate([np.arange(present[i] + 1, present[i + 1]) for i in taken])
-    cause = f"trading days without a single bar, at most {HOLIDAY_DAYS} in a row: holidays, not missing"
-    return flag("HOLIDAY", _moments(days.opens(absent)), np.ones(len(absent)), "day", cause)
-
-
-def _disorder_flag(rows: pd.DataFrame) -> Flag | None:
-    """Return the flag of rows that came after a later one."""
-    cause = "these rows came after a later one and were sorted: files in another order, or two of them mixed"
-    return flag("DISORDERED", rows["open_time"], np.ones(len(rows)), "row", cause)
-
-
-def _stale_flag(clean: pd.DataFrame, stale: pd.DataFrame) -> Flag | None:
-    """Return the flag of standstills, one place a run; sizes are their bars."""
-    at = stale.index.to_numpy()
-    starts = stale[np.r_[True, np.diff(at) > 1]] if len(at) else stale
-    cause = (
-        f"{len(stale):,} bars whose prices all equal the close before: a feed that stood still, or filled in. Leave them "
-        "out, or fetch them again; if the market is shut then, state --sessions"
-    )
-    return flag("STALE", starts["open_time"], starts["size"].to_numpy(np.float64), "bars in a run", cause)
-
-
-def _jump_flag(jumps: pd.DataFrame, clean: pd.DataFrame, found: list[Split]) -> Flag | None:
-    """Return the flag of jumps; sizes are robust standard deviations."""
-    likely = [f"{clean['open_time'].iloc[one.row]:%F}: {one.name}" for one in found if one.volume is None]
-    cause = "moves far over the usual one; markets jump, so they lower no score. Compare another source with --against"
-    if likely:
-        cause += f". As large as a share split, which no volume proves or disproves: {', '.join(likely[:3])}"
-    return flag("JUMP", jumps["open_time"], jumps["size"].to_numpy(np.float64), "robust sd", cause)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def _known_after_open(frame: Any) -> Any:
 
 def _inside_range(frame: Any) -> Any:
     """Return (n,): whether open and close lie between low and high."""
-    body_high, body_low = frame[["open", "close"]].max(axis=1), frame[["open", "close"]].min(axis=1)
+    body_high, body_low = np.maximum(frame["open"], frame["close"]), np.minimum(frame["open"], frame["close"])
     return (frame["high"] >= body_high) & (frame["low"] <= body_low)
 
 

@@ -349,13 +349,14 @@ def known_at(as_of: datetime, books: Books | None, feed: ContextFeed | None) -> 
 
 def check_request(
     name: str,
-    path: Path | None,
+    paths: Path | Sequence[Path] | None,
     symbol: str | None,
     spec: SimulatorParams | None = None,
     plan: Backfill | None = None,
     context: Sequence[Path] = (),
     venue: str | None = None,
     market: str | None = None,
+    options: FileOptions | None = None,
 ) -> None:
     """Raise at once, without reading a bar, the errors that make_source and fetch would raise later.
 
@@ -369,16 +370,17 @@ def check_request(
     for file in context:
         if not file.exists():
             raise UnreadableFile(f"{file}: no such file or folder of context. Check --context.")
-    if name == "simulator" and path is None and venue is None and market is None:
+    files_given = [paths] if isinstance(paths, Path) else list(paths or ())
+    if name == "simulator" and not files_given and venue is None and market is None:
         if symbol is not None and spec is not None:
             SimulatorSource(spec).own(symbol)
         return
-    make_source(name, spec=spec, path=path, plan=plan, venue=venue, market=market)
+    make_source(name, spec=spec, path=files_given or None, plan=plan, venue=venue, market=market, options=options)
     if name == "exchange" and plan is not None:
         if symbol is None:
             raise BadValues("an exchange has many symbols. Name one, e.g. --symbol BTC/USDT.")
         plan.check()
-    if path is not None:
+    for path in files_given:
         files.check_path(path)
         if symbol is None:
             raise BadValues(f"{path}: no file names its symbol. Give it, e.g. --symbol BTC/USDT.")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, OPEN_TIME, Arrays, Bools, Floats
+from pipelines.contracts import CLOSE, OPEN_TIME, Arrays, Bools, Floats, Ints
 from pipelines.costs import (
     NO_FUNDING,
     Costs,
@@ -28,7 +28,7 @@ from pipelines.costs import (
 from pipelines.data.embargo import Window, inside, windows_in
 from pipelines.data.sessions import grids_of
 from pipelines.data.timeframes import Grid
-from pipelines.errors import BadShape, NotEnoughData, StateError
+from pipelines.errors import BadShape, StateError
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.horizon import horizon_labels
@@ -36,6 +36,7 @@ from pipelines.labels.misses import miss_atr
 from pipelines.labels.patterns import pattern_labels
 from pipelines.labels.returns import return_labels
 from pipelines.labels.weights import average_uniqueness
+from pipelines.models.gaps import DECISIONS, broken
 from pipelines.params import Params
 from pipelines.signals.events import Events, event_rows, events, traditional_events
 from pipelines.signals.regimes import market_state
@@ -69,6 +70,11 @@ class Sources:
     def closes(self) -> Floats:
         """Return (m,) epoch seconds of the decision bars' closes."""
         return self.grid.closes(self.decision[:, OPEN_TIME])
+
+    @property
+    def missing(self) -> Ints:
+        """Return (m,) decision bars missing just before each."""
+        return np.concatenate([[0], self.grid.missing(self.decision[:, OPEN_TIME])])
 
 
 def read_sources(folder: Path) -> Sources:
@@ -105,18 +111,12 @@ def read_funding(folder: Path, meta: Mapping[str, Any]) -> Floats:
 def event_labels(sources: Sources, params: Params) -> Labels:
     """Return the validator's labels: eligible ICT events, and whether the target came before the stop.
 
-    Raises  NotEnoughData if no event is eligible and resolved
+    None may be eligible and resolved: the families that read no events are trained all the same.
     """
     found = events(sources.features, sources.signals)
     rows = event_rows(sources.features, sources.signals, found)
     outcome = _resolve(sources, found, params)
-    labelled, paid = outcome.labelled, sources.costs(params).describe()
-    if not labelled.any():
-        raise NotEnoughData(
-            f"{len(found.index)} events on {len(sources.decision):,} {sources.grid.timeframe} bars, none with a target "
-            f"of at least {params.labels.min_target_to_cost} × the cost of a round trip ({paid}); use a coarser "
-            "data.decision_timeframe, or name the venue with --venue and --market if it is another"
-        )
+    labelled = outcome.labelled
     volatility = VALIDATOR_COLUMNS.index("volatility_regime")
     return {
         "columns": np.array(VALIDATOR_COLUMNS),
@@ -164,6 +164,19 @@ LABELS: dict[str, Callable[[Sources, Params], Labels]] = {
 }
 
 
+READ_BY = {"events": "validator", "returns": "regime"}  # labels that do not have the name of the family they are of
+
+
+def without_broken_rows(labels: Labels, name: str, sources: Sources) -> tuple[Labels, int]:
+    """Return labels without the rows that the live service would not read, and how many these are.
+
+    name   of LABELS; a row is left out while missing bars break a window of its family (models.gaps)
+    """
+    keep = ~broken(sources.missing, READ_BY.get(name, name))[np.searchsorted(sources.closes, labels["known"])]
+    rows = {each: values[keep] for each, values in labels.items() if each != "columns"}
+    return {each: rows.get(each, values) for each, values in labels.items()}, int((~keep).sum())
+
+
 def traditional_record(sources: Sources, params: Params) -> dict[str, float | None]:
     """Return what tier 3 judges the traditional consensus by.
 
@@ -172,6 +185,8 @@ def traditional_record(sources: Sources, params: Params) -> dict[str, float | No
     miss_atr   what the others returned, see labels.misses.miss_atr; None where no event missed its target
     """
     found = traditional_events(sources.features, sources.signals)
+    whole = ~broken(sources.missing, DECISIONS)[found.index]
+    found = Events(found.index[whole], found.direction[whole], found.kind[whole], found.atr[whole])
     outcome = _resolve(sources, found, params)
     of = outcome.labelled
     gross_bps = outcome.gross_bps + outcome.target_cost_bps - outcome.cost_bps  # as `models.validator.expected_miss`

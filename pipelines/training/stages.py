@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of
     bootstrap()
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ from pipelines.data.embargo import inside, to_json, windows_in
 from pipelines.data.series import ages_of, names_of, series_in
 from pipelines.data.sessions import grid_of, grids_of
 from pipelines.data.timeframes import Grid
-from pipelines.errors import UnknownName
+from pipelines.errors import NOT_ENOUGH_DATA, NotEnoughData, UnknownName
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.params import Params
 from pipelines.settings import load_params
@@ -43,6 +44,10 @@ from pipelines.versioning import data_hash
 from pipelines.warm_start import write_warm_start
 
 OUT = Path("artifacts")
+# rows of the first training window before its purged tail, under which a family is not fitted (its LEAST_ROWS) …
+FIRST_ROWS = {"validator": 50, "pattern": 200, "regime": 500, "predictor": 200}
+LEAST_KNOWN = 500  # … of a family that states none
+FIRST_SHARE = 0.75  # … and the share of the window that lies before that tail
 
 
 def log_line(line: str) -> None:
@@ -133,13 +138,14 @@ def build_features(params: Params) -> None:
 def build_labels(params: Params) -> None:
     """Compute the outcomes of each family's rows, in files that serving never reads."""
     from pipelines.signals.events import events
-    from pipelines.training.labelling import LABELS, read_sources, traditional_record
+    from pipelines.training.labelling import LABELS, read_sources, traditional_record, without_broken_rows
 
     sources, out = read_sources(OUT / "features"), ensure_folder(OUT / "labels")
     for name, label in LABELS.items():
-        labels = label(sources, params)
+        labels, left_out = without_broken_rows(label(sources, params), name, sources)
         np.savez(out / f"{name}.npz", allow_pickle=False, **labels)
-        log_line(f"labels: {len(labels['known']):,} rows of {name}")
+        gone = f", {left_out:,} left out, whose windows have missing bars" if left_out else ""
+        log_line(f"labels: {len(labels['known']):,} rows of {name}{gone}")
     if sources.windows:
         shut = int(inside(sources.closes[events(sources.features, sources.signals).index], sources.windows).sum())
         log_line(f"labels: {shut:,} events inside {len(sources.windows):,} windows of the calendar are left out")
@@ -173,11 +179,34 @@ def fit_family(family: str, params: Params) -> None:
     embargo = embargo_seconds(params, grids_of(meta)[0])
     chosen = model_family(family)
     data = chosen.dataset(OUT, params)
-    digest = train(
-        chosen, data, ensure_folder(OUT / family), params, context, embargo, log_line,
-        reference_of_history(OUT / "features", float(data.ended.max()), params),
-    )  # fmt: skip
+    enough = sufficient_bars(family, len(data), params)
+    too_short = "" if enough is None else f"; {enough}"
+    if int(len(data) * (1 - params.splits.min_train_fraction)) < params.gate.min_events:
+        raise NotEnoughData(f"{family}: {len(data):,} labelled rows, too few for the gate{too_short}")
+    try:
+        digest = train(
+            chosen, data, ensure_folder(OUT / family), params, context, embargo, log_line,
+            reference_of_history(OUT / "features", float(data.ended.max()), params),
+        )  # fmt: skip
+    except NotEnoughData as error:
+        raise NotEnoughData(f"{family}: {error}{too_short}") from error
     log_line(f"{family}: bundle {digest[:12]}")
+
+
+def sufficient_bars(family: str, rows: int, params: Params) -> str | None:
+    """Return in words how many bars of history suffice for the first fold and for the gate; None without a row.
+
+    rows   labelled ones in the bars there are, which show how many bars a row takes
+    """
+    bars = len(np.load(OUT / "features" / "decision.npy", mmap_mode="r"))
+    warm = min(int(FEATURES.warmup.max()), bars)
+    if rows == 0 or bars == warm:
+        return None
+    bars_a_row, first = (bars - warm) / rows, params.splits.min_train_fraction
+    gate = params.gate.min_events / (1 - first) * bars_a_row
+    embargo = max(params.labels.horizon_bars, int(FEATURES.warmup.max()), int(SIGNALS.warmup.max()))
+    fold = ((FIRST_ROWS.get(family, LEAST_KNOWN) * bars_a_row + embargo) / FIRST_SHARE + embargo) / first
+    return f"{warm + math.ceil(max(gate, fold)):,} bars of history suffice at this rate of rows, these are {bars:,}"
 
 
 def pair(family: str, through: float, params: Params) -> None:
@@ -253,4 +282,8 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except NotEnoughData as too_few:
+        log_line(str(too_few))
+        sys.exit(NOT_ENOUGH_DATA)

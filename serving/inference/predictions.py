@@ -166,7 +166,7 @@ def _with_vote(answer: ModelAnswer, slot: Slot, phase: str | None) -> ModelAnswe
 
 def _not_applicable(slot: Slot, symbol: Symbol, raised: Events | None) -> str | None:
     """Return why this model is not used at this close; None if it is."""
-    if raised is None:
+    if raised is None or symbol.waits_of(slot.family) is not None:
         return "WARMING_UP"
     return market_mismatch(slot, symbol) or (
         "NO_EVENT" if slot.family == DECISION_FAMILY and len(raised) == 0 else None

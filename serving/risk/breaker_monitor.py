@@ -68,7 +68,10 @@ def account_inputs(account: Account) -> BreakerInputs:
 
 
 def outage_inputs(symbol: Symbol, now: datetime) -> BreakerInputs:
-    """Return the decision bars that should have closed by now on a symbol that was fed live, closures left out."""
+    """Return the decision bars that should have closed by now on a symbol that was fed live, closures left out.
+
+    None is missing where no bar means no trade: silence is no outage there; the limit on the age of data still holds.
+    """
     last = symbol.closed.close_time
     missing = float(symbol.grid.overdue(float(symbol.closed.bar[OPEN_TIME]), now.timestamp()))
     return BreakerInputs(f"{symbol.name}, last bar closed {utc(last):%F %H:%M} UTC", missing_bars=missing)

@@ -1,9 +1,9 @@
 """Hold the live state of one symbol: base bars in, closed decision bars out, each with its features and signals.
 
 It starts from the warm start of a data version and continues with the bars observed since, so its rows equal those of a
-batch run over the whole history (L2). A missing decision bar is skipped as in training, and the symbol is WARMING_UP
-until the gap has left every window. While the market is regularly closed (the weekly pattern of its history, see
-`pipelines.warm_start`) no bar is missing; a holiday is a gap.
+batch run over the whole history (L2). A missing decision bar is skipped as in training, and whatever reads a window
+that the gap has broken is WARMING_UP until it has left it (`pipelines.models.gaps`). While the market is closed by its
+calendar, on a holiday, and where no bar means no trade, no bar is missing.
 """
 
 from collections.abc import Callable
@@ -30,6 +30,7 @@ from pipelines.contracts import (
     ContextFeed,
     Floats,
     History,
+    Ints,
     utc,
 )
 from pipelines.costs import Costs, costs_of, stop_cost_bps, target_cost_bps
@@ -39,6 +40,7 @@ from pipelines.data.series import ages_of
 from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.features.catalog import FEATURES
+from pipelines.models.gaps import DECISIONS, memory, waits
 from pipelines.params import CostParams
 from pipelines.signals.catalog import SIGNALS
 from pipelines.store import packed, unpacked
@@ -46,7 +48,6 @@ from pipelines.warm_start import WarmStart
 
 CLOCK_SKEW = timedelta(seconds=5)  # how far a sender's clock may be ahead of ours
 ROOM = 8  # times RETAINED_BARS: rows written before the newest are copied to a new buffer
-WARMUP_BARS = int(max(FEATURES.warmup.max(), SIGNALS.warmup.max()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,9 @@ class Symbol:
         self.history = warm.history  # the newest closed bars, input of models over many bars; the last is `closed`
         self.books, self.feed = warm.books, warm.feed
         self.closed = _newest(warm.history, self.grid)
-        self.warming_up = 0  # decision bars until rows are complete again
-        self._gap = ""
+        self._missing = _missing_before(warm)
+        self.waiting = waits(self._missing)  # reader (a family, or DECISIONS) → decision bars until it may be read
+        self._gap = "missing bars in its history"
 
     def costs(self, params: CostParams) -> Costs:
         """Return the costs of this market, by the venue its data version names."""
@@ -108,9 +110,13 @@ class Symbol:
     @property
     def reason(self) -> str | None:
         """Return why decisions on this symbol must wait; None if they need not."""
-        if not self.warming_up:
+        return self.waits_of(DECISIONS)
+
+    def waits_of(self, reader: str) -> str | None:
+        """Return why a family, or DECISIONS, must not be read at this close; None if it may."""
+        if reader not in self.waiting:
             return None
-        return f"WARMING_UP: {self.warming_up} of {WARMUP_BARS} bars to go after {self._gap}"
+        return f"WARMING_UP: {self.waiting[reader]} bars to go after {self._gap}"
 
     def validate_new(self, rows: Floats, now: datetime, stored: Callable[[float, float], Floats]) -> Floats:
         """Check bars before anything is stored; return those that are new (the others are stored already, identical).
@@ -196,15 +202,15 @@ class Symbol:
         """Process one closed decision bar (9,) and return it with its rows."""
         missing = self.grid.missing_between(self.closed.bar[OPEN_TIME], bar[OPEN_TIME])
         if missing:
-            self.warming_up = WARMUP_BARS
             self._gap = f"{missing} missing bar(s) before {utc(bar[OPEN_TIME]):%F %H:%M} UTC"
+        self._missing = np.append(self._missing[1:], missing)
+        self.waiting = waits(self._missing)
         close = self.grid.next_close(bar[OPEN_TIME])
         (levels,), (context,) = align(bar[OPEN_TIME : OPEN_TIME + 1], self.grid, self.books, self.feed, self._ages)
         self.books, self.feed = prune_records(close, self.grid.step_s, self.books, self.feed, self._ages)
         row = clocked_bar(bar, self.grid)
         features = FEATURES.step(self._features, row, levels, context)
         signals = SIGNALS.step(self._signals, row, levels, context)
-        self.warming_up = max(0, self.warming_up - 1)
         self.history = self._recent.with_bar(bar, features, signals, levels, context)
         self.closed = _newest(self.history, self.grid)
         return self.closed
@@ -269,6 +275,13 @@ def _newest(history: History, grid: Grid) -> ClosedBar:
     h = history
     close = grid.next_close(h.bars[-1, OPEN_TIME])
     return ClosedBar(h.bars[-1], h.features[-1], h.signals[-1], h.levels[-1], h.context[-1], close)
+
+
+def _missing_before(warm: WarmStart) -> Ints:
+    """Return (memory(),) bars missing just before each of the newest decision bars, the newest last."""
+    opens = warm.grid.opens(warm.grid.closed_by(warm.closes[-memory() :, 0]) - 1)
+    missing = warm.grid.missing(opens)
+    return np.concatenate([np.zeros(memory() - len(missing), dtype=np.int64), missing])
 
 
 def clock_of(warm: WarmStart) -> Clock:

@@ -12,9 +12,12 @@ from bellwether.cli.main import app
 from bellwether.operations.check import check, training
 from flows.support.installation import open_installation
 from pipelines.context_layout import SERIES_FIELDS
+from pipelines.data.calendars import CALENDARS
 from pipelines.data.quality import REASONS
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadColumns, BadValues, NotEnoughData, UnknownName
 from pipelines.features.catalog import FEATURES, absent_columns
+from pipelines.params import QualityParams
 from pipelines.settings import load_params, settings
 
 PARAMS = load_params()
@@ -51,7 +54,7 @@ def test_a_whole_file_passes_and_reports_what_it_can_train(tmp_path):
     assert (found.passed, found.symbol, found.timeframe, found.decision_timeframe) == (True, "BTC/USDT", "1m", "15m")
     assert found.recorded == ["taker", "volume"]
     assert (found.spread_bps, found.spread_share) == (None, 0.0)
-    assert found.history_bars == (40 - PARAMS.data.live_days) * 96
+    assert found.history_bars == (39 - PARAMS.data.live_days) * 96  # the day of the last bar is live too, as in a run
     assert "order_flow_imbalance" not in found.families["validator"].absent
     assert found.families["predictor"].absent["depth_ratio"] == "book"
     assert all(family.possible for family in found.families.values())
@@ -102,6 +105,71 @@ def test_columns_whose_input_is_not_there_are_absent_and_no_others():
 def test_a_history_that_can_never_satisfy_the_gate_is_too_short():
     assert "too short" in training("regime", {"volume"}, 1000, PARAMS).explanation
     assert training("regime", {"volume"}, 10_000, PARAMS).possible
+
+
+def hourly_share(path, weeks=30, split_at=None):
+    """Hourly bars of a US share in UTC, 9:30 to 16:00 New York; from row `split_at` on as after four for one."""
+    hours = 3600.0 * np.arange(weeks * 168) + 1_704_067_200.0 + 1800.0
+    opens = hours[Grid("1h", CALENDARS["us-equity"]).on_grid(hours)]
+    rng, n = np.random.default_rng(3), len(opens)
+    close = 100 * np.exp(np.cumsum(rng.normal(0, 3e-3, n)))
+    rows = np.column_stack([1e3 * opens, close, close * 1.002, close / 1.002, close, rng.lognormal(12, 0.6, n)])
+    if split_at is not None:
+        rows[split_at:, 1:5] /= 4.0
+        rows[split_at:, 5] *= 4.0
+    np.savetxt(path, rows, fmt="%d" + ",%.4f" * 5, header=HEADER.strip(), comments="")
+    return path
+
+
+def test_days_set_aside_are_trading_days_where_a_market_closes(tmp_path):
+    found = check(hourly_share(tmp_path / "a.csv"), "XYZ/USD", [], PARAMS, AT)
+    assert found.sessions.startswith("us-equity")
+    assert found.history_bars == (30 * 5 - PARAMS.data.live_days - 1) * 7
+
+
+def test_a_family_that_is_too_short_names_the_smallest_length_that_suffices():
+    found = training("regime", {"volume"}, 1000, PARAMS)
+    enough = int(found.explanation.partition("; ")[2].split()[0].replace(",", ""))
+    assert training("regime", {"volume"}, enough, PARAMS).possible
+    assert not training("regime", {"volume"}, enough - 2, PARAMS).possible
+
+
+def test_a_split_refuses_the_file_whatever_its_score_and_every_finding_has_its_places(tmp_path, home, capsys):
+    file = hourly_share(tmp_path / "a.csv", split_at=300)
+    done = CliRunner().invoke(app, ["check", str(file), "--json"])
+    answer = json.loads(done.stdout)
+    assert (done.exit_code, answer["passed"], answer["score"]) == (1, False, 1.0)
+    (found,) = answer["flags"]
+    assert (found["code"], found["rows"], found["sizes"]) == ("SPLIT", 1, [4.0])
+    assert found["moments"][0] in answer["blocked"] or found["moments"][0][:10] in answer["blocked"]
+    allowed = PARAMS.model_copy(
+        update={"data": PARAMS.data.model_copy(update={"quality": QualityParams(allow_splits=True)})}
+    )
+    assert check(file, None, [], allowed, AT).passed
+
+
+def test_the_page_fits_80_columns_says_how_the_file_was_read_and_never_to_lower_the_floor(tmp_path, home, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    holed = candles(tmp_path / "holed.csv", days=2, holes=np.arange(1000, 2000))
+    for file in (hourly_share(tmp_path / "a.csv", split_at=300), holed):
+        page = CliRunner().invoke(app, ["check", str(file)], env={"COLUMNS": "80"}).stdout
+        assert "read as: " in page
+        assert "refused" in page
+        assert "floor" not in page.replace("floor 0.9", "")
+        assert max(len(row) for row in page.splitlines() if str(tmp_path) not in row) <= 80
+
+
+def test_stated_sessions_decide_what_is_missing(tmp_path, home):
+    file = hourly_share(tmp_path / "a.csv", weeks=8)
+    alone = check(file, None, [], PARAMS, AT)
+    assert (alone.score, alone.sessions.partition(":")[0]) == (1.0, "us-equity")
+    always = check(file, None, [], PARAMS, AT, sessions="24x7")
+    assert always.score < 0.3
+    hours = tmp_path / "hours.txt"
+    hours.write_text("zone = America/New_York\nMon-Fri 09:30-16:00\n")
+    assert check(file, None, [], PARAMS, AT, sessions=str(hours)).score == 1.0
+    done = CliRunner().invoke(app, ["check", str(file), "--sessions", "lunar"])
+    assert isinstance(done.exception, UnknownName)
 
 
 def test_a_file_of_another_layout_is_refused_with_what_it_lacks(tmp_path):

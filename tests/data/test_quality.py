@@ -73,7 +73,8 @@ def test_an_impossible_row_is_quarantined_with_its_reason_and_place(spoil, reaso
     assert report.quarantined["reason"].to_dict() == {40: reason}
     assert report.counts[reason.lower()] == 1
     assert len(report.clean) == 99
-    missing = int(reason in ("NO_TIME", "FUTURE"))  # their bar did not come; a quarantined bar came, and is no gap
+    # their bar did not come; a quarantined bar came, and is no gap
+    missing = int(reason in ("NO_TIME", "FUTURE", "OFF_GRID"))
     assert report.counts["missing"] == missing
     assert report.score == pytest.approx(0.99 * 0.99**missing)
     (found,) = [one for one in report.flags if one.code == reason]
@@ -232,7 +233,8 @@ def test_a_bar_outside_trading_hours_is_quarantined_and_a_weekend_lengthens_no_m
     close = 100 * np.exp(np.cumsum(1e-3 * rng.standard_normal(len(opens))))
     monday = int(np.flatnonzero(np.diff(opens) > 2 * DAY)[8]) + 1
     close[monday:] *= 1.03
-    rows = np.column_stack([opens, *[close] * 4, np.ones((len(opens), 3)), np.full(len(opens), np.nan)])
+    unknown = np.full(len(opens), np.nan)
+    rows = np.column_stack([opens, *[close] * 4, rng.lognormal(size=len(opens)), unknown, unknown, unknown])
     late = rows[-1:].copy()
     late[:, 0] = opens[-1] + 1800.0  # 16:00 New York
     report = assess(to_frame(np.vstack([rows, late]), grid, None), grid, NOW)

@@ -6,12 +6,14 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from flows.ingest import artifact_slug, observed, write_snapshot
+from flows.ingest import artifact_slug, observed, require_quality, write_snapshot
+from flows.support.market_access import resolved_sessions
 from pipelines.context_layout import tape_of
 from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, OPEN_TIME, Books, ContextFeed
 from pipelines.data import records, schemas
 from pipelines.data.quality import assess
 from pipelines.data.timeframes import Grid
+from pipelines.errors import QualityBlocked, UnknownName
 from pipelines.settings import settings
 from pipelines.store import BarBatch, Store
 
@@ -127,7 +129,8 @@ def service_saw(store, first, n, books=None, feed=None):
 
 def ingest_observed():
     """Write the snapshot of what `observed` gives, as the ingest flow does. Return its records and its files."""
-    frame, known, origin = observed.fn(SYMBOL)
+    frame, known, origin, grid = observed.fn(SYMBOL)
+    assert grid == MINUTES
     write_snapshot(settings().workspace / "data", SYMBOL, assess(frame, MINUTES, INGESTED), origin, known, None)
     return known, content(settings().workspace / "data")
 
@@ -173,3 +176,37 @@ def test_the_quality_of_every_symbol_has_a_key_that_prefect_takes(symbol):
 
     key = f"quality-{artifact_slug(symbol)}"
     assert ArtifactCreate(key=key).key == key
+
+
+# ---- what is refused
+
+
+def test_a_refusal_names_the_most_of_it_with_place_and_cause_and_never_says_to_lower_the_floor():
+    holed = np.delete(minutes(0, 300), slice(100, 200), axis=0)
+    spoilt = schemas.to_frame(holed, MINUTES, INGESTED)
+    spoilt.loc[:4, "high"] = 1.0
+    with pytest.raises(QualityBlocked) as refusal:
+        require_quality(SYMBOL, assess(spoilt, MINUTES, INGESTED), 0.9)
+    assert "Most of it: 100 GAP, first at 2024-01-01T01:40:00+00:00: bars that should have come" in str(refusal.value)
+    assert "lower" not in str(refusal.value)
+
+
+def test_a_split_forbids_training_whatever_the_score():
+    rows = minutes(0, 300)
+    rows[:, 1:5] = (100.0 + np.random.default_rng(0).normal(0, 0.1, 300))[:, np.newaxis]
+    rows[150:, 1:5] /= 4.0
+    rows[:, 5] = np.where(np.arange(300) < 150, 10.0, 40.0) + np.random.default_rng(1).random(300)
+    rows[:, 7] = np.nan
+    checked = assess(schemas.to_frame(rows, MINUTES, INGESTED), MINUTES, INGESTED)
+    assert checked.score == 1.0
+    with pytest.raises(QualityBlocked, match=r"4-for-1 split on 2024-01-01.*adjusted for splits"):
+        require_quality(SYMBOL, checked, 0.9)
+
+
+def test_stated_sessions_are_a_name_or_the_whole_path_of_a_file(tmp_path, monkeypatch):
+    assert (resolved_sessions(None), resolved_sessions("forex")) == (None, "forex")
+    (tmp_path / "hours.txt").write_text("zone = Europe/London\nMon-Fri 08:00-16:30\n")
+    monkeypatch.chdir(tmp_path)
+    assert resolved_sessions("hours.txt") == str(tmp_path / "hours.txt")
+    with pytest.raises(UnknownName, match="no sessions 'lunar'"):
+        resolved_sessions("lunar")

@@ -34,6 +34,7 @@ from pipelines.errors import BadShape, BadTimes, BadValues, DigestMismatch, Stat
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import triple_barrier
 from pipelines.labels.weights import average_uniqueness
+from pipelines.models.gaps import DECISIONS, READERS, broken
 from pipelines.sealed_folder import seal
 from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
@@ -43,13 +44,10 @@ from pipelines.warm_start import hit_rate, publish_warm_start, read_warm_start, 
 from serving.inference.model_slots import Snapshot
 from serving.policy.decide import age_in_bars, decide
 from serving.policy.decision_row import flatten
+from serving.risk.breaker_monitor import outage_inputs
 from serving.state.account import Account
-from serving.state.symbols import WARMUP_BARS, Symbol, Symbols, restore_symbol
+from serving.state.symbols import Symbol, Symbols, restore_symbol
 from serving.state.tiers import Tier
-
-MINUTES, QUARTERS = Grid("1m"), Grid("15m")
-
-MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
 MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
@@ -129,14 +127,51 @@ def test_decision_bars_close_exactly_when_resample_says_so(stand, symbol):
 # ---- gaps
 
 
-def test_a_missing_decision_bar_means_warming_up_until_every_window_has_passed(stand, symbol):
+def test_a_missing_decision_bar_means_warming_up_until_it_has_left_the_windows_it_breaks(stand, symbol):
     symbol.advance(stand.live[:8])  # closes the bar the history left open
     assert symbol.reason is None
     symbol.advance(stand.live[8 + 15 : 8 + 30])  # one decision bar never came
-    assert symbol.reason.startswith(f"WARMING_UP: {WARMUP_BARS - 1} of {WARMUP_BARS} bars to go after 1 missing bar")
-    symbol.warming_up = 1
-    symbol.advance(stand.live[8 + 30 : 8 + 45])
+    waited = {reader: symbol.waits_of(reader) for reader in READERS}
+    assert all(why.startswith("WARMING_UP: ") and "after 1 missing bar" in why for why in waited.values())
+    assert symbol.reason == waited[DECISIONS]
+    assert max(symbol.waiting.values()) < 160  # of the regime: its 128 bars and a window of less than 20, not 500
+    left = symbol.waiting[DECISIONS]
+    assert left < 20
+    for bar in range(left):
+        assert symbol.reason is not None
+        symbol.advance(stand.live[8 + 30 + 15 * bar : 8 + 45 + 15 * bar])
     assert symbol.reason is None
+    assert symbol.waits_of("regime") is not None
+
+
+def test_live_and_training_leave_out_the_same_bars(stand, warm):
+    """L2: at every close a reader waits if, and only if, training would leave the row out."""
+    base = np.delete(stand.base, slice(HISTORY + 8 + 15 * 3, HISTORY + 8 + 15 * 6), axis=0)  # three bars never came
+    base = np.delete(base, slice(HISTORY + 8 + 15 * 20, HISTORY + 8 + 15 * 21), axis=0)  # and one more later
+    symbol = Symbol(warm)
+    waiting = [symbol.waiting for row in base[HISTORY:] for _ in symbol.advance(row[np.newaxis])]
+    decision = resample(base, MINUTES, QUARTERS)
+    missing = np.concatenate([[0], QUARTERS.missing(decision[:, OPEN_TIME])])
+    assert missing.sum() == 4
+    for reader in READERS:
+        live = np.array([reader in each for each in waiting])
+        np.testing.assert_array_equal(live, broken(missing, reader)[CLOSED:], err_msg=reader)
+        assert live.sum() > 0
+
+
+def test_a_gap_at_the_end_of_the_history_is_waited_for_too(stand, warm):
+    closes = np.delete(warm.closes, -3, axis=0)  # a bar before the newest two is missing
+    symbol = Symbol(replace(warm, closes=closes))
+    assert symbol.reason.endswith("bars to go after missing bars in its history")
+    assert symbol.waiting[DECISIONS] < 20
+
+
+def test_where_no_bar_means_no_trade_a_silent_slot_is_no_gap(stand, warm):
+    silent = Symbol(replace(warm, base_grid=Grid("1m", no_trade=True), grid=Grid("15m", no_trade=True)))
+    silent.advance(stand.live[:8])
+    silent.advance(stand.live[8 + 15 * 40 : 8 + 15 * 41])
+    assert (silent.reason, silent.waiting) == (None, {})
+    assert outage_inputs(silent, NOW).missing_bars == 0.0
 
 
 def test_a_missing_minute_inside_a_decision_bar_is_no_gap(stand, symbol):

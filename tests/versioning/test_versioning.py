@@ -1,12 +1,13 @@
 """The private workspace and its DVC versions: real DVC, a remote in a folder, the repository untouched."""
 
+import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from pipelines import versioning
-from pipelines.errors import BellwetherError, StateError
+from pipelines.errors import BellwetherError, NotEnoughData, StateError
 from pipelines.settings import ROOT, load_params
 
 
@@ -107,6 +108,14 @@ def test_a_stage_that_fails_quotes_its_output_and_leaves_the_other_to_be_recorde
         versioning.run_stage(graph, "train@wild", 60.0, lambda line: None)
     versioning.record(graph, ["train@calm"])
     assert versioning.stale(graph, BOTH) == ["train@wild"]
+
+
+def test_a_stage_with_too_few_rows_says_why_in_one_line(graph):
+    quit_early = "import sys; print('fold 1'); print('40 rows, bring 900 bars'); sys.exit(65)"
+    stage = {"cmd": f'python -c "{quit_early}"', "outs": ["never"]}
+    (graph / "dvc.yaml").write_text(json.dumps({"stages": {"short": stage}}))
+    with pytest.raises(NotEnoughData, match=r"^40 rows, bring 900 bars$"):
+        versioning.run_stage(graph, "short", 60.0, lambda line: None)
 
 
 def test_a_stage_that_takes_too_long_is_stopped(graph):

@@ -36,8 +36,8 @@ class Design:
     max_stay_hours: float = 48.0
     # the planted edge
     pressure_half_life_min: float = 180.0
-    # Drift of 15 minutes at u = 1, gain 1, edge 1, in the regime's own sd. What can be ranked of it at best, by edge, is
-    # in docs/results/simulator-edge.md.
+    # Drift of 15 minutes at u = 1, gain 1, edge 1, in the regime's own sd. What can be ranked of it at best, by edge,
+    # is in docs/results/simulator-edge.md.
     drift_per_unit: float = 0.20
     # Moving markets follow informed flow, calm ones absorb it and give it back. Over time the gains nearly cancel:
     # flow alone predicts little, flow together with volatility much, and a logistic finds a good deal of that too.

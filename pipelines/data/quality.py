@@ -15,27 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipelines.contracts import Bools, Floats
-from pipelines.data.schemas import AMOUNTS, BARS, LAYOUT, PRICES, SPREAD, VALUES, check, epoch_seconds, stamps_of
+from pipelines.contracts import Floats
+from pipelines.data import admission, collar
+from pipelines.data.admission import Reasons
+from pipelines.data.schemas import BARS, LAYOUT, PRICES, VALUES, check, epoch_seconds, stamps_of, to_matrix
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadTimes, NotEnoughData
 from pipelines.params import QualityParams
 
-Reasons = npt.NDArray[np.str_]
 RULES = QualityParams()  # where no params.yaml is at hand; the values of its `data.quality`
 JUMP_BLOCK = 240  # bars of the median by which a jump is measured
-REASONS = (
-    "NO_TIME",
-    "NON_FINITE",
-    "NON_POSITIVE",
-    "OHLC_ORDER",
-    "TAKER_OVER_VOLUME",
-    "SPREAD",  # negative (ask under bid), or so wide that the bid at the low is not above 0
-    "FUTURE",
-    "OFF_GRID",  # opens no bar of the market's grid: shut then, or between two bars
-    "DUPLICATE",
-    "CONFLICT",
-)
+# every reason of a quarantined row: what `admission` refuses, a copy, a spike
+REASONS = (*admission.CODES, "DUPLICATE", "CONFLICT", admission.COLLAR)
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ def assess(
     """Check every row of `frame` (schemas.LAYOUT, any order) as of the moment `as_of` (aware).
 
     grid   where bars of this market open and close: stated, or as `sessions.infer_grid` finds it
-    rules  from where on a standstill is stale and a move a jump
+    rules  from where on a standstill is stale, a move a jump, and a bar a spike
     Of rows with the same open_time the first good one stays: an equal one is DUPLICATE, another CONFLICT.
     Raises NotEnoughData on an empty frame, BadTimes on a naive `as_of`, BadColumns on columns other than LAYOUT.
     """
@@ -80,8 +71,11 @@ def assess(
     frame = check(frame.reset_index(drop=True), LAYOUT)
     order = np.argsort(_stamps(frame), kind="stable")  # equal times stay in the order they came; NaT last
     rows = frame.iloc[order]
-    reason = _impossible(rows, grid, as_of)
-    reason = _copies(rows, reason)
+    bars = to_matrix(rows)
+    stamped = rows["ingested_at"].notna().to_numpy()
+    known_s = np.where(stamped, epoch_seconds(rows["known_at"]), np.nan)
+    reason = _copies(rows, admission.reasons(bars, grid, as_of, known_s))
+    reason = _collared(bars, reason, rules)
 
     good = reason == ""
     clean = rows[good].reset_index(drop=True)
@@ -113,24 +107,12 @@ def assess(
     )
 
 
-def _impossible(rows: pd.DataFrame, grid: Grid, as_of: datetime) -> Reasons:
-    """Return (n,) the first reason that makes a row impossible, "" if none; a NaN amount or spread means "not recorded"."""
-    prices, amounts = rows[list(PRICES)].to_numpy(), rows[list(AMOUNTS)].to_numpy()
-    opened, high, low, close = prices.T
-    volume, _, taker = amounts.T
-    spread = rows[SPREAD].to_numpy()
-    with np.errstate(invalid="ignore"):
-        found: dict[str, Bools] = {
-            "NO_TIME": rows[["open_time", "known_at", "ingested_at"]].isna().any(axis=1).to_numpy(),
-            "NON_FINITE": ~np.isfinite(prices).all(axis=1) | np.isinf(amounts).any(axis=1) | np.isinf(spread),
-            "NON_POSITIVE": (prices <= 0).any(axis=1) | (amounts < 0).any(axis=1),
-            "OHLC_ORDER": (high < np.maximum(opened, close)) | (low > np.minimum(opened, close)),
-            "TAKER_OVER_VOLUME": taker > volume,
-            "SPREAD": (spread < 0) | (spread >= low),
-            "FUTURE": (rows["known_at"] > as_of).to_numpy(),
-            "OFF_GRID": ~grid.on_grid(_seconds(rows)),
-        }
-    return np.select(list(found.values()), list(found), default="").astype("<U20")
+def _collared(bars: Floats, reason: Reasons, rules: QualityParams) -> Reasons:
+    """Return the reasons with the spikes among the good bars (n, 9) marked."""
+    good = np.flatnonzero(reason == "")
+    marked = reason.copy()
+    marked[good[collar.spikes(bars[good], rules).found]] = admission.COLLAR
+    return marked
 
 
 def _copies(rows: pd.DataFrame, reason: Reasons) -> Reasons:

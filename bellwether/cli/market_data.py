@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pipelines.store import Signed
 
 app = new_group()
-data = new_group("See and decide about bars that are held back, and correct observed ones.")
-quarantine = new_group("List, release and drop bars that are held back; set accepted ones aside.")
+data = new_group("See held back bars, and correct observed ones.")
+quarantine = new_group("List, release and drop held bars, set others aside.")
 app.add_typer(data, name="data")
 data.add_typer(quarantine, name="quarantine")
 

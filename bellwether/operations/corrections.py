@@ -2,7 +2,7 @@
 
 Each is a record with who, when and why, written to the store; a running service follows it within a second and folds
 the symbol again from its warm start, and one that starts reads it. Nothing here reaches behind the warm start: what
-lies before belongs to a data version, which `bellwether run` makes anew from a corrected source.
+lies before belongs to a data version; `bellwether run` makes another from a corrected source.
 """
 
 import time

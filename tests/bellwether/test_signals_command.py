@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from bellwether.cli.main import app
 from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH
 from pipelines.data.timeframes import Grid
+from pipelines.errors import BellwetherError
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import settings
 from pipelines.signals.catalog import SIGNALS
@@ -121,3 +122,13 @@ def test_a_snapshot_of_another_catalogue_is_refused_with_the_remedy(snapshot):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"signal_columns": ["fvg.direction"]}))
     done = CliRunner().invoke(app, ["signals"])
     assert "run `bellwether run --once`" in str(done.exception)
+
+
+@pytest.mark.parametrize("words", [["signals"], ["signals", "--score"], ["chart"]])
+def test_the_workspace_of_a_release_that_named_no_grid_is_read_or_refused_with_the_remedy(snapshot, words):
+    file = settings().workspace / "artifacts" / "features" / "meta.json"
+    meta = json.loads(file.read_text())
+    del meta["grid"], meta["base_grid"]
+    file.write_text(json.dumps(meta | {"base_timeframe": "15m", "decision_timeframe": "15m"}))
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0 or isinstance(done.exception, BellwetherError), repr(done.exception)

@@ -5,6 +5,9 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
+from support.market_hours import at
+
+from pipelines.data.calendars import CALENDARS, NEW_YORK
 from pipelines.contracts import (
     BOOK_LEVELS,
     CONTEXT_FIELDS,
@@ -176,3 +179,14 @@ def test_records_whose_columns_disagree_are_refused(records):
         align(OPENS, QUARTERS, Books(books.known, books.levels, books.tape[:, :2]), None)
     with pytest.raises(BadShape, match="values"):
         align(OPENS, QUARTERS, None, ContextFeed(feed.known, feed.field, feed.value[1:]))
+
+
+def test_what_becomes_known_while_the_market_is_shut_is_of_no_bar_and_a_context_of_the_next():
+    close = at("2024-03-08 16:00", NEW_YORK)
+    opens = np.array([at("2024-03-08 15:30", NEW_YORK), at("2024-03-11 09:30", NEW_YORK)])
+    books, feed = books_at(close, close + 1.0, close + 3 * 86_400.0), feed_of((close + 1.0, "fear_greed", 30))
+    levels, context = align(opens, Grid("1h", CALENDARS["us-equity"]), books, feed)
+    assert levels[:, 0, 0, 0].tolist()[0] == 1.0  # the last bar ends at 16:00, not at 16:30
+    assert np.isnan(levels[1]).all()
+    assert context[:, CONTEXT_INDEX["fear_greed"]].tolist()[1] == 30.0
+    assert np.isnan(context[0, CONTEXT_INDEX["fear_greed"]])

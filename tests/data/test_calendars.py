@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.market_hours import HOURS, calendar_of, sessions
+from support.market_hours import HOURS, at, calendar_of, sessions, utc_of
 
 from pipelines.data.calendars import (
     CALENDARS,
@@ -48,9 +48,20 @@ def test_sessions_are_those_of_the_exchanges_clock_over_both_clock_changes(marke
 )
 def test_a_trading_day_is_named_after_its_date(market, opened, named):
     days, moment = trading_days(calendar_of(market)), pd.Timestamp(opened, tz="America/New_York").timestamp()
-    at = np.searchsorted(days.opens, moment, "right") - 1
-    assert days.opens[at] <= moment < days.closes[at]
-    assert date.fromordinal(int(days.date[at])).isoformat() == named
+    i = np.searchsorted(days.opens, moment, "right") - 1
+    assert days.opens[i] <= moment < days.closes[i]
+    assert date.fromordinal(int(days.date[i])).isoformat() == named
+
+
+def test_an_interval_over_days_is_cut_where_days_begin_and_not_where_it_opens():
+    week = {"name": "t", "zone": "America/New_York", "day_starts": "17:00", "week": ["Mon 10:00-Wed 10:00"]}
+    days = trading_days(Calendar.from_dict(week))
+    first = int(np.searchsorted(days.opens, at("2024-03-11 10:00", "America/New_York")))
+    found = [utc_of(days.opens[i]) + utc_of(days.closes[i])[-6:] for i in range(first, first + 4)]
+    assert found == [
+        "Mon 2024-03-11 14:00 21:00", "Mon 2024-03-11 21:00 21:00", "Tue 2024-03-12 21:00 14:00",
+        "Mon 2024-03-18 14:00 21:00",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("zone", ZONES)

@@ -1,4 +1,4 @@
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.market_hours import bars as bars_of
+
+from pipelines.data.calendars import CALENDARS, DAY
 from pipelines.data.quality import assess, cross_source_divergence
 from pipelines.data.readers.files import read
 from pipelines.data.schemas import BARS, check, epoch_seconds, to_frame
@@ -66,6 +69,7 @@ def test_good_bars_score_one_and_come_back_unchanged():
         ({"half_spread": -0.01}, "SPREAD"),
         ({"half_spread": 150.0}, "SPREAD"),
         ({"half_spread": np.inf}, "NON_FINITE"),
+        ({"open_time": pd.Timestamp("2024-01-01T00:40:30Z")}, "OFF_GRID"),
         ({"known_at": pd.Timestamp("2030-01-01T00:00Z"), "open_time": pd.Timestamp("2029-12-31T23:59Z")}, "FUTURE"),
     ],
 )
@@ -199,6 +203,24 @@ def test_closed_weekends_are_missing_only_where_the_market_is_declared_to_trade_
     assert not grid.calendar.always_open
     assert report.gaps["missing"].tolist() == [2]
     assert report.score == pytest.approx(1 - 2 / (n + 2))
+
+
+def test_a_bar_outside_trading_hours_is_quarantined_and_a_weekend_lengthens_no_move():
+    opens = bars_of("us-equity", 3600.0, date(2024, 1, 2), date(2024, 3, 28))[:, 0]
+    grid = Grid("1h", CALENDARS["us-equity"])
+    rng = np.random.default_rng(5)
+    close = 100 * np.exp(np.cumsum(1e-3 * rng.standard_normal(len(opens))))
+    monday = int(np.flatnonzero(np.diff(opens) > 2 * DAY)[8]) + 1
+    close[monday:] *= 1.03
+    rows = np.column_stack([opens, *[close] * 4, np.ones((len(opens), 3)), np.full(len(opens), np.nan)])
+    late = rows[-1:].copy()
+    late[:, 0] = opens[-1] + 1800.0  # 16:00 New York
+    report = assess(to_frame(np.vstack([rows, late]), grid, None), grid, NOW)
+    assert report.quarantined["reason"].to_dict() == {len(rows): "OFF_GRID"}
+    assert (report.counts["missing"], report.counts["gaps"]) == (0, 0)
+    jumps = report.flagged[report.flagged["flag"] == "JUMP"]
+    assert epoch_seconds(jumps["open_time"]).tolist() == [opens[monday]]  # not taken for a bar of three days
+    assert report.clean["known_at"].max() == pd.Timestamp("2024-03-28 16:00", tz="America/New_York")
 
 
 @pytest.mark.parametrize(

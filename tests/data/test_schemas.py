@@ -5,6 +5,7 @@ import pandas as pd
 import pyarrow.parquet as parquet
 import pytest
 
+from pipelines.data.calendars import CALENDARS
 from pipelines.data.schemas import BARS, COLUMNS, LAYOUT, check, read_bars, to_frame, to_matrix, write_bars
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadColumns, BadShape, BadTimes, BadValues, UnreadableFile
@@ -107,3 +108,11 @@ def test_bad_matrices_are_refused():
         to_frame(matrix() * np.nan, MINUTES, None)
     with pytest.raises(BadTimes, match="no time zone"):
         to_frame(matrix(), MINUTES, datetime(2024, 1, 1))  # noqa: DTZ001
+
+
+def test_a_bar_is_known_when_its_session_closes():
+    opens = [pd.Timestamp(day, tz="America/New_York") for day in ("2024-03-07 17:00", "2024-03-10 17:00")]
+    bars = matrix(2)
+    bars[:, 0] = [opened.timestamp() for opened in opens]
+    frame = to_frame(bars, Grid("1d", CALENDARS["forex"]), None)
+    assert frame["known_at"].tolist() == [pd.Timestamp("2024-03-08 22:00Z"), pd.Timestamp("2024-03-11 21:00Z")]

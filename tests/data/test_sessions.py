@@ -113,6 +113,27 @@ def test_hours_that_nobody_named_are_learnt_by_the_clock_that_moves_with_them(op
     assert (missing(grid, opens), grid.on_grid(opens).all()) == (0, True)
 
 
+@pytest.mark.parametrize(("until", "known"), [("2024-01-12", False), ("2024-01-15 12:00", True)])
+def test_hours_that_nobody_named_are_learnt_from_two_weeks_on(until, known):
+    opens = every("1h", "2024-01-01", until, "Europe/London", range(8, 16))
+    assert (infer_grid(opens).calendar.name == "learned") == known
+
+
+def test_an_hour_far_from_the_others_on_many_weekends_is_no_session():
+    opens = every("1h", zone="Europe/London", hours=range(8, 16))
+    saturdays = opens[(opens - opens[0]) % (7 * 86_400) == 0][::3] + 5 * 86_400.0
+    grid = infer_grid(np.sort(np.r_[opens, saturdays]))
+    assert not grid.on_grid(saturdays).any()
+    assert (missing(grid, opens), grid.on_grid(opens).all()) == (0, True)
+
+
+def test_bars_of_a_share_that_open_at_half_past_are_learnt_with_it():
+    opens = every("1h", zone="Europe/London", hours=range(8, 16)) + 1800.0
+    grid = infer_grid(opens)
+    assert grid.calendar.describe() == "learned: Mon to Fri 08:30-16:30 (Europe/London)"
+    assert (missing(grid, opens), grid.on_grid(opens).all()) == (0, True)
+
+
 def test_bars_of_four_hours_of_utc_are_learnt_for_a_market_of_another_clock():
     minutes = opens_of("forex", 900.0)
     opens = np.unique(minutes // 14_400 * 14_400)

@@ -250,6 +250,8 @@ def test_a_market_that_never_closes_has_no_holidays():
         ("forex", "1w", "2024-03-10 21:00", "2024-03-15 21:00"),
         ("forex", "1M", "2024-01-31 22:00", "2024-02-29 22:00"),
         ("new york days", "1d", "2024-03-09 22:00", "2024-03-10 21:00"),
+        ("new york days", "1w", "2024-01-07 22:00", "2024-01-14 22:00"),  # Monday's day begins on Sunday evening
+        ("new york days", "1M", "2023-12-31 22:00", "2024-01-31 22:00"),
         # an hourly bar of a US share, the last of half an hour
         ("us-equity", "1h", "2024-01-10 14:30", "2024-01-10 15:30"),
         ("us-equity", "1h", "2024-01-10 20:30", "2024-01-10 21:00"),

@@ -16,6 +16,7 @@ from flows.support.installation import Installation, now
 from flows.train import register
 from pipelines import versioning
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME
+from pipelines.data.timeframes import Grid
 from pipelines.errors import StateError
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import ROOT, Settings, load_params, read_yaml
@@ -28,6 +29,7 @@ BEFORE, AFTER, STEP_S = 3_000, 600, 10_800.0  # an event every twelve bars of 15
 META = {
     "data_hash": "d1", "symbol": "SIM/USDT", "venue": "simulator", "market": "spot", "has_funding": False,
     "base_timeframe": "1m", "decision_timeframe": "15m", "catalogue_hash": "c1",
+    "base_grid": Grid("1m").to_dict(), "grid": Grid("15m").to_dict(),
 }  # fmt: skip
 
 

@@ -1,14 +1,18 @@
 """How a source is split into history and the live service's last days, and how those are sent to it."""
 
 import json
+from datetime import date
 
 import numpy as np
 import pandas as pd
 import pytest
+from support.market_hours import bars as bars_of
 
 from flows.support.installation import Installation
-from flows.support.live_feed import live_tail, send_live_bars
+from flows.support.live_feed import by_decision_bar, live_tail, send_live_bars
 from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, OPEN_TIME, Books, ContextFeed, tape_of, utc
+from pipelines.data.calendars import CALENDARS
+from pipelines.data.schemas import to_frame, write_bars
 from pipelines.data.timeframes import Grid
 from pipelines.errors import NotEnoughData
 from pipelines.settings import Settings, load_params
@@ -115,3 +119,23 @@ def test_the_second_time_only_what_came_since_the_last_stored_bar_is_sent(instal
 def test_a_file_with_no_history_before_those_days_is_refused_with_its_length(installation, tmp_path):
     with pytest.raises(NotEnoughData, match=r"BTC/USDT: .*bars.parquet has 96 usable bars.*Give a longer file"):
         live_tail(installation, "files", "BTC/USDT", recorded(tmp_path, days=1))
+
+
+def test_bars_are_sent_by_decision_bar_also_the_short_last_one_of_a_session():
+    quarters = bars_of("us-equity", 900.0, date(2024, 3, 8), date(2024, 3, 11))[:, 0]
+    bars = minutes(0.0, len(quarters))
+    bars[:, OPEN_TIME] = quarters
+    groups = list(by_decision_bar(bars, Grid("1h", CALENDARS["us-equity"])))
+    assert [len(part) for _, part in groups] == [4, 4, 4, 4, 4, 4, 2] * 2
+    assert [f"{utc(close):%a %H:%M}" for close, _ in groups[5:8]] == ["Fri 20:30", "Fri 21:00", "Mon 14:30"]
+
+
+def test_base_bars_are_on_the_grid_of_the_data_version_or_on_that_of_its_bars_before_release_090(installation):
+    stated, data = Grid("1h", CALENDARS["us-equity"]), installation.workspace / "data"
+    rows = minutes(0.0, 200)
+    rows[:, OPEN_TIME] = bars_of("forex", 3600.0, date(2024, 3, 5), date(2024, 3, 29))[:200, 0]
+    write_bars(to_frame(rows, Grid("1h"), None), data / "1h.parquet")
+    old = {"symbol": "EUR/USD", "timeframe": "1h", "file": "1h.parquet"}
+    for manifest, grid in ((old | {"grid": stated.to_dict()}, stated), (old, Grid("1h", CALENDARS["forex"]))):
+        (data / "manifest.json").write_text(json.dumps(manifest))
+        assert installation.base_grid() == grid

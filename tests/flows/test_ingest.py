@@ -1,5 +1,6 @@
 """Snapshots with books and context: their content, what they retain of the one before; same data, same hash."""
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -69,6 +70,8 @@ def test_a_snapshot_holds_the_books_and_context_its_manifest_names(tmp_path):
     books = records.read_book(tmp_path / "book/BTC-USDT.parquet")
     assert (books["ingested_at"] == INGESTED).all()
     manifest = {"book": "book/BTC-USDT.parquet", "context": "context/BTC-USDT.parquet"}
+    written = json.loads((tmp_path / "manifest.json").read_text())
+    assert (written["timeframe"], Grid.from_dict(written["grid"])) == ("1m", MINUTES)
     books, feed = records.read_snapshot(tmp_path, manifest)
     np.testing.assert_array_equal(books.known, books_at(60, 120).known)
     assert feed.value.tolist() == [0.0]

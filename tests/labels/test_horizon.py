@@ -1,9 +1,14 @@
 """Fixed-horizon labels, against examples worked by hand; a bar is a minute, a decision bar three."""
 
+from datetime import date
+
 import numpy as np
 import pytest
+from support.market_hours import at
+from support.market_hours import bars as bars_of
 
 from pipelines.contracts import BAR_WIDTH, HALF_SPREAD
+from pipelines.data.calendars import CALENDARS
 from pipelines.data.timeframes import Grid, resample
 from pipelines.labels.horizon import forward_returns, horizon_labels
 from pipelines.settings import load_params
@@ -132,3 +137,20 @@ def test_overlapping_labels_share_their_uniqueness():
 def test_a_market_that_does_not_move_has_no_rows():
     labelled = labels(minutes(np.full(60, 100.0), np.full(60, 100.0)))
     assert {len(values) for values in labelled.values()} == {0}
+
+
+@pytest.mark.parametrize(("gone", "known"), [(None, True), (-1, False), (2, False)])
+def test_a_horizon_over_a_weekend_ends_with_its_bars_and_a_bar_missing_at_an_end_is_no_return(gone, known):
+    grid = Grid("1h", CALENDARS["forex"])
+    opens = bars_of("forex", 3600.0, date(2024, 3, 5), date(2024, 3, 12))[:, 0]
+    base = minutes(100.0 + np.arange(len(opens)), 100.5 + np.arange(len(opens)))
+    base[:, 0] = opens
+    friday = int(np.searchsorted(opens, at("2024-03-08 20:00")))  # its last two bars, then two of Sunday evening
+    close = np.array([opens[friday]])  # the close of the bar before
+    deadline = grid.deadline(close, 4)
+    assert deadline[0] == at("2024-03-10 23:00")  # New York's clock has moved: 17:00 is 21:00 UTC
+    cut = {None: base, -1: np.delete(base, friday, axis=0), 2: np.delete(base, friday + 3, axis=0)}[gone]
+    found = forward_returns(cut, grid, close, deadline)
+    assert np.isfinite(found.gross_bps[0]) == known
+    if known:
+        assert found.gross_bps[0] == pytest.approx((base[friday + 3, 4] / base[friday, 1] - 1) * 1e4)

@@ -1,9 +1,14 @@
 """Returns over the next hour and the volatility known before them, against examples worked by hand."""
 
+from datetime import date
+
 import numpy as np
 import pytest
+from support.market_hours import at
+from support.market_hours import bars as bars_of
 
 from pipelines.contracts import BAR_WIDTH, HALF_SPREAD
+from pipelines.data.calendars import CALENDARS
 from pipelines.data.timeframes import Grid
 from pipelines.labels.returns import HALF_LIVES, ewma_volatility, return_labels
 from pipelines.settings import load_params
@@ -80,3 +85,21 @@ def test_nothing_after_the_hour_changes_a_label_and_nothing_after_the_close_its_
     cut = labels(rows[: at + 5])
     assert cut["y"][-1] == one["y"][i]
     assert cut["ewma"][-1].tobytes() == one["ewma"][i].tobytes()
+
+
+def test_a_return_over_a_weekend_is_one_bars_and_its_hour_is_the_next_that_trades():
+    opens = bars_of("us-equity", 900.0, date(2024, 2, 26), date(2024, 3, 15))[:, 0]
+    rows = bars(len(opens))
+    rows[:, 0] = opens
+    grid = Grid("15m", CALENDARS["us-equity"])
+    returns = np.diff(np.log(rows[:, 4]))
+    at_half_life = HALF_LIVES.index(8.0)
+    weights = 0.5 ** (np.arange(200)[::-1] / 8.0)
+    found = ewma_volatility(rows, grid)[200, at_half_life]  # no return is left out, over nights and a weekend
+    assert found == pytest.approx(np.sqrt(weights @ returns[:200] ** 2 / weights.sum()))
+    labelled = labels(rows, grid)
+    friday = int(np.searchsorted(opens, at("2024-03-08 20:30")))  # two quarters before the close: two more on Monday
+    (place,) = np.flatnonzero(labelled["index"] == friday - 1)
+    assert labelled["ended"][place] == at("2024-03-11 14:00")  # 10:00 New York, after its clock has moved
+    assert labelled["y"][place] == pytest.approx(1e4 * np.log(rows[friday + 3, 4] / rows[friday, 1]))
+    assert len(labelled["index"]) > len(rows) - 30

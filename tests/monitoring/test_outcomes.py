@@ -4,10 +4,12 @@ from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from pipelines.contracts import Decision, utc
 from pipelines.costs import costs_of
+from pipelines.data.calendars import CALENDARS
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape, BadTimes
 from pipelines.labels.barriers import BARRIERS, UNRESOLVED, levels, triple_barrier
@@ -135,3 +137,11 @@ def test_every_outcome_is_the_label_training_would_give() -> None:
         assert one.barrier == BARRIERS[labels.barrier[i]]
         assert one.label == labels.label[i]
         assert one.gross_bps == labels.gross_bps[i]
+
+
+def test_an_outcome_is_known_when_its_bar_closes_also_the_short_last_one_of_a_session() -> None:
+    opened = pd.Timestamp("2024-03-08 15:30", tz="America/New_York").timestamp()
+    rows = bars((100, 102.5, 99.5, 102))
+    rows[:, 0] = opened
+    one = only(resolve([decision(opened, 102, 99)], rows, Grid("1h", CALENDARS["us-equity"]), COST))
+    assert one.resolved_at == utc(opened + 1800.0)

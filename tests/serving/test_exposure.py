@@ -1,10 +1,14 @@
 """R3, R4, R5: what open positions use of every budget, against hand arithmetic and against its own bounds."""
 
+from datetime import date
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.market_hours import bars as bars_of
 
+from pipelines.data.calendars import CALENDARS
 from pipelines.data.timeframes import Grid
 from pipelines.params import TailParams
 from pipelines.settings import load_params
@@ -255,3 +259,17 @@ def test_the_parts_by_euler_are_the_derivative_of_the_tail(three):
         down[i] -= step
         slope = (tail_losses(returns @ up, 1 - ES_LEVEL)[1] - tail_losses(returns @ down, 1 - ES_LEVEL)[1]) / (2 * step)
         assert parts[i] == pytest.approx(weights[i] * slope, rel=1e-4)
+
+
+def test_a_horizon_over_a_closure_is_of_bars_and_the_shorter_one_of_the_clock_is_not_taken():
+    opens, closes = bars_of("forex", 3600.0, date(2024, 2, 26), date(2024, 3, 29)).T
+    prices = 100 * np.exp(np.cumsum(np.random.default_rng(1).normal(0, 0.01, len(opens))))
+    asset = AssetCloses(Grid("1h", CALENDARS["forex"]), np.column_stack([closes, prices]))
+    times, returns, _ = horizon_returns(asset, HORIZON, 0.97)
+    np.testing.assert_array_equal(times, closes[20:-HORIZON])  # also those that end after a weekend
+    np.testing.assert_allclose(returns, prices[20 + HORIZON :] / prices[20:-HORIZON] - 1.0)
+
+
+def test_the_name_of_a_tails_method_is_that_of_its_timeframe():
+    assert FILTERED.method("1h") == "filtered_historical"
+    assert FILTERED.method("15m") == LARGER.method("1h") == "larger of filtered_historical and historical"

@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,9 +25,10 @@ from pipelines.contracts import (
     Books,
     ContextFeed,
     History,
+    utc,
 )
 from pipelines.data.alignment import align
-from pipelines.data.calendars import Calendar
+from pipelines.data.calendars import DAYS, Calendar
 from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import BadShape, BadTimes, BadValues, DigestMismatch, StateError, UnknownName
 from pipelines.features.catalog import FEATURES
@@ -38,7 +40,12 @@ from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
 from pipelines.store import BarBatch, Store
 from pipelines.warm_start import hit_rate, publish_warm_start, read_warm_start, write_warm_start
+from serving.inference.model_slots import Snapshot
+from serving.policy.decide import age_in_bars, decide
+from serving.policy.decision_row import flatten
+from serving.state.account import Account
 from serving.state.symbols import WARMUP_BARS, Symbol, Symbols, restore_symbol
+from serving.state.tiers import Tier
 
 MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
@@ -405,3 +412,60 @@ def test_a_bar_missing_while_the_market_is_regularly_closed_is_no_gap(stand, war
     assert symbol.reason is None
     symbol.advance(stand.live[8 + 45 : 8 + 60])
     assert "1 missing bar" in symbol.reason
+
+
+SHORT_DAYS = Calendar.from_dict(
+    {"name": "t", "zone": "UTC", "day_starts": "00:00",
+     "week": [f"{day} 00:00-{day} 08:40" for day in DAYS]}
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("minute", "error"),
+    [(3, None), (8 + 14, None), (8 + 32, "opens no bar of 1m bars; t: Mon to Sun 00:00-08:40"), (3.5, "opens no bar")],
+)
+def test_a_bar_outside_trading_hours_or_between_two_is_refused_with_the_hours(stand, warm, minute, error):
+    symbol = Symbol(replace(warm, base_grid=Grid("1m", SHORT_DAYS), grid=Grid("15m", SHORT_DAYS)))
+    row = stand.live[:1].copy()
+    row[:, OPEN_TIME] = T0 + 60.0 * (HISTORY + minute)
+    if error is None:
+        assert len(symbol.validate_new(row, NOW, nothing)) == 1
+        return
+    with pytest.raises(BadTimes, match=error):
+        symbol.validate_new(row, NOW, nothing)
+
+
+def test_the_last_bar_of_a_session_closes_with_it_and_the_next_days_first_follows_it(stand, warm):
+    symbol = Symbol(replace(warm, base_grid=Grid("1m", SHORT_DAYS), grid=Grid("15m", SHORT_DAYS)))
+    closed = symbol.advance(stand.live[: 8 + 25])  # to 08:40: bars of 08:00, 08:15 and the short one of 08:30
+    assert [utc(bar.close_time).strftime("%H:%M") for bar in closed] == ["08:15", "08:30", "08:40"]
+    assert symbol.last_bar_close == utc(closed[-1].close_time)
+    assert age_in_bars(symbol, utc(closed[-1].close_time + 12 * 3600.0)) == 0.0  # the market is shut
+    tomorrow = stand.live[:15].copy()
+    tomorrow[:, OPEN_TIME] = np.ceil(symbol.last_open_time / 86_400.0) * 86_400.0 + 60.0 * np.arange(15)
+    (bar,) = symbol.advance(tomorrow)
+    assert (utc(bar.close_time).strftime("%H:%M"), symbol.reason) == ("00:15", None)
+
+
+def decided(symbol, params):
+    close, account = utc(symbol.closed.close_time), Account()
+    return decide(
+        symbol, Snapshot(), params, flatten(params), partial(account.portfolio, close, SYMBOL), (), id="t",
+        tier=Tier(3, "TIER_3: no model"), predictions={}, known_at=close, now=close,
+    )  # fmt: skip
+
+
+def test_a_decision_shortly_before_the_market_shuts_lives_as_many_bars_as_its_label(stand, warm):
+    symbol, params = Symbol(warm), load_params()
+    assert params.labels.horizon_bars == 16
+    made, rows = None, iter(np.split(stand.live[8:], range(15, len(stand.live), 15)))
+    symbol.advance(stand.live[:8])
+    while made is None or made.event is None or not 1 <= made.as_of.hour < 23:
+        symbol.advance(next(rows))
+        made = decided(symbol, params)
+    assert made.expiry == made.as_of + timedelta(hours=4)
+    shuts = f"{made.as_of + timedelta(minutes=30):%H:%M}"
+    week = [f"{day} 00:00-{day} {shuts}" for day in DAYS]
+    symbol.grid = Grid("15m", Calendar.from_dict({"name": "t", "zone": "UTC", "day_starts": "00:00", "week": week}))
+    midnight = made.as_of.replace(hour=0, minute=0) + timedelta(days=1)
+    assert decided(symbol, params).expiry == midnight + timedelta(minutes=14 * 15)  # two bars today, 14 tomorrow

@@ -99,3 +99,11 @@ def test_a_state_of_an_earlier_catalogue_is_refused_with_the_command_that_folds_
     warm_start._seal(folder, json.loads((folder / "meta.json").read_text()))
     with pytest.raises(StateError, match="`bellwether up` folds the history again"):
         read_warm_start(folder)
+
+
+def test_a_warm_start_that_names_no_grid_is_refused_with_the_command_that_folds_it_again(folder):
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["grid"]
+    warm_start._seal(folder, meta)
+    with pytest.raises(StateError, match=r"before 0\.9\.0, which named no trading calendar. `bellwether up` folds"):
+        read_warm_start(folder)

@@ -13,6 +13,7 @@ from prefect.artifacts import create_table_artifact
 from flows.support.holdings import held_market, with_held_bars
 from flows.support.installation import Installation, now, open_installation, workspace_lease
 from flows.support.market_access import grid_of_market, market_records, market_source
+from flows.support.observed_bars import snapshot_now
 from flows.support.progress import report_progress, step
 from pipelines import versioning
 from pipelines.clock import Mode, mode_of
@@ -32,6 +33,7 @@ from pipelines.data.timeframes import Grid
 from pipelines.errors import BellwetherError, NotEnoughData, QualityBlocked
 
 Provenance = Mapping[str, Any]  # what a source says of itself; it goes into the manifest
+SHOWN = 5  # bars named one by one
 MarketData = tuple[pd.DataFrame, Records, Provenance, Grid]  # bars, records, provenance, where bars open and close
 
 
@@ -70,10 +72,13 @@ def embargo_windows(events: str, symbol: str) -> list[dict[str, str]]:
 
 @task
 def observed(symbol: str) -> MarketData:
-    """Return the newest snapshot plus everything the service has seen since, with the snapshot's provenance."""
+    """Return the newest snapshot plus everything the service has seen since, with the snapshot's provenance.
+
+    Both as they are read now, corrections applied and quarantined bars left out.
+    """
     installation = open_installation()
     manifest, data = installation.manifest(), installation.workspace / "data"
-    stored = schemas.read_bars(data / manifest["file"])
+    stored = snapshot_now(installation)
     after = stored["open_time"].iloc[-1].timestamp()
     newer = schemas.to_frame(installation.store.bars(symbol, after=after), installation.base_grid(), None)
     books, feed = records.read_snapshot(data, dict(manifest))
@@ -136,7 +141,7 @@ def write_snapshot(
     timeframe = report.grid.timeframe
     slug = slug_of(symbol)
     file = Path("bars") / slug / f"{timeframe}.parquet"
-    frame = retain_first_ingestion(frame, folder / file, schemas.read_bars, ["open_time"])
+    frame = retain_first_ingestion(frame, folder / file, schemas.read_bars, ["open_time", *schemas.VALUES])
     schemas.write_bars(frame, folder / file)
     write_quarantine(report.quarantined, folder / "quarantine" / f"{slug}.parquet")
     books, feed = known
@@ -252,6 +257,17 @@ def snapshot_line(symbol: str, report: QualityReport, data_hash: str) -> str:
     )
 
 
+def left_out(symbol: str, report: QualityReport) -> str:
+    """Return one line on the observed bars that this data version leaves out, with the reason of each."""
+    rows = report.quarantined
+    shown = [f"{at:%F %T} UTC {why}" for at, why in zip(rows["open_time"], rows["reason"], strict=True)][:SHOWN]
+    more = f" and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
+    return (
+        f"{len(rows):,} observed bar(s) of {symbol} are left out of this data version: {', '.join(shown)}{more}. The "
+        "turn goes on without them; `bellwether data quarantine set-aside` takes one out of live state too"
+    )
+
+
 def matches_pointer(data_hash: str, bars: pd.DataFrame) -> str:
     """Return a note if these bars are the market that the repository's own `data.dvc` describes, else ""."""
     try:
@@ -300,6 +316,8 @@ def ingest(
         provenance = {**provenance, "events": embargo_windows(events, name)}
     with step(f"ingest: check {len(frame):,} bars"):
         report = check(frame, grid, now())
+    if source == "observed" and len(report.quarantined):
+        report_progress(left_out(name, report))
     show_quality(name, report)
     require_quality(name, report, installation.params.data.quality_floor)
     with step("ingest: version with DVC"):

@@ -18,6 +18,7 @@ from prefect.events import emit_event
 from flows.support import promotion
 from flows.support.alarms import end_alarm, keep_alarm
 from flows.support.installation import Installation, now, open_installation
+from flows.support.observed_bars import snapshot_now
 from flows.support.progress import report_progress, step
 from flows.support.watched import PREDATES, WatchedModel, watched_model
 from pipelines.contracts import OPEN_TIME, Estimate, Floats, utc
@@ -87,7 +88,7 @@ def resolve_outcomes(symbol: str) -> int:
     if not pending:
         return 0
     manifest = installation.manifest()
-    bars = schemas.to_matrix(schemas.read_bars(installation.workspace / "data" / manifest["file"]))
+    bars = schemas.to_matrix(snapshot_now(installation))
     newer = installation.store.bars(symbol, after=bars[-1, OPEN_TIME])
     costs = costs_of(installation.params.costs, *venue_of(manifest))
     rates = funding_known(installation, symbol) if costs.funding_hours is not None else NO_FUNDING

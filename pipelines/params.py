@@ -24,9 +24,14 @@ class ExchangeParams(FrozenParams):
 
 
 class QualityParams(FrozenParams):
-    """Set from where on bars are flagged: a standstill, a jump, two sources that differ.
+    """Set from where on bars are flagged: a standstill, a jump, two sources that differ; and quarantined: the collar.
 
-    allow_splits  a move that looks like a share split is a real one, and does not forbid training
+    allow_splits   a move that looks like a share split is a real one, and does not forbid training
+    collar_factor  a high above so many times the highest of the newest `collar_bars` bars, or a low as far below their
+                   lowest, is outside: one wrong price spoils averages for weeks
+    collar_mads    ... if the move is also so many robust standard deviations: coarse bars of a wild market move far
+    collar_bars    what the range is of; half of a trading day in minutes and a year in days are both long enough
+    collar_run     in a file, more bars outside in a row are a lasting shift, which may be true
     """
 
     stale_bars: int = Field(default=10, ge=2)
@@ -34,6 +39,10 @@ class QualityParams(FrozenParams):
     divergent_mads: float = Field(default=20.0, gt=0)
     divergent_bps: float = Field(default=5.0, ge=0)
     allow_splits: bool = False
+    collar_factor: float = Field(default=1.5, gt=1, le=100, allow_inf_nan=False)
+    collar_mads: float = Field(default=20.0, ge=0, allow_inf_nan=False)
+    collar_bars: int = Field(default=240, ge=16, le=10_000)
+    collar_run: int = Field(default=10, ge=1, le=240)
 
 
 class DataParams(FrozenParams):

@@ -15,7 +15,7 @@ from pipelines.backup import MANIFEST, back_up, examine, restore
 from pipelines.contracts import Outcome
 from pipelines.errors import StateError, UnreadableFile, WouldOverwrite
 from pipelines.migrations.tables import METADATA, SCHEMA
-from pipelines.store import BarBatch, Fill, Promotion, Store
+from pipelines.store import BarBatch, Fill, Promotion, Signed, Store
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 FILES = {"serving/generation.json": b'{"generation": 3}'}
@@ -31,6 +31,8 @@ def source(url):
         connection.execute(METADATA.tables["records"].insert(), [
             {"symbol": "BTC/USDT", "kind": "book", "known_at": 0.3, "payload": bytes(range(256)), "ingested_at": T0},
         ])  # fmt: skip
+    signed = Signed("ann", T0, "a wrong price")
+    store.set_aside("BTC/USDT", store.bars("BTC/USDT")[0], T0.timestamp(), "SET_ASIDE", signed)
     store.add_fill(Fill("f1", "d1", T0, T0, "filled", 42290.1, 0.1 + 0.2))
     store.add_fill(Fill("f2", "d1", T0, T0, "rejected", None, None, "margin"))
     store.close()

@@ -1,6 +1,7 @@
 """The runbook matches the code: a section an alarm, a row a refusal code, and commands and settings that exist."""
 
 import ast
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -89,13 +90,13 @@ def commands(text: str) -> list[str]:
 
 def parse(line: str) -> None:
     """Fail if the command, one of its options or the number of its arguments is wrong."""
-    words = [word for word in shlex.split(line, comments=True) if "=" not in word or word.startswith("-")]
+    words = list(itertools.dropwhile(lambda word: "=" in word, shlex.split(line, comments=True)))  # of its environment
     if len(words) == 1:
         return
     known = get_command(app).commands
     assert words[1] in known, line
     command, rest = known[words[1]], words[2:]
-    if (inner := getattr(command, "commands", None)) is not None:  # `breaker list`
+    while (inner := getattr(command, "commands", None)) is not None:  # `breaker list`, `data quarantine list`
         assert {*rest[:1]} & {*inner}, line
         command, rest = inner[rest[0]], rest[1:]
     given, left, _ = command.make_parser(typer.Context(command)).parse_args(rest)

@@ -7,6 +7,7 @@ import typer
 
 from bellwether.cli.options import AsJson, NewestMarket, canonical, day_or_moment, new_group
 from bellwether.cli.output import emit, err, number, paragraph, table
+from pipelines.errors import BadValues
 from pipelines.settings import load_params, settings
 
 app = new_group()
@@ -175,6 +176,9 @@ def replay(
     symbol: Annotated[str | None, typer.Option(help="Only decisions on this market.", callback=canonical)] = None,
     since: Annotated[str | None, typer.Option(help="Only decisions from this day or moment on, UTC.")] = None,
     last: Annotated[int | None, typer.Option(help="Only the newest so many.")] = None,
+    reading: Annotated[
+        str, typer.Option(help="then: bars as each decision read them; now: with every correction since.")
+    ] = "then",
     as_json: AsJson = False,
 ) -> None:
     """Recompute stored decisions and compare every bit.
@@ -182,6 +186,8 @@ def replay(
     Uses stored bars and bundles alone. Exit code 1 unless every decision is the same: to
     the last bit, or to 1e-12 if it was made on another CPU type.
     """
+    if reading not in ("then", "now"):
+        raise BadValues(f"--reading {reading!r} is neither then nor now")
     from bellwether.operations.replay_decisions import replay_decisions
     from flows.support.installation import open_installation
     from flows.support.progress import progress_display
@@ -192,7 +198,7 @@ def replay(
     else:
         records = installation.store.decisions(symbol, since=day_or_moment(since), last=last)
     with progress_display(err):
-        found = replay_decisions(installation, records).to_dict()
+        found = replay_decisions(installation, records, "now" if reading == "now" else "then").to_dict()
     if as_json:
         emit(found)
     else:

@@ -21,6 +21,7 @@ COMMANDS = {  # name → (module, help). `bellwether --help` reads this and load
     "open": ("services", "Open a tool in the browser, by one-time link"),
     "run": ("run", "Run the whole loop once, then serve until Ctrl-C"),
     "check": ("data", "Check a data file without starting anything"),
+    "data": ("market_data", "See held back bars, and correct observed ones"),
     "decide": ("decisions", "Request a decision now and show it"),
     "risk": ("decisions", "Show what is used of every risk limit"),
     "limits": ("decisions", "List every limit of params.yaml"),

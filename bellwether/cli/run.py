@@ -88,9 +88,7 @@ def run(
     files, series = named_files(context or [], name or [], unit or [], lag or [], max_age or [])
     options = FileOptions(timeframe, timezone, stamp, day_first, no_bar)
     paths = path or []
-    begin, hours = _checked_request(
-        source, paths, symbol, days, since, context or [], venue, market, sessions, options
-    )
+    begin, hours = _checked_request(source, paths, symbol, days, since, context or [], venue, market, sessions, options)
     if events is not None:
         from pipelines.data.readers.events import read_events
 

@@ -2,8 +2,9 @@
 
 A decision names its warm start, its models by digest, the account, the tripped breakers, the digest of the policy and
 the type of the CPU; bundle and warm start hold what a missed target returns. From these and the observed bars the same
-code makes it again; differences are named by field. On the same CPU type every number must be equal to the last bit, on
-another one within OTHER_CPU_TOLERANCE. What an earlier release decided followed other rules and is not made again.
+code makes it again; differences are named by field. Bars are read as the decision read them, or with every correction
+since. On the same CPU type every number must be equal to the last bit, on another one within OTHER_CPU_TOLERANCE. What
+an earlier release decided followed other rules and is not made again.
 """
 
 from collections import Counter, defaultdict
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from math import isclose
+from typing import Literal
 
 import numpy as np
 
@@ -29,6 +31,8 @@ from serving.policy.decide import decide, predict_all
 from serving.state.symbols import Symbol
 from serving.state.tiers import Tier
 
+Reading = Literal["then", "now"]
+BEFORE_ALL = "1970-01-01T00:00:00+00:00"  # the reading of a decision made before any correction
 SHOWN = 20  # differing decisions named one by one
 OTHER_CPU_TOLERANCE = 1e-12  # relative; math libraries of two CPU types differ in the last bit
 
@@ -44,6 +48,7 @@ class Replayed:
     other_cpu: Counter[str] = field(default_factory=Counter)  # "other CPU: <type>" → how many were made on it
     models: set[tuple[str, str, str]] = field(default_factory=set)  # (family, arm, digest) that predicted
     champions: set[tuple[str, str]] = field(default_factory=set)  # (family, digest)
+    reading: Reading = "then"
     generations: set[int] = field(default_factory=set)
     warm_starts: set[str] = field(default_factory=set)
 
@@ -60,7 +65,7 @@ class Replayed:
     def to_dict(self) -> JsonObject:
         """Return the counts as plain JSON."""
         return {
-            "decisions": self.decisions, "equal": self.equal, "different": len(self.different),
+            "reading": self.reading, "decisions": self.decisions, "equal": self.equal, "different": len(self.different),
             "not_replayable": dict(self.not_replayable), "other_cpu": dict(self.other_cpu),
             "first_different": self.different[:SHOWN], "models": len(self.models), "champions": len(self.champions),
             "generations": len(self.generations), "warm_starts": len(self.warm_starts), "same": self.same,
@@ -68,14 +73,21 @@ class Replayed:
         }  # fmt: skip
 
 
-def replay_decisions(installation: Installation, records: Sequence[DecisionRecord]) -> Replayed:
-    """Make every one of these decisions again and compare it, feature and signal bytes included."""
-    found, bundles = Replayed(decisions=len(records)), _Bundles(installation)
-    groups: dict[tuple[str, str], list[DecisionRecord]] = defaultdict(list)
+def replay_decisions(
+    installation: Installation, records: Sequence[DecisionRecord], reading: Reading = "then"
+) -> Replayed:
+    """Make every one of these decisions again and compare it, feature and signal bytes included.
+
+    reading  then: on the bars as each decision read them; now: with every correction made since
+    """
+    found, bundles = Replayed(decisions=len(records), reading=reading), _Bundles(installation)
+    groups: dict[tuple[str, str, str], list[DecisionRecord]] = defaultdict(list)
     for record in records:
-        groups[record.decision.symbol, record.decision.lineage.get("warm_start", "")].append(record)
+        lineage = record.decision.lineage
+        read_as = lineage.get("reading", BEFORE_ALL) if reading == "then" else ""
+        groups[record.decision.symbol, lineage.get("warm_start", ""), read_as].append(record)
     items = ((key, record) for key, group in groups.items() for record in sorted(group, key=_time_order))
-    walks: dict[tuple[str, str], _Walk | str] = {}
+    walks: dict[tuple[str, str, str], _Walk | str] = {}
     for key, record in track(items, f"replay: {len(records):,} decisions", len(records)):
         if key not in walks:
             walks.clear()  # one symbol's history at a time
@@ -113,8 +125,13 @@ class _Walk:
         return bool(self.symbol.closed.close_time == close)
 
 
-def _walk(installation: Installation, group: Sequence[DecisionRecord], name: str, warm_start: str) -> "_Walk | str":
-    """Return the walk from a warm start through the observed bars, or why there is none."""
+def _walk(
+    installation: Installation, group: Sequence[DecisionRecord], name: str, warm_start: str, reading: str
+) -> "_Walk | str":
+    """Return the walk from a warm start through the observed bars, or why there is none.
+
+    reading  moment up to which corrections are applied, ISO 8601; "" = all
+    """
     folder = installation.settings.serving_dir / "warm" / warm_start
     if not warm_start or not folder.is_dir():
         return f"warm start {warm_start[:12] or 'not recorded'} is not kept under {folder.parent}"
@@ -122,10 +139,11 @@ def _walk(installation: Installation, group: Sequence[DecisionRecord], name: str
         warm = read_warm_start(folder, warm_start)
     except BellwetherError as error:
         return str(error)
-    symbol = Symbol(warm)
+    symbol = Symbol(warm, reading="" if reading == BEFORE_ALL else reading)
     last = max(record.decision.as_of for record in group).timestamp()
     symbol.ingest_records(*installation.store.records(name, symbol.closed.close_time, last))
-    bars = installation.store.bars(name, warm.last_open_time, last)
+    moment = datetime.fromisoformat(reading) if reading else None
+    bars = installation.store.bars(name, warm.last_open_time, last, moment)
     return _Walk(symbol, bars, decision_row.flatten(installation.params))
 
 
@@ -169,7 +187,7 @@ def _compare(record: DecisionRecord, new: Decision, symbol: Symbol, found: Repla
     tolerance = 0.0 if made_on in (None, cpu_type()) else OTHER_CPU_TOLERANCE
     if tolerance:
         found.other_cpu[f"other CPU: {made_on}"] += 1
-    differs = differences(_without_cpu(old), _without_cpu(new), tolerance)
+    differs = differences(_comparable(old), _comparable(new), tolerance)
     differs += [
         name
         for name, stored, row in (
@@ -185,10 +203,11 @@ def _compare(record: DecisionRecord, new: Decision, symbol: Symbol, found: Repla
     found.different.append({"id": old.id, "as_of": old.as_of.isoformat(), "fields": differs, "made_on": where})
 
 
-def _without_cpu(decision: Decision) -> JsonObject:
-    """Return the decision as plain JSON without the type of the CPU that made it."""
+def _comparable(decision: Decision) -> JsonObject:
+    """Return the decision as plain JSON without the CPU that made it, and without the name of its reading."""
     record = decision.to_dict()
-    return record | {"lineage": {name: value for name, value in record["lineage"].items() if name != "cpu"}}
+    lineage = {name: value for name, value in record["lineage"].items() if name not in ("cpu", "reading")}
+    return record | {"lineage": lineage}
 
 
 def _same_row(stored: bytes, row: Floats, tolerance: float) -> bool:

@@ -14,6 +14,7 @@ from pipelines.data.timeframes import HOLIDAY_DAYS, Grid
 PLACES = 10  # moments and sizes that a flag names
 CAUSES = {
     "NO_TIME": "a time is missing: find these rows in the source",
+    "OUT_OF_RANGE": "a time before 1970 or after 2200, or a number beyond what any store holds: another unit",
     "NON_FINITE": "a price is missing or no number: find these rows in the source",
     "NON_POSITIVE": "prices at or below zero: their returns are undefined here. Use an instrument above zero, or a "
     "back-adjusted series with an offset. An amount below zero is an error of the source",
@@ -24,6 +25,8 @@ CAUSES = {
     "OFF_GRID": "opens no bar of this market: shut then, or between two bars. Round the stamps, or state the hours "
     "with --sessions",
     "DUPLICATE": "the same bar again: the first stays",
+    "COLLAR": "far outside the range of the bars before and after it: a wrong price. Find it in the source, or release "
+    "it with `bellwether data quarantine release`",
     "CONFLICT": "another bar of the same time: the first stays. Find out which is right",
 }  # reason of a quarantined row → what it most likely is, and what cures it
 
@@ -118,7 +121,8 @@ def gap_flag(gaps: pd.DataFrame, grid: Grid) -> Flag | None:
     longest = int(gaps["missing"].max()) if len(gaps) else 0
     cause = (
         f"bars that should have come and did not, at most {longest:,} in a row: fetch them; if nothing was traded "
-        f"then, state --no-bar no-trade; if the market is shut then, state --sessions (taken now: {grid.calendar.describe()})"
+        f"then, state --no-bar no-trade; if the market is shut then, state --sessions (taken now: "
+        f"{grid.calendar.describe()})"
     )
     return flag("GAP", gaps["start"], gaps["missing"].to_numpy(np.float64), "missing bars", cause)
 

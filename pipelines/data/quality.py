@@ -5,8 +5,8 @@
 disordered = clean rows that came after a later one; stale = rows of `stale_bars` or more without any price change;
 missing = bars that should lie between the first and the last clean bar and do not come at all (a quarantined one did);
 expected = clean + missing. Bars that are only filled in while the market is shut are left out before anything is
-counted. Jumps are counted and flagged but do not lower the score: real markets jump. Training is blocked under the floor
-of params.yaml (`data.quality_floor`), and by a share split; this module measures, it does not block.
+counted. Jumps are counted and flagged but do not lower the score: real markets jump. Training is blocked under the
+floor of params.yaml (`data.quality_floor`), and by a share split; this module measures, it does not block.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipelines.contracts import Bools, Floats
+from pipelines.data import admission, collar
+from pipelines.data.admission import Reasons
 from pipelines.data.findings import (
     CAUSES,
     Flag,
@@ -41,16 +43,23 @@ from pipelines.data.proofs import (
     still,
     unproved,
 )
-from pipelines.data.schemas import AMOUNTS, BARS, LAYOUT, PRICES, SPREAD, VALUES, check, epoch_seconds
+from pipelines.data.schemas import (
+    BARS,
+    LAYOUT,
+    PRICES,
+    VALUES,
+    check,
+    epoch_seconds,
+    to_matrix,
+)
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadTimes, NotEnoughData
 from pipelines.params import QualityParams
 
-Reasons = npt.NDArray[np.str_]
 RULES = QualityParams()  # where no params.yaml is at hand; the values of its `data.quality`
 JUMP_BLOCK = 240  # bars of the median by which a jump is measured
 LEAST_MOVES = 20  # of a first block, by whose own median its jumps are measured
-REASONS = tuple(CAUSES)
+REASONS = tuple(CAUSES)  # what `admission` refuses, a copy, a spike
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ def assess(
     """Check every row of `frame` (schemas.LAYOUT, any order) as of the moment `as_of` (aware).
 
     grid   where bars of this market open and close: stated, or as `sessions.market_grid` finds it
-    rules  from where on a standstill is stale and a move a jump
+    rules  from where on a standstill is stale, a move a jump, and a bar a spike
     Of rows with the same open_time the first good one stays: an equal one is DUPLICATE, another CONFLICT.
     Raises NotEnoughData on an empty frame, BadTimes on a naive `as_of`, BadColumns on columns other than LAYOUT or on
     swapped prices, BadValues on prices written with too few places.
@@ -105,8 +114,10 @@ def assess(
     rows = _in_order(frame)
     shut = _shut(rows, grid)
     filled, rows = rows[shut], _kept(rows, ~shut)
-    reason = _impossible(rows, grid, as_of)
-    reason = _copies(rows, reason)
+    bars = to_matrix(rows)
+    known_s = np.where(rows["ingested_at"].notna().to_numpy(), epoch_seconds(rows["known_at"]), np.nan)
+    reason = _copies(rows, admission.reasons(bars, grid, as_of, known_s))
+    reason = _collared(bars, reason, rules)
 
     good = reason == ""
     usable = _kept(rows, good)
@@ -194,24 +205,12 @@ def _came(rows: pd.DataFrame, clean: pd.DataFrame, grid: Grid) -> Floats:
     return np.asarray(times if len(times) == len(own) else times[grid.on_grid(times)])
 
 
-def _impossible(rows: pd.DataFrame, grid: Grid, as_of: datetime) -> Reasons:
-    """Return (n,) the first reason that makes a row impossible, "" if none; a NaN amount or spread was not recorded."""
-    prices, amounts = rows[list(PRICES)].to_numpy(), rows[list(AMOUNTS)].to_numpy()
-    opened, high, low, close = prices.T
-    volume, _, taker = amounts.T
-    spread = rows[SPREAD].to_numpy()
-    with np.errstate(invalid="ignore"):
-        found: dict[str, Bools] = {
-            "NO_TIME": rows[["open_time", "known_at", "ingested_at"]].isna().any(axis=1).to_numpy(),
-            "NON_FINITE": ~np.isfinite(prices).all(axis=1) | np.isinf(amounts).any(axis=1) | np.isinf(spread),
-            "NON_POSITIVE": (prices <= 0).any(axis=1) | (amounts < 0).any(axis=1),
-            "OHLC_ORDER": (high < np.maximum(opened, close)) | (low > np.minimum(opened, close)),
-            "TAKER_OVER_VOLUME": taker > volume,
-            "SPREAD": (spread < 0) | (spread >= low),
-            "FUTURE": (rows["known_at"] > as_of).to_numpy(),
-            "OFF_GRID": ~grid.on_grid(_seconds(rows)),
-        }
-    return np.select(list(found.values()), list(found), default="").astype("<U20")
+def _collared(bars: Floats, reason: Reasons, rules: QualityParams) -> Reasons:
+    """Return the reasons with the spikes among the good bars (n, 9) marked."""
+    good = np.flatnonzero(reason == "")
+    marked = reason.copy()
+    marked[good[collar.spikes(bars[good], rules).found]] = admission.COLLAR
+    return marked
 
 
 def _copies(rows: pd.DataFrame, reason: Reasons) -> Reasons:

@@ -66,9 +66,7 @@ class Contributions:
         }  # fmt: skip
 
 
-def measure_contributions(
-    truth: Floats, decision: Floats, base: Floats, grids: Grids, params: Params
-) -> Contributions:
+def measure_contributions(truth: Floats, decision: Floats, base: Floats, grids: Grids, params: Params) -> Contributions:
     """Measure every star and the ratings from 15 and from 18.
 
     truth     (n, 21, 2) of `signals.stars.history` for the n decision bars

@@ -157,9 +157,7 @@ def triple_barrier(
     starts = np.searchsorted(base[:, OPEN_TIME], close_time, side="left").astype(np.int64)
     targets, stops = levels(close, direction, atr, target_atr, stop_atr)
     exits, barriers, prices = np.empty(m, np.int64), np.empty(m, np.int64), np.empty(m)
-    _label_all(
-        base, starts, direction.astype(np.int64), targets, stops, deadline, exits, barriers, prices
-    )
+    _label_all(base, starts, direction.astype(np.int64), targets, stops, deadline, exits, barriers, prices)
     inside, end = np.minimum(starts, len(base) - 1), np.minimum(exits, len(base) - 1)
     gross_bps, spread_known = gross_return_bps(base, inside, end, direction, prices)
     return Barriers(

@@ -11,7 +11,7 @@ from sqlalchemy.types import TypeDecorator
 
 from pipelines.errors import BadTimes
 
-SCHEMA = "0006"  # the revision these tables belong to
+SCHEMA = "0007"  # the revision these tables belong to
 
 
 class NaiveTime(BadTimes, DontWrapMixin):
@@ -202,4 +202,42 @@ fills = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Index("fills_ingested_at", "ingested_at"),
     sa.Index("fills_decision_id", "decision_id"),
+)
+
+_ONE_HELD = sa.text("state = 'held'")
+quarantine = sa.Table(
+    "quarantine",  # bars that are not folded until a person acts
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("symbol", sa.String(64), nullable=False),
+    sa.Column("open_time", sa.Double, nullable=False),  # epoch seconds
+    sa.Column("bar", sa.LargeBinary, nullable=False),  # little-endian float64, BAR_FIELDS order, NaN = not recorded
+    sa.Column("known_at", sa.Double, nullable=False),  # epoch seconds: its close
+    sa.Column("code", sa.String(32), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("by", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),  # held | released | dropped | withdrawn
+    sa.Column("closed_at", UtcTime),
+    sa.Column("closed_by", sa.String(64)),
+    sa.Column("closed_reason", sa.Text),
+    sa.Index("quarantine_symbol", "symbol", "open_time"),
+    sa.Index(
+        "quarantine_one_held", "symbol", "open_time", unique=True, sqlite_where=_ONE_HELD, postgresql_where=_ONE_HELD
+    ),
+)
+
+corrections = sa.Table(
+    "corrections",  # append-only: what an observed bar is read as from a moment on
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("symbol", sa.String(64), nullable=False),
+    sa.Column("open_time", sa.Double, nullable=False),
+    sa.Column("before", sa.LargeBinary),  # the bar as it was read until then; NULL = there was none
+    sa.Column("after", sa.LargeBinary),  # the bar as it is read from here on; NULL = there is none
+    sa.Column("known_at", sa.Double, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("by", sa.String(64), nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Index("corrections_symbol", "symbol", "id"),
 )

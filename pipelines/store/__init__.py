@@ -1,9 +1,10 @@
-"""The only doorway to SQL: bars, decisions, promotions, the retrain queue, leases, breaker trips and alarms."""
+"""The only doorway to SQL: bars, corrections, decisions, promotions, retrain queue, leases, breaker trips, alarms."""
 
 from pipelines.store.alarms import Alarm, AlarmStore
 from pipelines.store.bars_and_records import BarBatch, BarStore
 from pipelines.store.breakers import BreakerStore, BreakerTrip
 from pipelines.store.codec import decision_of, decision_payload, packed, unpacked
+from pipelines.store.corrections import Change, Correction, CorrectionStore, HeldBar, Quarantined, Signed, read_with
 from pipelines.store.decisions import DecisionRecord, DecisionStore, Fill
 from pipelines.store.dump import nonempty_tables, open_dump, refuse_nonempty, refuse_unknown
 from pipelines.store.engine import (
@@ -29,13 +30,18 @@ __all__ = [
     "Alarm",
     "BarBatch",
     "BreakerTrip",
+    "Change",
+    "Correction",
     "DecisionRecord",
     "Fill",
+    "HeldBar",
     "Lease",
     "PageCheck",
     "Promotion",
+    "Quarantined",
     "RetrainAnswer",
     "RetrainRequest",
+    "Signed",
     "Store",
     "StoreFault",
     "Transaction",
@@ -46,11 +52,22 @@ __all__ = [
     "nonempty_tables",
     "open_dump",
     "packed",
+    "read_with",
     "refuse_nonempty",
     "refuse_unknown",
     "unpacked",
 ]
 
 
-class Store(BarStore, DecisionStore, PromotionStore, RetrainQueue, LeaseStore, BreakerStore, AlarmStore, Retention):
+class Store(
+    BarStore,
+    CorrectionStore,
+    DecisionStore,
+    PromotionStore,
+    RetrainQueue,
+    LeaseStore,
+    BreakerStore,
+    AlarmStore,
+    Retention,
+):
     """Join every aggregate of one database: `Store.open(url)`. Thread-safe; close it with `close()`."""

@@ -1,6 +1,6 @@
 """Observed bars, order books and context values. What was observed is never rewritten."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,7 +12,10 @@ from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, Books, ContextFeed, Float
 from pipelines.errors import BadShape, BadTimes, BadValues
 from pipelines.migrations import tables as t
 from pipelines.store.codec import packed, padded, unpacked
+from pipelines.store.corrections import HeldBar, corrections_by, hold, opening_in, read_with, withdraw_held
 from pipelines.store.engine import Database, lock_table
+
+ADMISSION = "admission"  # who put a bar into quarantine, if no person did
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class BarBatch:
     known_at     (n,) epoch seconds: when each bar could be known (its close)
     ingested_at  when we received them
     books, feed  records that came with them; None = none
+    held         bars that came with them and go into quarantine
     """
 
     symbol: str
@@ -31,6 +35,7 @@ class BarBatch:
     ingested_at: datetime
     books: Books | None = None
     feed: ContextFeed | None = None
+    held: Sequence[HeldBar] = ()
 
 
 class BarStore(Database):
@@ -47,7 +52,7 @@ class BarStore(Database):
             raise BadShape(
                 f"{batch.symbol}: bars {rows.shape} and known_at {batch.known_at.shape}, want (n, {BAR_WIDTH}) and (n,)"
             )
-        if n == 0 and batch.books is None and batch.feed is None:
+        if n == 0 and batch.books is None and batch.feed is None and not batch.held:
             return 0
         if not np.all(np.diff(rows[:, 0]) > 0):
             at = utc(rows[1 + int(np.argmin(np.diff(rows[:, 0]) > 0)), 0])
@@ -68,20 +73,28 @@ class BarStore(Database):
                     raise BadValues(_conflict(batch.symbol, known[bar[0]], bar))
             if fresh:
                 connection.execute(sa.insert(t.bars), fresh)
+            hold(connection, batch.symbol, batch.held, batch.ingested_at, ADMISSION)
             _add_records(batch, connection)
         return len(fresh)
 
-    def bars(self, symbol: str, after: float = -np.inf, until: float = np.inf) -> Floats:
+    def bars(
+        self, symbol: str, after: float = -np.inf, until: float = np.inf, reading: datetime | None = None
+    ) -> Floats:
         """Return observed bars (n, 9), ascending, with after < open_time <= until in epoch seconds; NaN = not
-        recorded."""
-        query = sa.select(*(t.bars.c[name] for name in BAR_FIELDS)).where(t.bars.c.symbol == symbol)
-        if np.isfinite(after):
-            query = query.where(t.bars.c.open_time > float(after))
-        if np.isfinite(until):
-            query = query.where(t.bars.c.open_time <= float(until))
+        recorded.
+
+        reading  moment (aware) whose corrections are applied, and no later ones; None = all, the bars as of now
+        """
         with self._engine.connect() as connection:
-            rows = connection.execute(query.order_by(t.bars.c.open_time)).all()
-        return np.array(rows, dtype=np.float64).reshape(-1, BAR_WIDTH)
+            observed = _observed(connection, symbol, after, until)
+            return read_with(observed, opening_in(corrections_by(connection, symbol, reading), after, until))
+
+    def bar_readings(self, symbol: str, after: float = -np.inf, until: float = np.inf) -> Floats:
+        """Return bars (m, 9) with after < open_time <= until in every reading: as observed, then each correction."""
+        with self._engine.connect() as connection:
+            observed = _observed(connection, symbol, after, until)
+            corrected = opening_in(corrections_by(connection, symbol, None), after, until)
+        return np.concatenate([observed, *(one.after[np.newaxis] for one in corrected if one.after is not None)])
 
     def withdraw_bars(self, symbol: str, closed_after: float) -> Floats:
         """Delete bars that were stored before they can have closed, because the clock was wrong, and return them.
@@ -95,6 +108,7 @@ class BarStore(Database):
                 sa.select(*(t.bars.c[name] for name in BAR_FIELDS)).where(late).order_by(t.bars.c.open_time)
             ).all()
             connection.execute(sa.delete(t.bars).where(late))
+            withdraw_held(connection, symbol, closed_after, utc(closed_after))
             connection.execute(
                 sa.delete(t.records).where(t.records.c.symbol == symbol, t.records.c.known_at > closed_after)
             )
@@ -124,6 +138,17 @@ class BarStore(Database):
     def symbols(self) -> tuple[str, ...]:
         """Return the symbols with at least one observed bar, in alphabetical order."""
         return tuple(r["symbol"] for r in self._rows(sa.select(t.bars.c.symbol).distinct().order_by(t.bars.c.symbol)))
+
+
+def _observed(connection: Connection, symbol: str, after: float, until: float) -> Floats:
+    """Return bars (n, 9) as they were observed, ascending, with after < open_time <= until in epoch seconds."""
+    query = sa.select(*(t.bars.c[name] for name in BAR_FIELDS)).where(t.bars.c.symbol == symbol)
+    if np.isfinite(after):
+        query = query.where(t.bars.c.open_time > float(after))
+    if np.isfinite(until):
+        query = query.where(t.bars.c.open_time <= float(until))
+    rows = connection.execute(query.order_by(t.bars.c.open_time)).all()
+    return np.array(rows, dtype=np.float64).reshape(-1, BAR_WIDTH)
 
 
 def _stored_bars(connection: Connection, symbol: str, first: float, last: float) -> Iterator[tuple[float, ...]]:

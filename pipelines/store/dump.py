@@ -139,7 +139,8 @@ def _drop_tables(connection: Connection) -> None:
     t.METADATA.drop_all(connection)
     connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
     if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("DROP FUNCTION IF EXISTS promotions_refuse()")
+        for table in ("promotions", "corrections"):  # the append-only ones
+            connection.exec_driver_sql(f"DROP FUNCTION IF EXISTS {table}_refuse()")
 
 
 def _reflected(connection: Connection) -> list[sa.Table]:

@@ -160,7 +160,8 @@ def decide(
             "policy": decision_row.policy_digest(params, flat),
             "cpu": cpu_type(),
             "tail": params.risk.tail.method(symbol.grid.timeframe),
-        },
+        }
+        | ({"reading": symbol.reading} if symbol.reading else {}),
     )
     waiting = () if symbol.reason is None else (symbol.reason,)
     return replace(decision, reasons=(*waiting, *decision.reasons, tier.reason))

@@ -28,15 +28,25 @@ class Answer(BaseModel):
     api: Literal[1] = API
 
 
+class QuarantinedBar(BaseModel):
+    """A bar that was stored and is not folded; `reason` is COLLAR (far outside the range before it), SET_ASIDE or
+    TAKEN_OUT (by a person)."""
+
+    open_time: AwareDatetime
+    reason: str
+
+
 class ObserveResponse(Answer):
-    """received, new: bars sent, and stored now; records: books and context values stored now; closed: open times of the
-    decision bars they closed; reason: why decisions must wait."""
+    """received, new: bars sent, and folded now; records: books and context values stored now; closed: open times of the
+    decision bars they closed; quarantined: bars sent that are held back until a person acts; reason: why decisions must
+    wait."""
 
     symbol: str
     received: int
     new: int
     records: int
     closed: list[AwareDatetime]
+    quarantined: list[QuarantinedBar]
     reason: str | None
 
 

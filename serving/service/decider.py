@@ -162,6 +162,7 @@ class Decider:
             warm_start=symbol.warm.digest,
             breakers=self._breakers.names,
             tier=self._tiers.number(symbol.name),
+            reading=symbol.reading,
         )
 
     def _known_at(self, symbol: Symbol, now: datetime) -> datetime:

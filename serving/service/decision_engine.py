@@ -94,6 +94,8 @@ class DecisionEngine:
             tiers=self.tiers,
             store_monitor=self.store_monitor,
             clock=clock,
+            alarms=self._alarms,
+            rules=params.data.quality,
         )
         self.decider = Decider(
             params,

@@ -25,7 +25,7 @@ MAX_CACHED_DECISIONS = 4096
 
 
 class DecisionKey(NamedTuple):
-    """Name everything a decision rests on; its order is part of every decision's id."""
+    """Name everything a decision rests on; its order is part of every decision's id. `reading` as of `Symbol`."""
 
     symbol: str
     close_time: float  # of the bar decided on, epoch s
@@ -34,6 +34,7 @@ class DecisionKey(NamedTuple):
     warm_start: str  # digest
     breakers: tuple[str, ...]
     tier: int | None
+    reading: str = ""
 
 
 class Subject(NamedTuple):
@@ -43,6 +44,7 @@ class Subject(NamedTuple):
     close_time: float  # of the bar decided on, epoch s
     generation: int
     warm_start: str  # digest
+    reading: str = ""
 
 
 class PendingDecision(NamedTuple):
@@ -54,13 +56,14 @@ class PendingDecision(NamedTuple):
 
 def subject_of(symbol: Symbol, snapshot: Snapshot) -> Subject:
     """Return what a decision on the symbol's newest closed bar is about."""
-    return Subject(symbol.name, symbol.closed.close_time, snapshot.generation, symbol.warm.digest)
+    return Subject(symbol.name, symbol.closed.close_time, snapshot.generation, symbol.warm.digest, symbol.reading)
 
 
 def id_of(key: DecisionKey, snapshot: Snapshot) -> str:
     """Return the id of a decision: 32 hex digits of the hash of everything it rests on, the same in any process."""
     served = sorted((family, arm, slot.digest) for (family, arm), slot in snapshot.slots.items())
-    return hashlib.sha256(json.dumps([key, served]).encode()).hexdigest()[:32]
+    named = key if key.reading else key[:-1]  # ids of markets without a correction are as in earlier releases
+    return hashlib.sha256(json.dumps([named, served]).encode()).hexdigest()[:32]
 
 
 def stored_already(decision: Decision) -> PendingDecision:

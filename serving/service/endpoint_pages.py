@@ -50,7 +50,8 @@ PAGES: dict[str, Page] = {
         "Send closed bars, books and context of one symbol",
         "Stored durably, then folded into live features. Sending the same again changes nothing. What became known "
         "before a decision bar closed must come with or before the bar that closes it. Times are ISO 8601 with a zone; "
-        "prices in quote currency, volumes in base asset; at most 2,000 bars a request.",
+        "prices in quote currency, volumes in base asset; at most 2,000 bars a request. A bar whose price lies far "
+        "outside the newest range is stored in quarantine, not folded, and named in `quarantined`, with an alarm.",
         {
             "symbol": "SIM/USDT",
             "bars": [
@@ -67,7 +68,16 @@ PAGES: dict[str, Page] = {
                 }
             ],
         },
-        {"api": 1, "symbol": "SIM/USDT", "received": 1, "new": 1, "records": 0, "closed": [], "reason": None},
+        {
+            "api": 1,
+            "symbol": "SIM/USDT",
+            "received": 1,
+            "new": 1,
+            "records": 0,
+            "closed": [],
+            "quarantined": [],
+            "reason": None,
+        },
     ),
     "/decide": Page(
         "Decisions",

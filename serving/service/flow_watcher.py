@@ -1,4 +1,4 @@
-"""One poll of everything that others write: generation, breakers, outcomes; and of the machine: clock, disk, store."""
+"""One poll of all that others write: generation, corrections, breakers, outcomes; and of clock, disk and store."""
 
 import asyncio
 import time
@@ -70,6 +70,7 @@ class FlowWatcher:
         await self._executor.run(self._store_monitor.next_check())
         self._store_monitor.start_page_check()
         await self._follow_generation()
+        await self._live.follow_corrections()
         if self._breakers.retry_writes():  # refused before: a fault only if it is refused again
             await wait_for_write(self._ledger, self._breakers.writes_done())
         await self._memory.find_late(self._live.symbols)

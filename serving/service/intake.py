@@ -2,12 +2,15 @@
 
 import asyncio
 import functools
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TypedDict
 
 from pipelines.contracts import OPEN_TIME, Books, ContextFeed, Outcome, utc
-from pipelines.store import BarBatch, Fill, Store
+from pipelines.params import QualityParams
+from pipelines.store import BarBatch, Fill, HeldBar, Store
 from serving.risk.breaker_monitor import slippage_bps
+from serving.service.alarm_queue import AlarmQueue
 from serving.service.breaker_watch import BreakerWatch
 from serving.service.live_symbols import LiveSymbols
 from serving.service.schemas import FillRequest, ObserveRequest
@@ -17,6 +20,14 @@ from serving.service.system_clock import ClockMonitor, utc_now
 from serving.service.tier_watch import TierWatch
 from serving.state.account import Account
 from serving.state.ledger import Ledger
+from serving.state.symbols import Symbol
+
+
+class QuarantinedBar(TypedDict):
+    """Name a bar that was not folded: its open time, and the code of the rule that held it back."""
+
+    open_time: str
+    reason: str
 
 
 class Observed(TypedDict):
@@ -27,6 +38,7 @@ class Observed(TypedDict):
     new: int
     records: int
     closed: list[str]
+    quarantined: list[QuarantinedBar]
     reason: str | None
 
 
@@ -61,11 +73,13 @@ class Intake:
         tiers: TierWatch,
         store_monitor: StoreMonitor,
         clock: ClockMonitor,
+        alarms: AlarmQueue,
+        rules: QualityParams,
     ) -> None:
         """Take the collaborators; nothing is read or written yet."""
         self._live, self._store, self._executor, self._ledger = live, store, executor, ledger
         self._account, self._breakers, self._tiers = account, breakers, tiers
-        self._store_monitor, self._clock = store_monitor, clock
+        self._store_monitor, self._clock, self._alarms, self._rules = store_monitor, clock, alarms, rules
 
     async def observe(self, request: ObserveRequest) -> Observed:
         """Take closed base bars, books and context of one symbol; sending the same again changes nothing.
@@ -87,7 +101,7 @@ class Intake:
             if self._live.is_ahead(symbol, now) and len(rows):
                 symbol = await self._live.withdraw_bars_ahead(symbol, rows, now)
             validate = functools.partial(
-                symbol.validate_new, rows, now, functools.partial(self._store.bars, symbol.name)
+                symbol.validate_new, rows, now, functools.partial(self._store.bar_readings, symbol.name)
             )
             reads_store = len(rows) > 0 and not rows[0, OPEN_TIME] > symbol.last_open_time
             fresh = await self._executor.run(validate) if reads_store else validate()
@@ -95,9 +109,12 @@ class Intake:
             if any(sent):
                 stored = functools.partial(self._store.records, symbol.name)
                 new = await self._executor.run(symbol.validate_new_records, *sent, now, stored)
-            if len(fresh) or any(new):
-                batch = BarBatch(symbol.name, fresh, symbol.base_grid.closes(fresh[:, OPEN_TIME]), now, *new)
+            known_held = symbol.withheld_of(rows)
+            fresh, held = symbol.hold_back(fresh, self._rules)
+            if len(fresh) or held or any(new):
+                batch = BarBatch(symbol.name, fresh, symbol.base_grid.closes(fresh[:, OPEN_TIME]), now, *new, held)
                 await asyncio.wrap_future(self._ledger.observe(batch))
+            self._quarantine(symbol, held)
             symbol.ingest_records(*new)
             closed = symbol.advance(fresh)
             if len(fresh):
@@ -109,8 +126,27 @@ class Intake:
             "new": len(fresh),
             "records": sum(len(records.known) for records in new if records is not None),
             "closed": [utc(bar.bar[OPEN_TIME]).isoformat() for bar in closed],
+            "quarantined": [
+                QuarantinedBar(open_time=utc(opened).isoformat(), reason=code)
+                for opened, code in sorted([*known_held, *((float(one.bar[OPEN_TIME]), one.code) for one in held)])
+            ],
             "reason": symbol.reason,
         }
+
+    def _quarantine(self, symbol: Symbol, held: Sequence[HeldBar]) -> None:
+        """Leave bars that are durably in quarantine out of every fold from here on, and raise the alarm."""
+        if not held:
+            return
+        symbol.withheld |= {float(one.bar[OPEN_TIME]): one.code for one in held}
+        newest = held[-1]
+        self._alarms.raise_alarm(
+            "bar_quarantined",
+            "high",
+            f"{symbol.name}: {len(symbol.withheld)} bar(s) are held back, the newest of "
+            f"{utc(newest.bar[OPEN_TIME]):%F %T} UTC ({newest.code}): {newest.detail}. See `bellwether data quarantine "
+            "list`, then release or drop",
+            f"{symbol.name}: ",
+        )
 
     async def outcome(self, outcome: Outcome) -> Resolved:
         """Take what became of a decision; idempotent by its id. Raises UnknownName, ServiceDown or a StoreFault."""

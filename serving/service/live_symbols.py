@@ -9,8 +9,11 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
+
 from pipelines.clock import Clock, mode_of
 from pipelines.contracts import OPEN_TIME, Decision, Floats, utc
+from pipelines.data.admission import CLOCK_SKEW
 from pipelines.errors import BellwetherError, ServiceDown
 from pipelines.families import DECISION_FAMILY
 from pipelines.params import Params
@@ -26,7 +29,7 @@ from serving.service.store_executor import StoreExecutor
 from serving.service.system_clock import SUBJECT
 from serving.service.tier_watch import NO_SYMBOL
 from serving.state.account import Account
-from serving.state.symbols import CLOCK_SKEW, Symbol, Symbols, check_bars, clock_of, restore_symbol
+from serving.state.symbols import Symbol, Symbols, clock_of, restore_symbol
 from serving.state.tiers import FULL, Tier, TierStore
 
 log = logging.getLogger("bellwether.decision")
@@ -87,12 +90,16 @@ class LiveSymbols:
 
     async def _restore(self, warm: WarmStart, new: Snapshot) -> None:
         """Make a symbol live: its warm start, then what was observed since. The caller holds the symbol's lock."""
-        bars = await self._executor.run_long(self._store.bars, warm.symbol, warm.last_open_time)
+        reading = (await self._executor.run_long(self._store.newest_corrections)).get(warm.symbol)
+        since = warm.last_open_time
+        bars = await self._executor.run_long(self._store.bars, warm.symbol, since, np.inf, reading)
+        withheld = await self._executor.run_long(self._store.withheld, warm.symbol, since)
         last_close = warm.grid.next_close(warm.history.bars[-1, OPEN_TIME])
         records = await self._executor.run_long(self._store.records, warm.symbol, last_close)
         symbol = await asyncio.to_thread(
-            restore_symbol, warm, bars, *records, await asyncio.to_thread(self._clock_of, warm)
-        )
+            restore_symbol, warm, bars, *records, await asyncio.to_thread(self._clock_of, warm),
+            "" if reading is None else reading.isoformat(), withheld,
+        )  # fmt: skip
         await asyncio.to_thread(self._warm_up, symbol, new)
         newest = utc(symbol.closed.close_time)
         stored = await self._executor.run_long(self._store.decisions, warm.symbol, newest)
@@ -100,6 +107,17 @@ class LiveSymbols:
         self.symbols[warm.symbol] = symbol
         self._account.scenarios = await asyncio.to_thread(self._scenarios, dict(self.symbols))
         log.info("%s: warm start %s and %d bars observed since", warm.symbol, warm.digest[:12], len(bars))
+
+    async def follow_corrections(self) -> None:
+        """Fold every symbol again, from its warm start, whose observed bars were corrected since it was folded."""
+        newest = await self._executor.run(self._store.newest_corrections)
+        for name, at in newest.items():
+            symbol = self.symbols.get(name)
+            if symbol is None or symbol.reading == at.isoformat():
+                continue
+            async with self.locks[name]:
+                await self._restore(self.symbols[name].warm, self._slots.snapshot)
+            log.warning("%s: bars were corrected; folded again with the reading of %s", name, at.isoformat())
 
     def _clock_of(self, warm: WarmStart) -> Clock:
         """Return the clock a warm start names; one of release 0.5 names none, then its data's manifest may say it."""
@@ -153,6 +171,7 @@ class LiveSymbols:
                     warm_start=decision.lineage["warm_start"],
                     breakers=decision.breakers,
                     tier=current_tier if is_stale else decision.tier,
+                    reading=decision.lineage.get("reading", ""),
                 )
                 yield key, decision
 
@@ -168,7 +187,7 @@ class LiveSymbols:
         They agree where the newest of `rows` (n, 9) closes now and is not stored: then the stored bars came while the
         clock was ahead. The caller holds the symbol's lock.
         """
-        check_bars(rows, symbol.base_grid, now)
+        symbol.require(rows, now)
         opened = float(rows[-1, OPEN_TIME])
         closes_now = now.timestamp() - symbol.base_grid.next_close(opened) <= 2.0 * symbol.grid.step_s
         is_known = opened <= symbol.warm.last_open_time  # then it is the clock that is behind

@@ -179,6 +179,8 @@ def _symbol_fields(symbol: Symbol, last_arrival_s: float | None, now: datetime) 
         "last_bar": utc(symbol.last_open_time).isoformat(),
         "decides_on": utc(symbol.closed.bar[OPEN_TIME]).isoformat(),
         "reason": symbol.reason,
+        "withheld": len(symbol.withheld),
+        "reading": symbol.reading,
         "warm_start": symbol.warm.digest,
         "data_hash": symbol.warm.data_hash,
     }

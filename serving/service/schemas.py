@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX, TAPE_FIELDS
 from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, BOOK_LEVELS, Books, ContextFeed, Floats
+from pipelines.data.admission import LARGEST, SMALLEST_ABOVE_0
 from pipelines.data.alignment import book_fault
 from pipelines.data.symbols import parse_symbol
 from pipelines.errors import BadValues, UnknownName
@@ -43,8 +44,6 @@ MAX_BODY = 1 << 20  # bytes; 2,000 bars take about 400 kB
 
 # Every clock, store and calendar we use can hold these instants; years 1 and 9999 leave them with a zone's offset.
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
-LARGEST = 1e18  # the volume of a very cheap coin; products of larger numbers overflow float64
-SMALLEST_ABOVE_0 = 1e-15
 MAX_NAME = 64  # characters
 _PLAIN = r"[^\x00-\x1f\x7f-\x9f]"  # no control character: PostgreSQL refuses NUL, a terminal obeys the others
 

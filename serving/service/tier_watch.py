@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from pipelines.contracts import ModelAnswers
+from pipelines.data.admission import CLOCK_SKEW
 from pipelines.errors import ServiceDown
 from pipelines.families import DECISION_FAMILY
 from pipelines.params import Params
@@ -18,7 +19,7 @@ from serving.service.alarm_queue import AlarmQueue
 from serving.service.breaker_watch import BreakerWatch
 from serving.service.store_monitor import TIER_FILE, StoreMonitor
 from serving.service.system_clock import ClockMonitor, utc_now
-from serving.state.symbols import CLOCK_SKEW, Symbol
+from serving.state.symbols import Symbol
 from serving.state.tiers import EMERGENCY, EMERGENCY_BREAKER, FULL, Freshness, State, TierStore, worst
 
 log = logging.getLogger("bellwether.decision")

@@ -6,27 +6,23 @@ that the gap has broken is WARMING_UP until it has left it (`pipelines.models.ga
 calendar, on a holiday, and where no bar means no trade, no bar is missing.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import numpy as np
 
 from pipelines.clock import Clock
 from pipelines.contracts import (
     BAR_FIELDS,
-    BAR_WIDTH,
     CLOSE,
     HALF_SPREAD,
     HIGH,
     LOW,
-    OPEN,
     OPEN_TIME,
     RETAINED_BARS,
-    TAKER_BUY,
-    VOLUME,
     Books,
-    Bools,
     ContextFeed,
     Floats,
     History,
@@ -34,19 +30,20 @@ from pipelines.contracts import (
     utc,
 )
 from pipelines.costs import Costs, costs_of, stop_cost_bps, target_cost_bps
+from pipelines.data import admission, collar
+from pipelines.data.admission import CLOCK_SKEW
 from pipelines.data.alignment import align, known_between, merge_records, prune_records
 from pipelines.data.bar_clock import clocked_bar
 from pipelines.data.series import ages_of
 from pipelines.data.timeframes import Grid, resample
-from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
+from pipelines.errors import BadTimes, BadValues, UnknownName
 from pipelines.features.catalog import FEATURES
 from pipelines.models.gaps import DECISIONS, memory, waits
-from pipelines.params import CostParams
+from pipelines.params import CostParams, QualityParams
 from pipelines.signals.catalog import SIGNALS
-from pipelines.store import packed, unpacked
+from pipelines.store import HeldBar, packed, unpacked
 from pipelines.warm_start import WarmStart
 
-CLOCK_SKEW = timedelta(seconds=5)  # how far a sender's clock may be ahead of ours
 ROOM = 8  # times RETAINED_BARS: rows written before the newest are copied to a new buffer
 
 
@@ -68,8 +65,18 @@ class ClosedBar:
 class Symbol:
     """Hold the state of one symbol. Not thread-safe: the caller serialises `validate_new`, storing, and `advance`."""
 
-    def __init__(self, warm: WarmStart, clock: Clock | None = None) -> None:
-        """Start from the warm start, on its own clock where `clock` is None."""
+    def __init__(
+        self,
+        warm: WarmStart,
+        clock: Clock | None = None,
+        reading: str = "",
+        withheld: Mapping[float, str] | None = None,
+    ) -> None:
+        """Start from the warm start, on its own clock where `clock` is None.
+
+        reading   moment of the newest correction that the bars to come were read with, ISO 8601; "" = none was made
+        withheld  open time → why, of bars that are in quarantine or were taken out: they are never folded
+        """
         self.warm = warm
         self.clock = clock or clock_of(warm)
         self.name = warm.symbol
@@ -84,6 +91,8 @@ class Symbol:
         self._missing = _missing_before(warm)
         self.waiting = waits(self._missing)  # reader (a family, or DECISIONS) → decision bars until it may be read
         self._gap = "missing bars in its history"
+        self.reading, self.withheld = reading, dict(withheld or {})
+        self._opens = deque([self.last_open_time], maxlen=admission.OPENS_BEFORE)  # of the newest base bars
 
     def costs(self, params: CostParams) -> Costs:
         """Return the costs of this market, by the venue its data version names."""
@@ -122,17 +131,53 @@ class Symbol:
         """Check bars before anything is stored; return those that are new (the others are stored already, identical).
 
         rows     (n, 9) as received, of which any number may be known; NaN only from volume on
-        stored   (after, until) → stored bars with after < open_time <= until, epoch seconds
+        stored   (after, until) → stored bars with after < open_time <= until, epoch seconds, in every reading
         Raises   BadTimes, BadValues, BadShape naming bar and field
+        Bars that are withheld are left out; `withheld_of` names them.
         """
         if len(rows) == 0:  # records alone
             return rows
-        check_bars(rows, self.base_grid, now)
+        self.require(rows, now)
+        if self.withheld:
+            rows = rows[[opened not in self.withheld for opened in rows[:, OPEN_TIME].tolist()]]
         known = rows[:, OPEN_TIME] <= self.last_open_time
         if known.any():
             again = rows[known]
             self._check_same(again, stored(again[0, OPEN_TIME] - 1.0, again[-1, OPEN_TIME]))
         return np.ascontiguousarray(rows[~known])
+
+    def require(self, rows: Floats, now: datetime) -> None:
+        """Raise BadTimes, BadValues or BadShape unless every one of these bars (n, 9) is taken, known or new."""
+        opens = [opened for opened in self._opens if len(rows) == 0 or opened < rows[0, OPEN_TIME]]
+        admission.require(rows, self.base_grid, now, self.name, tuple(opens))
+
+    def withheld_of(self, rows: Floats) -> list[tuple[float, str]]:
+        """Return (open time, why) of the bars among these (n, 9) that are in quarantine or were taken out."""
+        return [(at, self.withheld[at]) for at in rows[:, OPEN_TIME].tolist() if at in self.withheld]
+
+    def hold_back(self, rows: Floats, rules: QualityParams) -> tuple[Floats, list[HeldBar]]:
+        """Return new bars (n, 9) without those far outside the range before them, and those, to be quarantined."""
+        if len(rows) == 0:
+            return rows, []
+        found = collar.outside(rows, self._range_before(rules.collar_bars), rules)
+        held = [
+            HeldBar(rows[i].copy(), float(self.base_grid.next_close(rows[i, OPEN_TIME])), admission.COLLAR,
+                    f"high {rows[i, HIGH]:g}, low {rows[i, LOW]:g}: more than {rules.collar_factor:g} times outside of "
+                    f"{found.lowest[i]:g} to {found.highest[i]:g}, the range of the newest {rules.collar_bars} bars")
+            for i in np.flatnonzero(found.found)
+        ]  # fmt: skip
+        return np.ascontiguousarray(rows[~found.found]), held
+
+    def _range_before(self, bars: int) -> collar.Recent:
+        """Return what came before the next base bar: decision bars that stand for so many base bars, and the open one.
+
+        They reach back at least as far as the base bars would, so the range is never narrower than that in a file.
+        """
+        ratio = max(1, self.grid.step_s // self.base_grid.step_s)
+        closed = self.history.bars[-max(1, -(-bars // ratio)) :]
+        open_ones = self._tail[self._tail[:, OPEN_TIME] >= self.closed.close_time]
+        scale = collar.robust_scale(self.closes[-bars:]) / np.sqrt(ratio)
+        return collar.Recent(np.concatenate([closed, open_ones]), len(closed) * ratio + len(open_ones), scale)
 
     def validate_new_records(
         self,
@@ -195,6 +240,7 @@ class Symbol:
         bars = resample(waiting, self.base_grid, self.grid)
         closed = [self.on_bar(bar) for bar in bars]
         self.last_open_time = float(rows[-1, OPEN_TIME])
+        self._opens.extend(rows[-admission.OPENS_BEFORE :, OPEN_TIME].tolist())
         self._tail = waiting[waiting[:, OPEN_TIME] >= self.closed.close_time]
         return closed
 
@@ -221,19 +267,32 @@ class Symbol:
         A half spread where none was stored is no other value: a sender that began to record it may send a bar again.
         The bar was folded without it, and stays as it is stored.
         """
-        at = {row[OPEN_TIME]: row for row in stored}
+        readings: dict[float, list[Floats]] = {}
+        for row in stored:
+            readings.setdefault(row[OPEN_TIME], []).append(row)
         for row in again:
-            before = at.get(row[OPEN_TIME])
+            known = readings.get(row[OPEN_TIME])
             when = f"{self.name}: bar {utc(row[OPEN_TIME]):%F %T} UTC"
-            if before is None:
+            if known is None:
                 raise BadTimes(
                     f"{when} comes late: open_time is not after {utc(self.last_open_time):%F %T} UTC, the last one "
                     "stored. Send bars in order; the past is not rewritten."
                 )
-            for name, old, new in zip(BAR_FIELDS, before, row, strict=True):
+            if any(_is_same(row, before) for before in known):
+                continue
+            for name, old, new in zip(BAR_FIELDS, known[-1], row, strict=True):
                 spread_came_later = name == BAR_FIELDS[HALF_SPREAD] and np.isnan(old)
                 if not (old == new or (np.isnan(old) and np.isnan(new)) or spread_came_later):
-                    raise BadValues(f"{when} is stored with {name}={old:g}, now {name}={new:g}. The first one stands.")
+                    raise BadValues(
+                        f"{when} is stored with {name}={old:g}, now {name}={new:g}. The first one stands; a person "
+                        "replaces it with `bellwether data correct`."
+                    )
+
+
+def _is_same(row: Floats, before: Floats) -> bool:
+    """Return whether a bar (9,) is one that is stored, but for a half spread that was not recorded then."""
+    came_later = np.isnan(before) & (np.arange(len(before)) == HALF_SPREAD)
+    return bool(((row == before) | (np.isnan(row) & np.isnan(before)) | came_later).all())
 
 
 class RecentBars:
@@ -297,9 +356,14 @@ def restore_symbol(
     books: Books | None = None,
     feed: ContextFeed | None = None,
     clock: Clock | None = None,
+    reading: str = "",
+    withheld: Mapping[float, str] | None = None,
 ) -> Symbol:
-    """Return a live symbol: the warm start, then the observed base bars (n, 9) and records since."""
-    symbol = Symbol(warm, clock)
+    """Return a live symbol: the warm start, then the observed base bars (n, 9) and records since.
+
+    reading, withheld  as of `Symbol`, of these bars
+    """
+    symbol = Symbol(warm, clock, reading, withheld)
     symbol.ingest_records(books, feed)  # some may be in the warm start already
     symbol.advance(bars[bars[:, OPEN_TIME] > warm.last_open_time])
     return symbol
@@ -312,37 +376,3 @@ class Symbols(dict[str, Symbol]):
         """Raise UnknownName with the known symbols."""
         known = ", ".join(self) or "none yet: run `bellwether run` to train and promote on a data version"
         raise UnknownName(f"symbol: no live state for {name!r}; known: {known}")
-
-
-def check_bars(rows: Floats, grid: Grid, now: datetime) -> None:
-    """Raise BadShape, BadTimes or BadValues, naming `bars.<row>.<field>`, for impossible bars (n, 9)."""
-    if rows.ndim != 2 or rows.shape[1] != BAR_WIDTH or len(rows) == 0:
-        raise BadShape(f"bars: shape {rows.shape}, expected (n, {BAR_WIDTH}) with at least one row")
-    times = rows[:, OPEN_TIME]
-    _refuse(BadTimes, rows, OPEN_TIME, ~np.isfinite(times), "is not a time")
-    _refuse(BadTimes, rows, OPEN_TIME, ~grid.on_grid(times), f"opens no bar of {grid.describe()}")
-    _refuse(BadTimes, rows, OPEN_TIME, np.diff(times, prepend=-np.inf) <= 0, "is not after the bar before; sort them")
-    late = grid.closes(times) > (now + CLOCK_SKEW).timestamp()
-    _refuse(BadTimes, rows, OPEN_TIME, late, f"has not closed yet at {now:%F %T} UTC; send closed bars only")
-    for field in (OPEN, HIGH, LOW, CLOSE):
-        bad = ~(np.isfinite(rows[:, field]) & (rows[:, field] > 0))
-        _refuse(BadValues, rows, field, bad, "must be a finite price above 0")
-    body_high, body_low = rows[:, [OPEN, CLOSE]].max(axis=1), rows[:, [OPEN, CLOSE]].min(axis=1)
-    _refuse(BadValues, rows, HIGH, rows[:, HIGH] < rows[:, LOW], "is below low")
-    _refuse(BadValues, rows, HIGH, rows[:, HIGH] < body_high, "is below open or close")
-    _refuse(BadValues, rows, LOW, rows[:, LOW] > body_low, "is above open or close")
-    for field in range(VOLUME, BAR_WIDTH):
-        bad = (rows[:, field] < 0) | np.isinf(rows[:, field])
-        _refuse(BadValues, rows, field, bad, "must be finite and not negative; leave it out if the source has none")
-    _refuse(BadValues, rows, TAKER_BUY, rows[:, TAKER_BUY] > rows[:, VOLUME], "is more than volume")
-    too_wide = rows[:, HALF_SPREAD] >= rows[:, LOW]
-    _refuse(BadValues, rows, HALF_SPREAD, too_wide, "is not below low; it is (ask - bid) / 2 in quote currency")
-
-
-def _refuse(error: type[BadTimes] | type[BadValues], rows: Floats, field: int, bad: Bools, why: str) -> None:
-    """Raise the error for the first bad row, if any."""
-    if bad.any():
-        i = int(bad.argmax())
-        value = rows[i, field]
-        shown = f"{utc(value):%F %T} UTC" if field == OPEN_TIME and np.isfinite(value) else f"{value:g}"
-        raise error(f"bars.{i}.{BAR_FIELDS[field]}: {shown} {why}. Nothing of this request was stored.")

@@ -6,16 +6,26 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from flows.ingest import artifact_slug, observed, require_quality, write_snapshot
+from flows.ingest import artifact_slug, check, left_out, observed, require_quality, write_snapshot
 from flows.support.market_access import resolved_sessions
 from pipelines.context_layout import tape_of
-from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, OPEN_TIME, Books, ContextFeed
+from pipelines.contracts import (
+    BAR_FIELDS,
+    BAR_WIDTH,
+    BOOK_LEVELS,
+    CLOSE,
+    HALF_SPREAD,
+    HIGH,
+    OPEN_TIME,
+    Books,
+    ContextFeed,
+)
 from pipelines.data import records, schemas
 from pipelines.data.quality import assess
 from pipelines.data.timeframes import Grid
 from pipelines.errors import QualityBlocked, UnknownName
 from pipelines.settings import settings
-from pipelines.store import BarBatch, Store
+from pipelines.store import BarBatch, Change, Signed, Store
 
 MINUTES = Grid("1m")
 
@@ -210,3 +220,71 @@ def test_stated_sessions_are_a_name_or_the_whole_path_of_a_file(tmp_path, monkey
     assert resolved_sessions("hours.txt") == str(tmp_path / "hours.txt")
     with pytest.raises(UnknownName, match="no sessions 'lunar'"):
         resolved_sessions("lunar")
+
+
+# ---- corrections and quarantine
+
+
+def change(row, **values):
+    """Return the change of one minute; without values it is taken out."""
+    bar = minutes(row, 1)[0]
+    opened = bar[OPEN_TIME]
+    for name, value in values.items():
+        bar[BAR_FIELDS.index(name)] = value
+    return Change(opened, opened + 60.0, bar if values else None)
+
+
+def signed(at=INGESTED + timedelta(days=1)):
+    return Signed("ann", at, "the venue corrected it")
+
+
+def test_the_next_data_version_takes_the_corrected_reading(home, store):
+    snapshot((None, None))
+    service_saw(store, 300, 15)
+    store.correct(SYMBOL, [change(302, close=103.5), change(305)], signed())
+    frame, _, _, _ = observed.fn(SYMBOL)
+    rows = schemas.to_matrix(frame)
+    assert len(rows) == 314
+    assert rows[302, CLOSE] == 103.5
+    assert T0 + 60.0 * 305 not in rows[:, OPEN_TIME]
+
+
+def test_a_correction_reaches_into_a_snapshot_made_before_it_and_not_into_a_later_source(home, store):
+    snapshot((None, None))
+    service_saw(store, 300, 15)
+    ingest_observed()  # a data version that was never served holds the bar by now
+    store.correct(SYMBOL, [change(303, close=104.0), change(304)], signed())
+    (_, _), files = ingest_observed()
+    frame, _, _, _ = observed.fn(SYMBOL)
+    assert schemas.to_matrix(frame)[303, CLOSE] == 104.0
+    assert len(frame) == 314
+    assert frame["ingested_at"].iloc[303] == signed().at
+    assert ingest_observed()[1] == files  # the same again
+    later = signed().at + timedelta(days=1)
+    whole = assess(schemas.to_frame(minutes(0, 315), MINUTES, later), MINUTES, later)
+    (settings().workspace / "data" / "bars" / "BTC-USDT" / "1m.parquet").unlink()
+    write_snapshot(settings().workspace / "data", SYMBOL, whole, ORIGIN, (None, None), later)
+    frame, _, _, _ = observed.fn(SYMBOL)  # a person chose that source after the correction
+    assert schemas.to_matrix(frame)[303, CLOSE] == minutes(303, 1)[0, CLOSE]
+    assert len(frame) == 315
+
+
+def test_an_observed_bar_the_rule_refuses_is_left_out_by_name_and_the_turn_goes_on(home, store):
+    snapshot((None, None))
+    service_saw(store, 300, 30)
+    wrong = minutes(330, 1)
+    wrong[0, HIGH] *= 1e6  # stored before there was a collar
+    store.add_bars(BarBatch(SYMBOL, wrong, wrong[:, OPEN_TIME] + 60.0, INGESTED))
+    off = minutes(331, 1)
+    off[0, OPEN_TIME] += 7.0
+    store.add_bars(BarBatch(SYMBOL, off, off[:, OPEN_TIME] + 60.0, INGESTED))
+    service_saw(store, 333, 15)
+    frame, known, origin, grid = observed.fn(SYMBOL)
+    found = check.fn(frame, grid, INGESTED)
+    assert found.quarantined["reason"].tolist() == ["COLLAR", "OFF_GRID"]
+    assert found.score > 0.98
+    line = left_out(SYMBOL, found)
+    assert "2 observed bar(s) of BTC/USDT are left out of this data version: 2024-01-01 05:30:00 UTC COLLAR" in line
+    write_snapshot(settings().workspace / "data", SYMBOL, found, origin, known, None)
+    again, _, _, _ = observed.fn(SYMBOL)
+    assert len(again) == len(frame) - 2  # nor does it come back with the next one

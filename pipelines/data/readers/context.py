@@ -25,6 +25,7 @@ from pipelines.errors import BadColumns, BadTimes, BadValues
 
 SECONDS_UNTIL = 10**11  # an epoch under this is in seconds: of 5138, in milliseconds of 1973
 
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Describe one layout of a context file, as its publisher writes it.

@@ -33,8 +33,7 @@ VALUES = (*PRICES, *AMOUNTS, SPREAD)
 COLUMNS = (*TIMES, *VALUES)
 
 _ARROW = pyarrow.schema(
-    [(name, pyarrow.timestamp("us", tz="UTC")) for name in TIMES]
-    + [(name, pyarrow.float64()) for name in VALUES],
+    [(name, pyarrow.timestamp("us", tz="UTC")) for name in TIMES] + [(name, pyarrow.float64()) for name in VALUES],
     metadata={"bellwether.schema": BARS_VERSION},
 )
 _ENCODING = dict.fromkeys(TIMES, "DELTA_BINARY_PACKED") | dict.fromkeys(VALUES, "BYTE_STREAM_SPLIT")

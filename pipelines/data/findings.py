@@ -83,10 +83,12 @@ def shut_flag(filled: pd.DataFrame, grid: Grid) -> Flag | None:
     if filled.empty:
         return None
     seconds = epoch_seconds(filled["open_time"])
-    weeks = np.unique(np.floor(seconds / WEEK), return_counts=True)[1]
-    hours = float(np.median(weeks)) * grid.step_s / 3600
+    weeks, bars = np.unique(np.floor(seconds / WEEK), return_counts=True)
+    hours = float(np.median(bars)) * grid.step_s / 3600
+    always = len(weeks) >= weeks[-1] - weeks[0]  # but for one week, such as one of holidays
+    often = "every week" if always else f"in each of {len(weeks):,} weeks"
     cause = (
-        f"{hours:g} h every week without a move or volume: the market is shut then ({grid.calendar.describe()}). These "
+        f"{hours:g} h {often} without a move or volume: the market is shut then ({grid.calendar.describe()}). These "
         "bars were filled in and are left out"
     )
     return flag("SHUT", filled["open_time"], np.full(len(filled), grid.step_s / 3600), "h", cause)

@@ -117,7 +117,7 @@ def _written(table: pd.DataFrame, path: Path) -> Path:
 HISTORIES = {
     "us_equity_hourly": History(us_equity_hourly, "AAPL"),
     "forex_daily": History(forex_daily, "EUR/USD"),
-    "forex_four_hours": History(forex_four_hours, "EUR/USD", ("--timezone", "America/New_York+7")),
+    "forex_four_hours": History(forex_four_hours, "EUR/USD", ("--timezone", "America/New_York+07:00")),
     "kraken_with_holes": History(kraken_with_holes, "BTC/USD"),
     "aggregated_trades": History(aggregated_trades, "BTC/USDT"),
 }

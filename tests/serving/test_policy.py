@@ -200,7 +200,7 @@ def random_rows(n):
         p=p,
         p_low=p - rng.uniform(0, 0.15, n),
     )
-    rows[rng.random(n) < 0.1, decision_kernel.P :] = NAN
+    rows[rng.random(n) < 0.1, decision_kernel.P : decision_kernel.EMBARGOED] = NAN
     for field in (
         decision_kernel.DAILY_PNL, decision_kernel.ES, decision_kernel.ES_UNIT, decision_kernel.VOLATILITY,
         decision_kernel.COST_BPS, decision_kernel.STOP_COST_BPS, decision_kernel.MISS_BPS,

@@ -40,7 +40,7 @@ GOOD = {
     "miss_bps": -30.0,
 }  # fmt: skip
 UNKNOWN_ALLOWED = ("regime", "trend", "unicorn", "confluence", "phase", "p")
-NEEDED = [name for name in GOOD if name not in UNKNOWN_ALLOWED and not name.endswith("direction")]
+NEEDED = [name for name in GOOD if name not in (*UNKNOWN_ALLOWED, "embargoed") and not name.endswith("direction")]
 NEEDED += ["ict.factor", "order_flow.independence"]
 
 
@@ -152,6 +152,15 @@ def test_a_needed_input_that_is_no_number_is_refused_by_name(name, bad):
     assert code & codes.CANNOT_COMPUTE
     assert (out[decision_kernel.ACTION], out[decision_kernel.SIZE]) == (0.0, 0.0)
     assert reasons(code, values, FLAT, out)[0] == f"CANNOT_COMPUTE: input={name}"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -7.0, 0.5])
+def test_whether_a_bar_is_embargoed_is_never_taken_for_no(bad):
+    values = row(embargoed=bad)
+    code, out = decide(values)
+    assert code == codes.EMBARGO
+    assert (out[decision_kernel.ACTION], out[decision_kernel.SIZE], out[decision_kernel.UNUSABLE_MASK]) == (0, 0, 0)
+    assert reasons(code, values, FLAT, out)[0].startswith("EMBARGO: ")
 
 
 @pytest.mark.parametrize(

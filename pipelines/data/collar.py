@@ -54,6 +54,9 @@ def spikes(bars: Floats, rules: QualityParams) -> Outside:
     """
     n, least = len(bars), rules.collar_bars // LEAST_SHARE
     found, highest, lowest = np.zeros(n, dtype=np.bool_), np.full(n, np.nan), np.full(n, np.nan)
+    steps = bars[1:, [HIGH, LOW]] / bars[:-1, [HIGH, LOW]]
+    if not ((steps > rules.collar_factor) | (steps * rules.collar_factor < 1.0)).any():
+        return Outside(found, highest, lowest)  # a bar outside is so far from the bar next to it too
     head = min(n, rules.collar_bars)  # the first bars have no range before them: the one after them judges
     backward = bars[:head][::-1]
     early = _walked(backward, 0, 0, np.nan, rules, rules.collar_run)

@@ -1,6 +1,7 @@
 """`bellwether check`: what a data file is good for."""
 
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,7 +78,7 @@ def check(
     files, series = named_files(context or [], name or [], unit or [], lag or [], max_age or [])
     params, workspace = load_params(settings().params_file), settings().workspace if home else None
     found = check_file(
-        file, symbol, files, params, now(), against, venue, market, series, events, sessions, workspace,
+        file, symbol, files, params, datetime.now(UTC), against, venue, market, series, events, sessions, workspace,
         FileOptions(timeframe, timezone, stamp, day_first, no_bar),
     )  # fmt: skip
     emit({**asdict(found), "passed": found.passed}) if as_json else show_checked(found)

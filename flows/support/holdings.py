@@ -4,17 +4,20 @@ import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from flows.support.installation import Installation
 from pipelines.contracts import OPEN_TIME, Bools, Floats, utc
 from pipelines.data import schemas
 from pipelines.data.proofs import not_recorded
 from pipelines.data.sessions import WHOLE, grid_of
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadTimes, BadValues, UnreadableFile
+
+if TYPE_CHECKING:  # it imports the store, which a look at a file needs not
+    from flows.support.installation import Installation
 
 ANOTHER_HOME = "or begin another home: BELLWETHER_HOME=FOLDER bellwether run …"
 
@@ -77,7 +80,7 @@ def require_same_market(held: Held | None, symbol: str, grid: Grid | None = None
         )
 
 
-def held_bars(installation: Installation, held: Held) -> Floats:
+def held_bars(installation: "Installation", held: Held) -> Floats:
     """Return (n, 9) all bars an installation has of its market: those of the snapshot, then those the service saw."""
     stored = schemas.to_matrix(schemas.read_bars(held.file))
     seen = installation.store.bars(held.symbol, after=float(stored[-1, OPEN_TIME]))

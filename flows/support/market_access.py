@@ -1,23 +1,24 @@
 """The named market source of this installation, set up by its parameters and settings."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from flows.support.holdings import held_market, require_same_market
-from flows.support.installation import Installation, now
 from flows.support.progress import report_progress
 from pipelines.contracts import Floats
 from pipelines.data.calendars import CALENDARS, named_calendar
+from pipelines.data.findings import moments_of
 from pipelines.data.readers.context import merge_feeds
 from pipelines.data.readers.exchange import Backfill
 from pipelines.data.readers.reading import FileOptions
 from pipelines.data.schemas import epoch_seconds
 from pipelines.data.series import SeriesFile
-from pipelines.data.sessions import market_grid
+from pipelines.data.sessions import at_sessions, market_grid
 from pipelines.data.sources import FileSource, MarketSource, Records, make_source, read_books_and_context
 from pipelines.data.symbols import parse_symbol
 from pipelines.data.timeframes import Grid
@@ -25,9 +26,12 @@ from pipelines.errors import BadTimes, BadValues
 from pipelines.params import Params
 from pipelines.settings import Settings
 
+if TYPE_CHECKING:  # it imports the store, which a look at a file needs not
+    from flows.support.installation import Installation
+
 
 def market_source(
-    installation: Installation, source: str, path: str | list[str] | None, since: datetime | None,
+    installation: "Installation", source: str, path: str | list[str] | None, since: datetime | None,
     venue: str | None = None, market: str | None = None, options: FileOptions | None = None,
 ) -> MarketSource:  # fmt: skip
     """Return the source of that name, ready to fetch.
@@ -56,6 +60,23 @@ def grid_of_file(source: MarketSource, frame: pd.DataFrame, sessions: str | None
     return market_grid(frame, calendar, read_as.timeframe, read_as.no_bar == "no-trade")
 
 
+def placed(source: MarketSource, frame: pd.DataFrame, grid: Grid) -> pd.DataFrame:
+    """Return a file's bars (schemas.LAYOUT) where the grid has them: open and close of each by the hours of its market.
+
+    A date without a time is that of a session (`sessions.at_sessions`). A bar is known at its close, unless the file
+    says when it was known. Bars of other sources are returned as they are
+    """
+    if grid.fixed or not isinstance(source, FileSource) or source.read_as is None:
+        return frame
+    opens = epoch_seconds(frame["open_time"])
+    if source.session_dates:
+        opens = at_sessions(opens, grid)
+        frame = frame.assign(open_time=moments_of(opens).array)
+    if "known_at" in source.read_as.columns:
+        return frame
+    return frame.assign(known_at=moments_of(grid.closes(opens)).array)
+
+
 def grid_of_market(
     workspace: Path, source: MarketSource, symbol: str, frame: pd.DataFrame, sessions: str | None
 ) -> Grid:
@@ -63,9 +84,11 @@ def grid_of_market(
 
     Raises  as require_same_market, if the bars are of another market, timeframe or grid; BadValues for other sessions
     """
-    held, grid = held_market(workspace), grid_of_file(source, frame, sessions)
+    held = held_market(workspace)
     if held is None:
-        return grid
+        return grid_of_file(source, frame, sessions)
+    frame = placed(source, frame, held.grid)
+    grid = grid_of_file(source, frame, sessions)
     require_same_market(held, parse_symbol(symbol), grid, epoch_seconds(frame["open_time"]))
     if sessions and grid.calendar != held.grid.calendar:
         raise BadValues(
@@ -86,7 +109,7 @@ def check_offer(
     require_same_market(held, symbol)
     if held is not None and paths:
         origin = make_source(source, path=paths, options=options)
-        frame = origin.fetch(symbol, as_of=now(), ingested_at=now())
+        frame = origin.fetch(symbol, as_of=datetime.now(UTC), ingested_at=datetime.now(UTC))
         grid_of_market(workspace, origin, symbol, frame, sessions)
 
 
@@ -133,7 +156,7 @@ def exchange_plan(params: Params, settings: Settings, since: datetime | None) ->
 
 def days_ago(days: int) -> datetime:
     """Return midnight UTC so many days ago, so that every run of a day requests the same history."""
-    return (now() - timedelta(days=days)).replace(hour=0, minute=0, second=0, microsecond=0)
+    return (datetime.now(UTC) - timedelta(days=days)).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def requested_since(source: str, days: int | None, since: datetime | None, live_days: int) -> datetime | None:

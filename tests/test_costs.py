@@ -155,8 +155,11 @@ def test_a_perpetual_without_a_row_of_its_own_pays_funding_at_the_stated_spacing
     costs = costs_of(named(perpetual_funding_hours=4), venue, market)
     assert (costs.funding_hours, costs.funding_assumed) == (hours, assumed)
     assert ("funding every 4 h (assumed) as recorded" in costs.describe(funded=True)) == assumed
-    rates = funding_rates(feed((4 * HOUR, 1e-4), (8 * HOUR, 2e-4)))
-    assert len(funding_payments(rates, costs)) == {None: 0, 8: 1}.get(hours, 2)
+    announced = funding_rates(feed((3.5 * HOUR, 1e-4), (8 * HOUR, 2e-4)))
+    assert len(funding_payments(announced, costs)) == {None: 0, 8: 1}.get(hours, 2)
+    settled = funding_rates(feed((4 * HOUR, 1e-4), (8 * HOUR, 2e-4)))  # they show their own times and period
+    paid_at = {4 * HOUR: 0.5e-4, 8 * HOUR: 1e-4} if hours else {}
+    assert dict(funding_payments(settled, costs).tolist()) == pytest.approx(paid_at)
 
 
 def test_a_row_of_a_perpetual_without_hours_has_those_of_the_table():
@@ -169,9 +172,10 @@ def test_a_row_of_a_perpetual_without_hours_has_those_of_the_table():
 
 def test_only_a_position_out_of_time_is_held_to_the_close_of_its_exit_bar():
     opened, barrier = np.array([7 * HOUR] * 3), np.array([TARGET, STOP, TIME])
-    assert left_at(opened, barrier, HOUR).tolist() == [7 * HOUR, 7 * HOUR, 8 * HOUR]
+    held_to = left_at(opened, opened + HOUR, barrier)
+    assert held_to.tolist() == [7 * HOUR, 7 * HOUR, 8 * HOUR]
     payments = paid((8 * HOUR, 1e-4))
-    received = funding_received_bps(payments, np.ones(3), np.zeros(3), left_at(opened, barrier, HOUR))
+    received = funding_received_bps(payments, np.ones(3), np.zeros(3), held_to)
     assert received.tolist() == pytest.approx([0.0, 0.0, -1.0])
 
 

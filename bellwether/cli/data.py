@@ -71,7 +71,6 @@ def check(
     Reads it as a run would: bars, quality, and which families it can train. Exit code 1 if a run would refuse it.
     """
     from bellwether.operations.check import check as check_file
-    from flows.support.installation import now
     from pipelines.data.readers.reading import FileOptions
     from pipelines.data.series import named_files
 

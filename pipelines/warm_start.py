@@ -206,8 +206,8 @@ def _is_whole(folder: Path, digest: str) -> bool:
 def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmStart:
     """Verify every byte and load a warm start.
 
-    Raises DigestMismatch, StateError (absent, of another catalogue than this code's, or of a release before 0.8.0: it
-    names no venue, and its costs would be those of another market).
+    Raises DigestMismatch, StateError (absent, of another catalogue than this code's, or of a release before 0.9.0: it
+    names no trading calendar; before 0.8.0 no venue either, and its costs would be those of another market).
     """
     try:
         manifest, digest = read_manifest(folder, expected_digest, _FIX)
@@ -221,11 +221,15 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
             f"{folder}: this warm start was written by an earlier release, without {', '.join(lacking)}; "
             "`bellwether run --once` trains and publishes a new one"
         )
-    feature_state, signal_state = FEATURES.load(content["features.state"]), SIGNALS.load(content["signals.state"])
-    if lacking := sorted({"venue", "market", "grid", "base_grid"} - meta.keys()):
+    if not {"grid", "base_grid"} <= meta.keys():
         raise StateError(
-            f"{folder}: this warm start was written by an earlier release, without {', '.join(lacking)}, which decide "
-            f"what a trade costs and which bars are missing. {_FIX}"
+            f"{folder}: this warm start was written by a release before 0.9.0, which named no trading calendar. {_FIX}"
+        )
+    feature_state, signal_state = FEATURES.load(content["features.state"]), SIGNALS.load(content["signals.state"])
+    if lacking := sorted({"venue", "market"} - meta.keys()):
+        raise StateError(
+            f"{folder}: this warm start was written before release 0.8.0, without {', '.join(lacking)}, which decide "
+            f"what a trade costs. {_FIX}"
         )
     tail, bars = arrays["tail"], arrays["history.bars"]
     if tail.shape[1:] != (BAR_WIDTH,) or bars.shape[1:] != (BAR_WIDTH,) or len(bars) == 0:

@@ -176,6 +176,6 @@ def requested_since(source: str, days: int | None, since: datetime | None, live_
     if first > days_ago(live_days + 1):
         raise BadTimes(
             f"from {first:%F %H:%M} UTC on there is no history before the last {live_days} days, which are for the "
-            "live service. Request more days."
+            f"live service. Request at least {live_days + 2} days."
         )
     return first

@@ -39,7 +39,7 @@ def refused(tmp_path, monkeypatch, capsys):
         (["--source", "files", "--path", "README.md", "--symbol", "BTC/USDT"], "UnreadableFile",
          "cannot read .md", ".zip"),
         (["--source", "exchange"], "BadValues", "many symbols", "--symbol BTC/USDT"),
-        (["--source", "exchange", "--symbol", "BTC/USDT", "--days", "3"], "BadTimes", "no history", "data.live_days"),
+        (["--source", "exchange", "--symbol", "BTC/USDT", "--days", "3"], "BadTimes", "no history", "Request at least 14 days"),
         (["--source", "exchange", "--symbol", "BTC/USDT", "--since", "soon"], "BadTimes",
          "soon is no day", "2024-01-31"),
         (["--days", "30"], "BadValues", "for --source exchange", "gives all it has"),

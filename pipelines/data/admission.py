@@ -98,9 +98,8 @@ def _body(given: Given, pick: Callable[[Floats, Floats], Floats]) -> Floats:
 
 
 def _beyond(values: Floats) -> Bools:
-    """Return (n,): whether a value is larger, or nearer to 0, than any store and product can hold."""
-    size = np.abs(values)
-    return np.asarray((size > LARGEST) | ((size > 0) & (size < SMALLEST_ABOVE_0)))
+    """Return where a value is larger, or nearer to 0, than stores and products can hold; other rules refuse signs."""
+    return np.asarray((values > LARGEST) | ((values > 0) & (values < SMALLEST_ABOVE_0)))
 
 
 _PRICE = "must be a finite price above 0"
@@ -151,8 +150,10 @@ def reasons(rows: Floats, grid: Grid, now: datetime, known_s: Floats | None = No
     known_s  (n,) epoch seconds at which each bar is known, NaN where that is not stated; None: its close by the grid
     """
     broken = _first_broken(_given(rows, grid, now, known_s))
-    names = np.array([*(rule.code for rule in RULES), ""])
-    return names[broken].astype("<U20")
+    found = np.zeros(len(rows), dtype="<U20")
+    bad = np.flatnonzero(broken < len(RULES))
+    found[bad] = np.array([rule.code for rule in RULES])[broken[bad]]
+    return found
 
 
 def require(
@@ -193,7 +194,8 @@ def require(
 def _given(rows: Floats, grid: Grid, until: datetime, known_s: Floats | None) -> Given:
     """Return what the rules read; known_s None: the close of each bar by the grid."""
     with np.errstate(invalid="ignore"):
-        return Given(rows, grid, grid.closes(rows[:, OPEN_TIME]) if known_s is None else known_s, until.timestamp())
+        columns = np.asfortranarray(rows)  # rules read whole columns
+        return Given(columns, grid, grid.closes(rows[:, OPEN_TIME]) if known_s is None else known_s, until.timestamp())
 
 
 def _first_broken(given: Given) -> npt.NDArray[np.int64]:

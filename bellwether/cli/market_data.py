@@ -81,7 +81,7 @@ def quarantine_release(
     installation = open_installation()
     bars = held(installation, numbers or [], symbol)
     signed = _signed(reason, by)
-    _show(release(installation, bars, signed, dry_run), f"{len(bars)} bar(s) released", dry_run, as_json)
+    _show(release(installation, bars, signed, dry_run), f"{len(bars)} bar(s)", "released", dry_run, as_json)
 
 
 @quarantine.command("drop")
@@ -95,7 +95,7 @@ def quarantine_drop(
 
     installation = open_installation()
     bars = held(installation, numbers or [], symbol)
-    _show(drop(installation, bars, _signed(reason, by), dry_run), f"{len(bars)} bar(s) dropped", dry_run, as_json)
+    _show(drop(installation, bars, _signed(reason, by), dry_run), f"{len(bars)} bar(s)", "dropped", dry_run, as_json)
 
 
 @quarantine.command("set-aside")
@@ -114,7 +114,7 @@ def quarantine_set_aside(
     from flows.support.installation import open_installation
 
     decided = set_aside(open_installation(), symbol, _opened(time), _signed(reason, by))
-    _show(decided, "the bar was set aside" if decided.corrections else "it was out already", False, as_json)
+    _show(decided, f"{len(decided.corrections)} bar(s)", "set aside", False, as_json)
 
 
 @data.command("correct")
@@ -150,8 +150,8 @@ def data_correct(
         rows = np.concatenate([row_of_text(text, symbol) for text in bar or []])
         rows = rows[np.argsort(rows[:, 0], kind="stable")]
     decided = correct(installation, symbol, rows, signed, dry_run)
-    done = f"{len(rows)} bar(s) given, {len(decided.corrections)} corrected"
-    _show(decided, f"{len(rows)} bar(s) corrected" if dry_run else done, dry_run, as_json)
+    what = f"{len(rows)} bar(s)" if dry_run else f"{len(decided.corrections)} of {len(rows)} bar(s)"
+    _show(decided, what, "corrected", dry_run, as_json)
 
 
 @data.command("corrections")
@@ -186,13 +186,13 @@ def _opened(time: str) -> datetime:
     return found
 
 
-def _show(decided: "Decided", done: str, dry_run: bool, as_json: bool) -> None:
-    """Print what was decided, and whether the running service follows."""
+def _show(decided: "Decided", what: str, done: str, dry_run: bool, as_json: bool) -> None:
+    """Print what was decided or would be, and whether the running service follows."""
     if as_json:
         emit({"dry_run": dry_run, **decided.to_dict()})
         return
     if dry_run:
-        paragraph(f"{done}; nothing was changed.", lead="dry run")
+        paragraph(f"{what} would be {done}; nothing was changed.", lead="dry run:")
         return
     found = decided.to_dict()
     if found["corrections"]:
@@ -200,9 +200,9 @@ def _show(decided: "Decided", done: str, dry_run: bool, as_json: bool) -> None:
     follows = {
         True: "The running service has folded the market again with it.",
         False: "The running service has not followed yet; `bellwether status` shows why.",
-        None: "A service that starts reads it.",
+        None: "No service runs; the next one to start reads it.",
     }
-    paragraph(f"{done}. {follows[decided.follows] if decided.corrections else ''}".strip())
+    paragraph(f"{what} {done}. {follows[decided.follows] if decided.corrections else ''}".strip())
 
 
 def _show_corrections(found: Sequence["JsonObject"]) -> None:
@@ -218,7 +218,13 @@ def _change(one: "JsonObject") -> str:
         return "taken out"
     if before is None:
         return "put in"
-    return ", ".join(f"{name} {before[name]} to {after[name]}" for name in before if before[name] != after[name])
+    changed = [name for name in before if before[name] != after[name]]
+    return ", ".join(f"{name} {_value(before[name])} to {_value(after[name])}" for name in changed)
+
+
+def _value(value: float | None) -> str:
+    """Return a value of a bar as tables show it; --json has every digit."""
+    return "none" if value is None else f"{value:.8g}"
 
 
 def _to_second(time: str) -> str:

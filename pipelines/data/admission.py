@@ -63,33 +63,33 @@ class Given:
         """Return (n,) values of a field."""
         return self.rows[:, field]
 
+    @cached_property
+    def prices(self) -> Floats:
+        """Return (n, 4) prices."""
+        return self.rows[:, OPEN : CLOSE + 1]
+
+    @cached_property
+    def amounts(self) -> Floats:
+        """Return (n, 4) amounts and half spread."""
+        return self.rows[:, VOLUME:]
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Name one way in which a bar is impossible.
 
     code     what it is called in counts, in the quarantine and in answers
-    field    the field a refusal names
+    fields   the fields of which it demands the same; a refusal names the first that breaks it
     error    what a refusal raises
     why      after the value in a refusal; {grid}, {symbol} and {now} are filled in
-    breaks   (n,) which bars break it
+    breaks   (n, fields) or, of one field, (n,): where it is broken
     """
 
     code: str
-    field: int
+    fields: tuple[int, ...]
     error: type[BadTimes] | type[BadValues]
     why: str
     breaks: Callable[[Given], Bools]
-
-
-def _each(code: str, fields: tuple[int, ...], why: str, breaks: Callable[[Floats], Bools]) -> tuple[Rule, ...]:
-    """Return one rule for each of several fields of which the same is demanded."""
-
-    def of(field: int) -> Callable[[Given], Bools]:
-        """Return the test of one field."""
-        return lambda given: breaks(given.of(field))
-
-    return tuple(Rule(code, field, BadValues, why, of(field)) for field in fields)
 
 
 def _body(given: Given, pick: Callable[[Floats, Floats], Floats]) -> Floats:
@@ -98,50 +98,46 @@ def _body(given: Given, pick: Callable[[Floats, Floats], Floats]) -> Floats:
 
 
 def _beyond(values: Floats) -> Bools:
-    """Return (n,): whether a value is larger, or nearer to 0, than any store and product can hold."""
-    size = np.abs(values)
-    return np.asarray((size > LARGEST) | ((size > 0) & (size < SMALLEST_ABOVE_0)))
+    """Return where a value is larger, or nearer to 0, than stores and products can hold; other rules refuse signs."""
+    return np.asarray((values > LARGEST) | ((values > 0) & (values < SMALLEST_ABOVE_0)))
 
 
 _PRICE = "must be a finite price above 0"
 _AMOUNT = "must be finite and not negative; leave it out if the source has none"
 _RANGE = f"lies outside of {SMALLEST_ABOVE_0:g} to {LARGEST:g}, which are the numbers taken; state the unit right"
+_TIME = (OPEN_TIME,)
 RULES: tuple[Rule, ...] = (
-    Rule("NO_TIME", OPEN_TIME, BadTimes, "is not a time", lambda g: ~np.isfinite(g.of(OPEN_TIME) + g.known_s)),
+    Rule("NO_TIME", _TIME, BadTimes, "is not a time", lambda g: ~np.isfinite(g.of(OPEN_TIME) + g.known_s)),
     Rule(
         "OUT_OF_RANGE",
-        OPEN_TIME,
+        _TIME,
         BadTimes,
         "does not lie between 1970 and 2200",
         lambda g: (g.of(OPEN_TIME) < EARLIEST_S) | (g.of(OPEN_TIME) > LATEST_S),
     ),
-    *_each("NON_FINITE", PRICE_FIELDS, _PRICE, lambda values: ~np.isfinite(values)),
-    *_each("NON_FINITE", AMOUNT_FIELDS, _AMOUNT, np.isinf),
-    *_each("NON_POSITIVE", PRICE_FIELDS, _PRICE, lambda values: values <= 0),
-    *_each("NON_POSITIVE", AMOUNT_FIELDS[:-1], _AMOUNT, lambda values: values < 0),
-    *_each("OUT_OF_RANGE", (*PRICE_FIELDS, *AMOUNT_FIELDS), _RANGE, _beyond),
-    Rule("OHLC_ORDER", HIGH, BadValues, "is below low", lambda g: g.of(HIGH) < g.of(LOW)),
-    Rule("OHLC_ORDER", HIGH, BadValues, "is below open or close", lambda g: g.of(HIGH) < _body(g, np.maximum)),
-    Rule("OHLC_ORDER", LOW, BadValues, "is above open or close", lambda g: g.of(LOW) > _body(g, np.minimum)),
-    Rule("TAKER_OVER_VOLUME", TAKER_BUY, BadValues, "is more than volume", lambda g: g.of(TAKER_BUY) > g.of(VOLUME)),
-    Rule("SPREAD", HALF_SPREAD, BadValues, _AMOUNT, lambda g: g.of(HALF_SPREAD) < 0),
+    Rule("NON_FINITE", PRICE_FIELDS, BadValues, _PRICE, lambda g: ~np.isfinite(g.prices)),
+    Rule("NON_FINITE", AMOUNT_FIELDS, BadValues, _AMOUNT, lambda g: np.isinf(g.amounts)),
+    Rule("NON_POSITIVE", PRICE_FIELDS, BadValues, _PRICE, lambda g: g.prices <= 0),
+    Rule("NON_POSITIVE", AMOUNT_FIELDS[:-1], BadValues, _AMOUNT, lambda g: g.amounts[:, :-1] < 0),
+    Rule("OUT_OF_RANGE", (*PRICE_FIELDS, *AMOUNT_FIELDS), BadValues, _RANGE, lambda g: _beyond(g.rows[:, OPEN:])),
+    Rule("OHLC_ORDER", (HIGH,), BadValues, "is below low", lambda g: g.of(HIGH) < g.of(LOW)),
+    Rule("OHLC_ORDER", (HIGH,), BadValues, "is below open or close", lambda g: g.of(HIGH) < _body(g, np.maximum)),
+    Rule("OHLC_ORDER", (LOW,), BadValues, "is above open or close", lambda g: g.of(LOW) > _body(g, np.minimum)),
+    Rule("TAKER_OVER_VOLUME", (TAKER_BUY,), BadValues, "is more than volume", lambda g: g.of(TAKER_BUY) > g.of(VOLUME)),
+    Rule("SPREAD", (HALF_SPREAD,), BadValues, _AMOUNT, lambda g: g.of(HALF_SPREAD) < 0),
     Rule(
         "SPREAD",
-        HALF_SPREAD,
+        (HALF_SPREAD,),
         BadValues,
         "is not below low; it is (ask - bid) / 2 in quote currency",
         lambda g: g.of(HALF_SPREAD) >= g.of(LOW),
     ),
     Rule(
-        "FUTURE",
-        OPEN_TIME,
-        BadTimes,
-        "has not closed yet at {now}; send closed bars only",
-        lambda g: g.known_s > g.until_s,
+        "FUTURE", _TIME, BadTimes, "has not closed yet at {now}; send closed bars only", lambda g: g.known_s > g.until_s
     ),
     Rule(
         "OFF_GRID",
-        OPEN_TIME,
+        _TIME,
         BadTimes,
         "opens no bar of {grid}, which {symbol} has",
         lambda g: ~g.grid.on_grid(g.times),
@@ -159,9 +155,11 @@ def reasons(rows: Floats, grid: Grid, now: datetime, known_s: Floats | None = No
     now      aware
     known_s  (n,) epoch seconds at which each bar is known, NaN where that is not stated; None: its close by the grid
     """
-    broken = _first_broken(rows, grid, now.timestamp(), known_s)
-    names = np.array([*(rule.code for rule in RULES), ""])
-    return names[broken].astype("<U20")
+    broken = _first_broken(_given(rows, grid, now, known_s))
+    found = np.zeros(len(rows), dtype="<U20")
+    bad = np.flatnonzero(broken < len(RULES))
+    found[bad] = np.array([rule.code for rule in RULES])[broken[bad]]
+    return found
 
 
 def require(
@@ -181,7 +179,8 @@ def require(
             f"bars.0.open_time: the bars are {other} apart, {symbol} holds bars of {grid.timeframe}. Send bars of "
             f"{grid.timeframe}, or train {symbol} on {other} bars with `bellwether run`. {stored}"
         )
-    broken = _first_broken(rows, grid, (now + CLOCK_SKEW).timestamp(), None)
+    given = _given(rows, grid, now + CLOCK_SKEW, None)
+    broken = _first_broken(given)
     times = rows[:, OPEN_TIME]
     unsorted = np.diff(times, prepend=-np.inf) <= 0
     refused = (broken < len(RULES)) | unsorted
@@ -191,19 +190,28 @@ def require(
     if broken[i] == len(RULES):
         raise BadTimes(f"bars.{i}.open_time: {_shown(times[i])} is not after the bar before; sort them. {stored}")
     rule = RULES[broken[i]]
-    value = rows[i, rule.field]
-    shown = _shown(value) if rule.field == OPEN_TIME else f"{value:g}"
+    field = rule.fields[int(rule.breaks(given).reshape(len(rows), -1)[i].argmax())]
+    value = rows[i, field]
+    shown = _shown(value) if field == OPEN_TIME else f"{value:g}"
     why = rule.why.format(grid=grid.describe(), symbol=symbol, now=f"{now:%F %T} UTC")
-    raise rule.error(f"bars.{i}.{BAR_FIELDS[rule.field]}: {shown} {why}. {stored}")
+    raise rule.error(f"bars.{i}.{BAR_FIELDS[field]}: {shown} {why}. {stored}")
 
 
-def _first_broken(rows: Floats, grid: Grid, until_s: float, known_s: Floats | None) -> npt.NDArray[np.int64]:
-    """Return (n,) the place in RULES of the first rule each bar breaks; len(RULES) = none."""
-    found = np.full(len(rows), len(RULES))
+def _given(rows: Floats, grid: Grid, until: datetime, known_s: Floats | None) -> Given:
+    """Return what the rules read; known_s None: the close of each bar by the grid."""
     with np.errstate(invalid="ignore"):
-        given = Given(rows, grid, grid.closes(rows[:, OPEN_TIME]) if known_s is None else known_s, until_s)
+        columns = np.asfortranarray(rows)  # rules read whole columns
+        return Given(columns, grid, grid.closes(rows[:, OPEN_TIME]) if known_s is None else known_s, until.timestamp())
+
+
+def _first_broken(given: Given) -> npt.NDArray[np.int64]:
+    """Return (n,) the place in RULES of the first rule each bar breaks; len(RULES) = none."""
+    found = np.full(len(given.rows), len(RULES))
+    with np.errstate(invalid="ignore"):
         for i in range(len(RULES) - 1, -1, -1):
-            found[RULES[i].breaks(given)] = i
+            broken = RULES[i].breaks(given)
+            if broken.any():
+                found[broken if broken.ndim == 1 else broken.any(axis=1)] = i
     return found
 
 
@@ -214,6 +222,8 @@ def _other_timeframe(opens: Floats, grid: Grid, before: tuple[float, ...]) -> st
         return None
     steps = np.diff(times)
     if (len(opens) <= LEAST_SPACINGS and len(steps) < OPENS_BEFORE) or not (steps > 0).all():
+        return None
+    if (steps == grid.step_s).any():  # bars of the grid; any others among them do not open one
         return None
     usual, counts = np.unique(steps, return_counts=True)
     step, share = float(usual[counts.argmax()]), counts.max() / len(steps)

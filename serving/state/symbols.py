@@ -92,6 +92,7 @@ class Symbol:
         self.waiting = waits(self._missing)  # reader (a family, or DECISIONS) → decision bars until it may be read
         self._gap = "missing bars in its history"
         self.reading, self.withheld = reading, dict(withheld or {})
+        self._scale = (0.0, 0), float("nan")  # (close, bars) it is of, and the robust deviation of a base bar's move
         self._opens = deque([self.last_open_time], maxlen=admission.OPENS_BEFORE)  # of the newest base bars
 
     def costs(self, params: CostParams) -> Costs:
@@ -148,7 +149,8 @@ class Symbol:
 
     def require(self, rows: Floats, now: datetime) -> None:
         """Raise BadTimes, BadValues or BadShape unless every one of these bars (n, 9) is taken, known or new."""
-        opens = [opened for opened in self._opens if len(rows) == 0 or opened < rows[0, OPEN_TIME]]
+        first = rows[0, OPEN_TIME] if rows.ndim == 2 and len(rows) else np.inf
+        opens = [opened for opened in self._opens if opened < first]
         admission.require(rows, self.base_grid, now, self.name, tuple(opens))
 
     def withheld_of(self, rows: Floats) -> list[tuple[float, str]]:
@@ -176,7 +178,10 @@ class Symbol:
         ratio = max(1, self.grid.step_s // self.base_grid.step_s)
         closed = self.history.bars[-max(1, -(-bars // ratio)) :]
         open_ones = self._tail[self._tail[:, OPEN_TIME] >= self.closed.close_time]
-        scale = collar.robust_scale(self.closes[-bars:]) / np.sqrt(ratio)
+        if self._scale[0] != (self.closed.close_time, bars):
+            found = collar.robust_scale(self.closes[-bars:]) / float(np.sqrt(ratio))
+            self._scale = (self.closed.close_time, bars), found
+        scale = self._scale[1]
         return collar.Recent(np.concatenate([closed, open_ones]), len(closed) * ratio + len(open_ones), scale)
 
     def validate_new_records(

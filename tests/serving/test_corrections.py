@@ -251,7 +251,7 @@ def test_the_commands_show_and_decide_what_is_held_back_at_eighty_columns(stoppe
     assert stopped.quarantined() == []
     assert [alarm.cleared_at is not None for alarm in stopped.alarms(open_only=False)] == [True]
     assert "put in ann the venue's own bar" in shown("corrections", SYMBOL)
-    assert "the bar was set aside" in shown("quarantine", "set-aside", SYMBOL, opened, "--reason", "not so")
+    assert "1 bar(s) set aside" in shown("quarantine", "set-aside", SYMBOL, opened, "--reason", "not so")
     assert stopped.quarantined()[0].by == "bob"
     assert "dropped" in shown("quarantine", "drop", "2", "--reason", "not so")
     assert "dropped" in shown("quarantine", "list", "--all")
@@ -263,10 +263,10 @@ def test_a_file_of_right_bars_corrects_those_that_differ(stopped, tmp_path):
     grid = read_warm_start(next((tmp_path / "serving" / "warm").iterdir())).base_grid
     file = tmp_path / "right.parquet"
     write_bars(to_frame(observed, grid, None), file)
-    assert "4 bar(s) corrected; nothing was changed" in shown(
+    assert "4 bar(s) would be corrected; nothing was changed" in shown(
         "correct", SYMBOL, "--file", str(file), "--reason", "x", "--dry-run"
     )
-    assert "4 bar(s) given, 1 corrected" in shown("correct", SYMBOL, "--file", str(file), "--reason", "the venue")
+    assert "1 of 4 bar(s) corrected" in shown("correct", SYMBOL, "--file", str(file), "--reason", "the venue")
     assert stopped.bars(SYMBOL)[-3, CLOSE] == observed[1, HIGH]
 
 

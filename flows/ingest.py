@@ -12,7 +12,7 @@ from prefect.artifacts import create_table_artifact
 
 from flows.support.holdings import held_market, with_held_bars
 from flows.support.installation import Installation, now, open_installation, workspace_lease
-from flows.support.market_access import grid_of_market, market_records, market_source
+from flows.support.market_access import grid_of_market, market_records, market_source, placed
 from flows.support.observed_bars import snapshot_now
 from flows.support.progress import report_progress, step
 from pipelines import versioning
@@ -53,6 +53,7 @@ def fetch(
     frame = origin.fetch(symbol, as_of=through or at, ingested_at=at)
     known = market_records(origin, symbol, context, through or at, series or [])
     grid = grid_of_market(installation.workspace, origin, symbol, frame, sessions)
+    frame = placed(origin, frame, grid)
     named = series_json(series_of(series or []))
     extra = {"context": context} if context else {}
     provenance = {**origin.describe(), **extra, **({"series": named} if named else {})}

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from flows.support.holdings import held_market
-from flows.support.market_access import grid_of_file, grid_of_market, history_end, market_records
+from flows.support.market_access import grid_of_file, grid_of_market, history_end, market_records, placed
 from pipelines.context_layout import CONTEXT_FIELDS, TAPE_FIELDS
 from pipelines.contracts import CLOSE, DAY_S, HALF_SPREAD, OPEN_TIME, TAKER_BUY, VOLUME, Floats, JsonObject, utc
 from pipelines.costs import costs_of, venue_of
@@ -154,7 +154,7 @@ def check(
         grid = grid_of_file(source, frame, sessions)
     else:
         grid = grid_of_market(workspace, source, name if symbol else held.symbol, frame, sessions)
-    report = assess(frame, grid, at, rules=params.data.quality)
+    report = assess(placed(source, frame, grid), grid, at, rules=params.data.quality)
     bars = to_matrix(report.clean)
     decision_grid = grid.at(decision_timeframe(grid.timeframe, params.data.decision_timeframe))
     given = recorded_inputs(bars, market_records(source, name, [str(file) for file in context], at, series))

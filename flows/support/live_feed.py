@@ -8,7 +8,7 @@ import numpy as np
 
 from flows.support.holdings import held_bars, held_market, overlap
 from flows.support.installation import Installation, now
-from flows.support.market_access import grid_of_market, history_end, market_records, market_source
+from flows.support.market_access import grid_of_market, history_end, market_records, market_source, placed
 from flows.support.progress import report_progress, track
 from pipelines.contracts import OPEN_TIME, Decision, Floats, utc
 from pipelines.costs import costs_of, funding_rates, venue_of
@@ -50,7 +50,7 @@ def live_tail(
     frame = origin.fetch(symbol, as_of=now(), ingested_at=now())
     known = market_records(origin, symbol, context, now(), series)
     grid = grid_of_market(installation.workspace, origin, symbol, frame, sessions)
-    bars = schemas.to_matrix(assess(frame, grid, now()).clean)
+    bars = schemas.to_matrix(assess(placed(origin, frame, grid), grid, now()).clean)
     params, held = installation.params, held_market(installation.workspace)
     begun = already_ingested(installation, symbol)
     if held is not None and source == "files":

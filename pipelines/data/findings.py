@@ -74,8 +74,10 @@ def listed(flags: Iterable[Flag | None]) -> tuple[Flag, ...]:
 
 
 def moments_of(seconds: Floats) -> pd.Series:
-    """Return epoch seconds (n,) as stamps, to the microsecond."""
-    return pd.Series(stamps_of(np.rint(seconds * 1e6).astype(np.int64)))
+    """Return epoch seconds (n,) as stamps, to the microsecond; NaN as NaT."""
+    there = np.isfinite(seconds)
+    micros = np.rint(np.where(there, seconds, 0.0) * 1e6).astype("datetime64[us]")
+    return pd.Series(stamps_of(np.where(there, micros, np.datetime64("NaT"))))
 
 
 def shut_flag(filled: pd.DataFrame, grid: Grid) -> Flag | None:

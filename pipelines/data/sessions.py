@@ -6,6 +6,7 @@ outages close no hour. A person may state the calendar instead (`--sessions`).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import date
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipelines.data.calendars import (
     WEEK,
     ZONES,
     Calendar,
+    trading_days,
     weekly_clock,
 )
 from pipelines.data.proofs import still
@@ -26,6 +28,7 @@ from pipelines.data.schemas import PRICES, epoch_seconds
 from pipelines.data.timeframes import MONDAY_S, TIMEFRAMES, Grid, seconds
 from pipelines.errors import BadTimes
 
+EPOCH_DATE = date(1970, 1, 1).toordinal()
 WHOLE = 0.99  # share of the bars a calendar must hold: the others are strays, such as a weekend quote
 FILLED = 0.97  # share of a grid's bars that are there: over it no other calendar is looked for
 GAIN = 0.05  # share by which a narrower calendar must be better filled than one that is open longer
@@ -142,6 +145,23 @@ def market_grid(
             if not moving.calendar.always_open and flat[shut].mean() >= SHUT:
                 grid = moving
     return replace(grid, no_trade=no_trade)
+
+
+def at_sessions(open_times: Floats, grid: Grid) -> Floats:
+    """Return (n,) the opens of the bars that dates name, epoch seconds.
+
+    open_times  (n,) midnights UTC of dates, NaN where there is none; a date without a session stays as it is, and so
+                are all on a grid whose days begin at midnight UTC. A week or month may be named by any of its dates
+                before its first session
+    """
+    if grid.fixed:
+        return open_times
+    days = trading_days(grid.calendar)
+    ordinals = np.where(np.isfinite(open_times), open_times, 0.0) // DAY + EPOCH_DATE
+    at = np.minimum(np.searchsorted(days.date, ordinals), len(days.date) - 1)
+    opens = grid.holding(days.opens[at])
+    named = np.isfinite(open_times) & np.isfinite(opens) & ((days.date[at] == ordinals) | (grid.step_s > DAY))
+    return np.where(named, opens, open_times)
 
 
 def _phase(times: Floats, timeframe: str) -> int:

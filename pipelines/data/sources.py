@@ -136,6 +136,7 @@ class FileSource:
         self.options, self.venue, self.market = options or FileOptions(), venue, market
         self.symbol: str | None = None
         self.read_as: ReadAs | None = None  # how the files were read, from the first fetch on
+        self.session_dates = False  # whether their times are dates of sessions, as midnights; from the first fetch on
 
     def fetch(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame:
         """Return bars as MarketSource defines."""
@@ -146,7 +147,7 @@ class FileSource:
         taken = ingested_at or as_of
         reading = files.read(self.paths, taken, self.options)
         check_identity(reading.read_as, name)
-        self.read_as, frame = reading.read_as, reading.frame
+        self.read_as, self.session_dates, frame = reading.read_as, reading.session_dates, reading.frame
         if ingested_at is None:
             frame["ingested_at"] = frame["known_at"]
         # Bars between as_of and ingestion are for a later fetch. A bar from after its own ingestion has a false stamp,

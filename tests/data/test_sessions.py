@@ -12,7 +12,7 @@ from support.market_hours import bars as bars_of
 from pipelines.data.calendars import CALENDARS, NEW_YORK
 from pipelines.data.readers.files import read
 from pipelines.data.schemas import epoch_seconds
-from pipelines.data.sessions import grid_of, infer_grid
+from pipelines.data.sessions import at_sessions, grid_of, infer_grid
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadTimes, UnknownName
 
@@ -198,7 +198,9 @@ def test_minutes_in_which_nothing_traded_close_no_hour(absent):
 
 def test_a_share_of_hours_absent_moves_no_calendar():
     opens = opens_of("forex")
-    kept = opens[np.random.default_rng(2).random(len(opens)) > 0.05]
+    apart = np.diff(opens, prepend=-np.inf, append=np.inf) > 3600.0
+    edges = apart[:-1] | apart[1:]  # absent beside a weekend, an hour is that of another market's open and not missing
+    kept = opens[edges | (np.random.default_rng(2).random(len(opens)) > 0.05)]
     grid = infer_grid(kept)
     assert grid.calendar.name == "forex"
     inside = (opens > kept[0]) & (opens < kept[-1])
@@ -260,7 +262,7 @@ def test_the_grid_of_a_data_version_is_stated_in_it_or_that_of_its_bars():
 def test_the_weekends_of_gold_are_no_gaps_over_both_clock_changes():
     if not GOLD.exists():
         pytest.skip("no recorded gold next to the checkout")
-    opens = epoch_seconds(read(GOLD, datetime(2026, 1, 1, tzinfo=UTC))["open_time"])
+    opens = epoch_seconds(read(GOLD, datetime(2026, 1, 1, tzinfo=UTC)).frame["open_time"])
     opens = opens[opens >= at("2013-04-01 00:00")]
     grid = infer_grid(opens[opens < at("2013-10-01 00:00")])  # the history ends before any change
     assert not grid.calendar.always_open
@@ -271,3 +273,22 @@ def test_the_weekends_of_gold_are_no_gaps_over_both_clock_changes():
     assert {utc_of(later[i])[:3] for i in weekends} == {"Fri"}
     assert {utc_of(later[i])[-5:] for i in weekends} == {"20:00", "21:00"}  # the last bar, in summer and in winter
     assert not grid.missing(later)[weekends].any()
+
+
+@pytest.mark.parametrize(
+    ("timeframe", "calendar", "named", "opens"),
+    [
+        ("1d", "us-equity", "2024-01-05", "2024-01-05 14:30"),
+        ("1d", "us-equity", "2024-07-05", "2024-07-05 13:30"),
+        ("1d", "us-equity", "2024-01-06", "2024-01-06 00:00"),  # a Saturday has no session: left to quality.assess
+        ("1d", "forex", "2024-01-05", "2024-01-04 22:00"),
+        ("1d", "forex", "2024-07-08", "2024-07-07 21:00"),
+        ("1w", "us-equity", "2024-01-07", "2024-01-08 14:30"),
+        ("1M", "us-equity", "2024-06-01", "2024-06-03 13:30"),
+        ("1d", "24x7", "2024-01-06", "2024-01-06 00:00"),
+    ],
+)
+def test_a_date_names_the_session_it_belongs_to(timeframe, calendar, named, opens):
+    placed = at_sessions(np.array([at(named), np.nan]), Grid(timeframe, CALENDARS[calendar]))
+    assert placed[0] == at(opens)
+    assert np.isnan(placed[1])

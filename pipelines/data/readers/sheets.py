@@ -22,9 +22,9 @@ SAMPLE_ROWS = 60
 SHOWN_VALUES = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sheet:
-    """Hold one member's plan and columns.
+    """Hold one member's plan and columns. Each is itself alone: two members of one name are two.
 
     columns  position in plan.names → values, one a row
     lines    (n,) line of each row; of Parquet and Feather its row, from 1

@@ -113,3 +113,15 @@ def test_a_stated_timeframe_may_be_finer_than_the_rows_and_never_coarser(tmp_pat
     assert reading_of(text, tmp_path, FileOptions(timeframe="15m")).timeframe == "15m"
     with pytest.raises(BadTimes, match=r"rows mostly 3600 s apart.*4h"):
         reading_of(text, tmp_path, FileOptions(timeframe="4h"))
+
+
+def test_two_files_of_one_name_are_two(tmp_path):
+    first, second = halves(tmp_path, overlap=0)
+    paths = [tmp_path / "a" / "bars.csv", tmp_path / "b" / "bars.csv"]
+    for path, text in zip(paths, (first, second), strict=True):
+        path.parent.mkdir()
+        path.write_text(text)
+    same_bars(read(paths, TAKEN).frame, BARS)
+    twice = read([paths[0], paths[0]], TAKEN)
+    same_bars(twice.frame, BARS.iloc[:20])
+    assert "20 copies were left out" in " ".join(twice.read_as.notes)

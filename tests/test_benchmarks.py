@@ -15,6 +15,7 @@ from benchmarks.signals import detection
 from pipelines.contracts import BAR_WIDTH, HALF_SPREAD, OPEN_TIME
 from pipelines.costs import costs_of
 from pipelines.data.simulator.market import Planted
+from pipelines.data.timeframes import Grid
 from pipelines.labels.barriers import TIME
 from pipelines.settings import ROOT, load_params
 from serving.risk.exits import flatten, simulate_exits
@@ -112,7 +113,7 @@ def test_a_position_pays_its_spread_once_where_only_some_bars_record_it():
             base, decided, np.full(4, 100.0), side, np.full(4, 0.01), 300.0, flatten(params.exits, params.labels)
         )
         assert set(found.barrier) == {TIME}
-        market = Market("", "", base, base, 60, costs)
+        market = Market("", "", base, base, Grid("1m"), Grid("1m"), costs)
         assert found.gross_bps - exit_cost_bps(market, found) == pytest.approx([-21.0] * 4, abs=1e-3)
 
 

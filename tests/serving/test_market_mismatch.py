@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipelines.data.series import Series
+from pipelines.data.timeframes import Grid
 from serving.inference.predictions import market_mismatch
 
 FLOW = Series("series_1", "options_flow", "contracts", 900.0, 86400.0)
@@ -25,5 +26,5 @@ SOCIAL = Series("series_1", "social", "posts", 900.0, 86400.0)
 def test_a_model_of_other_series_is_not_used(trained_on, live, why):
     schema = {"symbol": "BTC/USDT", "decision_timeframe": "15m", **trained_on}
     slot = SimpleNamespace(model=SimpleNamespace(schema=schema))
-    symbol = SimpleNamespace(name="BTC/USDT", warm=SimpleNamespace(decision_timeframe="15m", series=live))
+    symbol = SimpleNamespace(name="BTC/USDT", grid=Grid("15m"), warm=SimpleNamespace(series=live))
     assert market_mismatch(slot, symbol) == why

@@ -5,7 +5,7 @@ import numpy as np
 from flows.support.backtest import backtest_policy
 from pipelines.data.embargo import Window, inside
 from pipelines.data.simulator.market import simulate
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
@@ -13,13 +13,13 @@ from pipelines.signals.events import events
 from serving.risk.codes import EMBARGO
 
 PARAMS = load_params()
-STEP = 900
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
 
 def test_nothing_is_opened_inside_a_window_and_what_was_decided_before_it_stays():
     spec = PARAMS.simulator.model_copy(update={"history_days": 20, "live_days": 0, "drift_after_live_days": None})
     base = simulate(spec, tape=False).bars
-    decision = resample(base, 60, STEP)
+    decision = resample(base, MINUTES, QUARTERS)
     features, signals = FEATURES.run(decision), SIGNALS.run(decision)
     at = events(features, signals).index
     at = at[at >= 700]
@@ -27,10 +27,19 @@ def test_nothing_is_opened_inside_a_window_and_what_was_decided_before_it_stays(
 
     def run(*windows):
         return backtest_policy(
-            base, decision, features, signals, at, **sure, step_s=STEP, params=PARAMS, windows=windows
+            base,
+            decision,
+            features,
+            signals,
+            at,
+            **sure,
+            grid=QUARTERS,
+            base_grid=MINUTES,
+            params=PARAMS,
+            windows=windows,
         )
 
-    closes = decision[at[0] :, 0] + STEP
+    closes = QUARTERS.closes(decision[at[0] :, 0])
     window = Window(float(closes[len(closes) // 2]), float(closes[len(closes) // 2 + 300]), "FOMC")
     shut = inside(closes, [window])
     whole, obeyed = run(), run(window)

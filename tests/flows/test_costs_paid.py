@@ -28,7 +28,10 @@ PARAMS = load_params()
 SYMBOL, HOUR = "BTC/USDT:USDT", 3600.0
 MIDNIGHT = 1_704_067_200.0
 FEE_AND_SPREAD = 11.0  # of a perpetual at binance, where no spread was recorded; the default row pays 21
-MARKET = {"symbol": SYMBOL, "timeframe": "1m", "venue": "binance", "market": "perpetual"}
+MINUTES = Grid("1m")
+MARKET = {
+    "symbol": SYMBOL, "timeframe": "1m", "grid": MINUTES.to_dict(), "venue": "binance", "market": "perpetual"
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -128,7 +131,7 @@ def artifacts(installation, p, miss_atr):
               "funding": np.column_stack([paid, np.full(len(paid), 3e-4)])}  # fmt: skip
     for name, array in arrays.items():
         np.save(folder / "features" / f"{name}.npy", array)
-    frames = {"decision_timeframe": "15m", "base_timeframe": "1m"}
+    frames = {"decision_timeframe": "15m", "grid": Grid("15m").to_dict(), "base_grid": MINUTES.to_dict()}
     (folder / "features" / "meta.json").write_text(json.dumps(MARKET | frames))
     np.savez(folder / "labels" / "events.npz", index=index)
     ones = np.ones(len(scored))

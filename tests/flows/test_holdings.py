@@ -18,6 +18,7 @@ from pipelines.contracts import BAR_WIDTH, OPEN_TIME, utc
 from pipelines.data import schemas
 from pipelines.data.calendars import CALENDARS
 from pipelines.data.quality import assess
+from pipelines.data.readers.reading import FileOptions
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadTimes, BadValues, NotEnoughData
 from pipelines.settings import Settings, load_params, settings
@@ -25,6 +26,7 @@ from pipelines.store import BarBatch, Store
 
 CASES = Path(__file__).parents[2] / "../shared/cases"
 QUARTERS = Grid("15m")
+AS_SHOWN = FileOptions()
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 START = 1_704_067_200.0
 PER_DAY = 96
@@ -76,17 +78,17 @@ def hold(bars, symbol="EUR/USD", grid=QUARTERS):
 
 def test_a_home_without_a_snapshot_holds_nothing_and_compares_nothing(home):
     assert held_market(settings().workspace) is None
-    check_offer(settings().workspace, "files", "EUR/USD", Path("none.csv"), None)
+    check_offer(settings().workspace, "files", "EUR/USD", [Path("none.csv")], None, AS_SHOWN)
 
 
 def test_another_timeframe_or_symbol_is_refused_before_anything_starts(home, tmp_path):
     hold(market(6))
     hourly = csv(tmp_path / "1h.csv", market(20, 6, 3600.0))
     with pytest.raises(BadTimes, match=r"this home holds EUR/USD at 15m, 2024-01-01 00:00 to .*; the file is 1h"):
-        check_offer(settings().workspace, "files", "EUR/USD", hourly, None)
+        check_offer(settings().workspace, "files", "EUR/USD", [hourly], None, AS_SHOWN)
     with pytest.raises(BadValues, match=r"this home holds EUR/USD at 15m.*GBP/USD was given.*BELLWETHER_HOME"):
-        check_offer(settings().workspace, "simulator", "GBP/USD", None, None)
-    check_offer(settings().workspace, "files", "EUR/USD", csv(tmp_path / "next.csv", market(3, 5)), None)
+        check_offer(settings().workspace, "simulator", "GBP/USD", [], None, AS_SHOWN)
+    check_offer(settings().workspace, "files", "EUR/USD", [csv(tmp_path / "next.csv", market(3, 5))], None, AS_SHOWN)
     done = CliRunner().invoke(app, ["run", "--source", "files", "--path", str(hourly), "--symbol", "EURUSD", "--once"])
     assert isinstance(done.exception, BadTimes)
     assert not (home / "logs").exists()
@@ -191,5 +193,5 @@ def test_the_case_of_a_next_file_of_another_timeframe(home):
     bars[:, 0] /= 1e3
     hold(bars)
     with pytest.raises(BadTimes, match=r"this home holds EUR/USD at 15m.*the file is 1h"):
-        check_offer(settings().workspace, "files", "EUR/USD", folder / "EURUSD_1h_next.csv", None)
+        check_offer(settings().workspace, "files", "EUR/USD", [folder / "EURUSD_1h_next.csv"], None, AS_SHOWN)
     assert open_installation().manifest()["timeframe"] == "15m"

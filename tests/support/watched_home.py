@@ -51,7 +51,8 @@ class WatchedHome:
         workspace = self.installation.workspace
         (workspace / "artifacts" / "features").mkdir(parents=True)
         (workspace / "data").mkdir()
-        meta = {"symbol": SYMBOL, "decision_timeframe": "15m", "grid": Grid("15m").to_dict()}
+        grids = {"grid": Grid("15m").to_dict(), "base_grid": Grid("1m").to_dict()}
+        meta = {"symbol": SYMBOL, "decision_timeframe": "15m", **grids}
         (workspace / "artifacts" / "features" / "meta.json").write_text(json.dumps(meta))
         self.snapshot(START)
         self.digest = self.bundle(with_reference)

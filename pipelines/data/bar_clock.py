@@ -2,7 +2,7 @@
 
 A clocked bar is a bar of contracts.BAR_FIELDS followed by CLOCK_FIELDS, all float64: seconds of the day at its open by
 four clocks, with summer time, and for each of FRAMES the open and the close of the candle that holds it, epoch seconds,
-by the market's own days. NaN where the market is shut by its calendar.
+by the market's own days. NaN where the market is shut by its calendar, and where the open is no time.
 """
 
 from functools import lru_cache
@@ -33,6 +33,12 @@ def clocked(bars: Floats, grid: Grid = ALWAYS_OPEN) -> Floats:
     opens = bars[:, OPEN_TIME]
     out = np.empty((len(bars), CLOCKED_WIDTH))
     out[:, :BAR_WIDTH] = bars
+    there = np.isfinite(opens)
+    if not there.all() or len(bars) == 0:
+        out[:, BAR_WIDTH:] = np.nan
+        if there.any():
+            out[there, BAR_WIDTH:] = clocked(bars[there], grid)[:, BAR_WIDTH:]
+        return out
     for i, zone in enumerate(CLOCKS):
         out[:, UTC_S + i] = weekly_clock(opens, ZoneInfo(zone)) % DAY
     for i, frame in enumerate(_frames(grid)):

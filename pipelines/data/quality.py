@@ -117,7 +117,7 @@ def assess(
     bars = to_matrix(rows)
     known_s = np.where(rows["ingested_at"].notna().to_numpy(), epoch_seconds(rows["known_at"]), np.nan)
     reason = _copies(rows, admission.reasons(bars, grid, as_of, known_s))
-    reason = _collared(bars, reason, rules)
+    reason = _collared(rows, bars, reason, rules)
 
     good = reason == ""
     usable = _kept(rows, good)
@@ -205,11 +205,17 @@ def _came(rows: pd.DataFrame, clean: pd.DataFrame, grid: Grid) -> Floats:
     return np.asarray(times if len(times) == len(own) else times[grid.on_grid(times)])
 
 
-def _collared(bars: Floats, reason: Reasons, rules: QualityParams) -> Reasons:
-    """Return the reasons with the spikes among the good bars (n, 9) marked."""
+def _collared(rows: pd.DataFrame, bars: Floats, reason: Reasons, rules: QualityParams) -> Reasons:
+    """Return the reasons with the spikes among the good rows marked; bars (n, 9) are the same rows."""
     good = np.flatnonzero(reason == "")
+    found = collar.spikes(bars[good], rules).found
+    if found.any():  # the bars beside a split look like spikes near the ends of a history, or where the next is inside
+        for row in (split.row for split in splits(rows.iloc[good]) if split.volume is not None):
+            usual = np.flatnonzero(~found)
+            before, after = usual[usual < row], usual[usual >= row]
+            found[before[-1] + 1 if len(before) else 0 : after[0] if len(after) else len(found)] = False
     marked = reason.copy()
-    marked[good[collar.spikes(bars[good], rules).found]] = admission.COLLAR
+    marked[good[found]] = admission.COLLAR
     return marked
 
 

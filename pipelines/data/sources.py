@@ -191,7 +191,7 @@ def check_identity(read_as: ReadAs, symbol: str) -> None:
     pair = symbol.partition(":")[0]
     plain = re.sub(r"^[A-Z]:", "", found.strip().upper())  # Polygon's X:BTCUSD
     try:
-        same = parse_symbol(plain).partition(":")[0] == pair
+        same = parse_symbol(plain).partition(":")[0] in (pair, pair.partition("/")[0])
     except UnknownName:
         bare = re.sub(r"[^A-Z0-9]", "", plain)
         same = bare in (re.sub(r"[^A-Z0-9]", "", pair.partition("/")[0]), pair.replace("/", ""))

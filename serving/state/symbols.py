@@ -175,7 +175,7 @@ class Symbol:
 
         They reach back at least as far as the base bars would, so the range is never narrower than that in a file.
         """
-        ratio = max(1, self.grid.step_s // self.base_grid.step_s)
+        ratio = self.base_grid.bars_of(self.grid.step_s)
         closed = self.history.bars[-max(1, -(-bars // ratio)) :]
         open_ones = self._tail[self._tail[:, OPEN_TIME] >= self.closed.close_time]
         if self._scale[0] != (self.closed.close_time, bars):

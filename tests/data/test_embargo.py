@@ -61,7 +61,7 @@ def test_a_calendar_that_cannot_be_obeyed_is_refused(text, error, message, tmp_p
 
 def test_no_event_inside_a_window_is_labelled_and_the_others_stay_as_they_were():
     from pipelines.data.simulator.market import simulate
-    from pipelines.data.timeframes import resample
+    from pipelines.data.timeframes import Grid, resample
     from pipelines.features.catalog import FEATURES
     from pipelines.settings import load_params
     from pipelines.signals.catalog import SIGNALS
@@ -70,9 +70,10 @@ def test_no_event_inside_a_window_is_labelled_and_the_others_stay_as_they_were()
     params = load_params()
     spec = params.simulator.model_copy(update={"history_days": 12, "live_days": 0, "drift_after_live_days": None})
     base = simulate(spec, tape=False).bars
-    bars = resample(base, 60, 900)
-    context = np.full((len(bars), len(SIGNALS.columns)), np.nan)
-    sources = Sources(base, bars, FEATURES.run(bars), SIGNALS.run(bars), context, 900, "15m", "simulator", "spot")
+    minutes, quarters = Grid("1m"), Grid("15m")
+    bars = resample(base, minutes, quarters)
+    columns = FEATURES.run(bars), SIGNALS.run(bars), np.full((len(bars), len(SIGNALS.columns)), np.nan)
+    sources = Sources(base, bars, *columns, quarters, minutes, "simulator", "spot")
     window = Window(float(bars[600, 0]), float(bars[900, 0]), "FOMC")
     whole, shut = event_labels(sources, params), event_labels(replace(sources, windows=(window,)), params)
     outside = ~inside(whole["known"], [window])

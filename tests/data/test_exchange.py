@@ -25,6 +25,7 @@ from support.recorded_exchange import (
 )
 
 from bellwether.cli.options import day_or_moment
+from flows.ingest import write_snapshot
 from flows.support.installation import Installation, now
 from flows.support.live_feed import live_tail
 from flows.support.market_access import days_ago, market_source, requested_since
@@ -34,7 +35,7 @@ from pipelines.data.readers import files
 from pipelines.data.readers.exchange import Backfill
 from pipelines.data.readers.pages import Page, read_page, write_page
 from pipelines.data.readers.venues import MAX_WAIT_S, Venue
-from pipelines.data.schemas import to_matrix
+from pipelines.data.schemas import to_frame, to_matrix
 from pipelines.data.sources import check_request, make_source
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadTimes, BadValues, NotEnoughData, UnknownName, UnreadableFile, VenueDown
@@ -506,16 +507,14 @@ def test_the_last_days_of_an_exchange_are_the_live_tail_and_the_history_before_c
 def test_what_an_exchange_did_while_no_service_ran_is_in_the_tail(installation):
     long_ago = installation.recording[:96]
     installation.store.add_bars(BarBatch("BTC/USDT", long_ago, long_ago[:, OPEN_TIME] + STEP, now()))
-    (installation.workspace / "data").mkdir(parents=True)
-    (installation.workspace / "data" / "manifest.json").write_text(
-        json.dumps({"symbol": "BTC/USDT", "timeframe": "15m"})
-    )
+    report = assess(to_frame(long_ago, Grid("15m"), now()), Grid("15m"), now())
+    write_snapshot(installation.workspace / "data", "BTC/USDT", report, {"source": "exchange"}, ingested_at=now())
     _, tail, _ = live_tail(installation, "exchange", "BTC/USDT", None, days_ago(DAYS))
     assert tail[0, OPEN_TIME] == long_ago[-1, OPEN_TIME]
 
 
 def test_too_little_to_have_a_history_is_refused(installation):
-    with pytest.raises(NotEnoughData, match=r"exchange has .* no history before the last 12 days"):
+    with pytest.raises(NotEnoughData, match=r"exchange has .* no history before the last 12, which are for"):
         live_tail(installation, "exchange", "BTC/USDT", None, days_ago(2))
 
 

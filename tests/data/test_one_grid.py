@@ -17,11 +17,17 @@ LENGTHS = {60.0, 180.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14_400.0, 28_800.0
 ROUNDING = {"floor", "ceil", "round", "rint", "trunc", "int", "astype"}
 # file → at how many places it cuts, what, and why that needs no hours of a market
 ALLOWED = {
-    "pipelines/costs.py": (1, "times of funding: an exchange's own hours since the epoch, not bars"),
+    "pipelines/costs.py": (2, "times of funding: an exchange's own hours since the epoch, not bars"),
+    "pipelines/data/admission.py": (
+        1,
+        "spacings of the bars of a request against one another: which timeframe they show",
+    ),
     "pipelines/data/bar_clock.py": (4, "seconds of the day by a clock, which is what it is for"),
+    "pipelines/data/findings.py": (1, "weeks of UTC: in how many of them a market was filled in, for a sentence"),
     "pipelines/data/readers/exchange.py": (8, "pages of an exchange that trades day and night"),
+    "pipelines/data/readers/named.py": (1, "midnights of UTC: whether the dates of a series have a time of day"),
     "pipelines/data/readers/recordings.py": (2, "kernel: snapshots of a recorded book, evenly spaced since the epoch"),
-    "pipelines/data/readers/trades.py": (1, "kernel: bars made of trades, of a market that trades day and night"),
+    "pipelines/data/readers/trades.py": (2, "bars made of trades and of quotes, of a market that trades day and night"),
     "pipelines/data/simulator/market.py": (7, "the simulator, whose market trades day and night"),
     "pipelines/evaluation/backtest.py": (7, "days of UTC of the account: limits of losses a day"),
     "pipelines/evaluation/crises.py": (

@@ -21,6 +21,7 @@ from pipelines.data.series import (
     to_json,
 )
 from pipelines.data.sources import read_books_and_context
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadColumns, BadTimes, BadValues
 from pipelines.features.catalog import FEATURES
 
@@ -113,15 +114,16 @@ def test_a_value_counts_for_its_own_time_in_training_and_live(tmp_path):
     (tmp_path / "flow.csv").write_text("time,value\n2024-01-01T00:00:00Z,5\n2024-01-10T00:00:00Z,7\n")
     files = [named(tmp_path / "flow.csv", lag_s=0.0, max_age_s=3 * DAY)]
     _, feed = read_books_and_context([], "BTC/USDT", T0 + pd.Timedelta("30d"), files)
-    ages, step = ages_of(series_of(files)), 3600.0
-    closes = T0.timestamp() + step * np.arange(24 * 14)
-    whole = align(closes, step, None, feed, ages)[1]
+    ages, hours = ages_of(series_of(files)), Grid("1h")
+    opens = T0.timestamp() + 3600.0 * np.arange(-1, 24 * 14 - 1)
+    closes = hours.closes(opens)
+    whole = align(opens, hours, None, feed, ages)[1]
     values = whole[:, CONTEXT_INDEX[SERIES_FIELDS[0]]]
     days = (closes - T0.timestamp()) / DAY
     np.testing.assert_array_equal(values, np.where(days < 3, 5.0, np.where((days >= 9) & (days < 12), 7.0, np.nan)))
     for i in range(1, len(closes), 7):
-        kept = prune_records(closes[i - 1], step, None, feed, ages)
-        assert align(closes[i : i + 1], step, *kept, ages)[1].tobytes() == whole[i : i + 1].tobytes()
+        kept = prune_records(closes[i - 1], 3600.0, None, feed, ages)
+        assert align(opens[i : i + 1], hours, *kept, ages)[1].tobytes() == whole[i : i + 1].tobytes()
 
 
 def test_features_pass_the_value_and_its_last_change_through():

@@ -116,7 +116,7 @@ def test_a_position_out_of_time_pays_the_funding_at_the_close_of_its_last_bar_an
     for last, barrier, paid in ((quiet, "time", 3.0), ((100, 100.5, 98.5, 99), "stop", perpetual.stop_slippage_bps)):
         held = bars(*[quiet] * 4, last)
         held[:, 0] += 8 * 3600 - 300  # the last bar closes at the funding time
-        one = only(resolve([decision(held[0, 0], 102, 99)], held, 60, perpetual, rates))
+        one = only(resolve([decision(held[0, 0], 102, 99)], held, MINUTES, perpetual, rates))
         assert (one.barrier, one.resolved_at) == (barrier, utc(at))
         assert one.cost_bps == pytest.approx(11.0 + paid)
 

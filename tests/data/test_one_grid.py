@@ -20,7 +20,7 @@ ALLOWED = {
     "pipelines/costs.py": (2, "times of funding: an exchange's own hours since the epoch, not bars"),
     "pipelines/data/admission.py": (
         1,
-        "spacings of the bars of a request against one another: which timeframe they show",
+        "spacings of bars against one another: which timeframe they show",
     ),
     "pipelines/data/bar_clock.py": (4, "seconds of the day by a clock, which is what it is for"),
     "pipelines/data/findings.py": (1, "weeks of UTC: in how many of them a market was filled in, for a sentence"),

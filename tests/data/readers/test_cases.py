@@ -7,8 +7,7 @@ import pytest
 from support.written_bars import TAKEN
 
 from pipelines.data.readers.files import FileOptions, read
-from pipelines.data.timeframes import seconds
-from pipelines.errors import BadTimes, BadValues, UnknownName
+from pipelines.errors import BadTimes, BadValues
 
 CASES = Path(__file__).parents[3] / "../shared/cases"
 EST = FileOptions(timezone="-05:00")
@@ -153,18 +152,10 @@ def case(name):
     return path
 
 
-def known(timeframe):
-    try:
-        seconds(timeframe)
-    except UnknownName:
-        pytest.skip(f"{timeframe} is no timeframe yet")
-
-
 @pytest.mark.parametrize("name", READ)
 def test_a_case_is_read_as_its_readme_says(name):
     options, layout, timeframe, rows, first, says = READ[name]
     path = case(name)
-    known(timeframe)
     reading = read(path, TAKEN, options or FileOptions())
     assert (reading.read_as.layout, reading.timeframe, len(reading.frame)) == (layout, timeframe, rows)
     assert reading.frame["open_time"].iloc[0] == pd.Timestamp(first, tz="UTC")

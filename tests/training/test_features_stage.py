@@ -205,7 +205,7 @@ def test_a_label_out_of_time_pays_the_funding_at_the_close_of_its_last_bar():
     late = (outcome.barrier == TIME) & (outcome.exit_time % 3600.0 == 3540.0)
     assert late.any()  # ran out at the very funding time
     closes = np.unique(outcome.exit_time[late] + 60.0)
-    hourly = np.column_stack([closes, np.full(len(closes), 8 * 3e-4)])  # a rate is of eight hours; this venue settles each
+    hourly = np.column_stack([closes, np.full(len(closes), 8 * 3e-4)])  # of eight hours, settled each
     rated = event_labels(replace(here, funding=hourly), PARAMS)
     free = event_labels(here, PARAMS)
     chosen = np.isin(rated["index"], at.index[late])

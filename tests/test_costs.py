@@ -137,6 +137,13 @@ def test_an_announced_rate_holds_until_its_funding_time_and_the_last_one_is_paid
     assert payments.tolist() == [[8 * HOUR, 1e-4], [24 * HOUR, 2e-4]]
 
 
+@pytest.mark.parametrize("minute", [10, 30, 50])
+def test_rates_announced_each_hour_off_the_hour_are_paid_at_the_funding_times_of_the_venue(minute):
+    payments = paid(*((k * HOUR + 60.0 * minute, 1e-4 * k) for k in range(16)))
+    assert payments[:, 0].tolist() == [8 * HOUR, 16 * HOUR]
+    assert payments[:, 1].tolist() == pytest.approx([7e-4, 15e-4])
+
+
 @pytest.mark.parametrize(
     ("venue", "market", "hours", "assumed"),
     [

@@ -17,18 +17,19 @@ HOUR_S = 3600.0
 def settlement_hours(times: Floats) -> Floats:
     """Return (n,) hours of the period each rate was settled for, by the spacing of the settlements; NaN = not shown.
 
-    times  (n,) ascending epoch seconds of settlements, with a jitter of up to SETTLED_S
+    times  (n,) ascending epoch seconds of settlements, at whole hours with a jitter of up to SETTLED_S
     A rate is of the time since the settlement before it, the first one of the time until the next. A spacing that is
-    longer than those on both sides is a settlement that is lacking, not a longer period. Rates that do not come on a
-    grid of hours were announced, not settled: then none has a period.
+    longer than those on both sides is a settlement that is lacking, not a longer period. Rates that do not come at
+    whole hours were announced, not settled: then none has a period.
     """
     unique, back = np.unique(times, return_inverse=True)
-    spacing = np.diff(unique) / HOUR_S
-    whole = np.rint(spacing)
-    on_grid = (np.abs(spacing - whole) * HOUR_S <= SETTLED_S) & (whole > 0)
+    hour = np.rint(unique / HOUR_S)
+    on_hour = np.abs(unique - hour * HOUR_S) <= SETTLED_S
+    spacing = np.diff(hour)
+    on_grid = on_hour[:-1] & on_hour[1:] & (spacing > 0)
     if len(spacing) == 0 or on_grid.mean() < 0.9:
         return np.full(len(times), np.nan)
-    own = np.where(on_grid, whole, np.nan)
+    own = np.where(on_grid, spacing, np.nan)
     own = np.concatenate([own[:1], own])
     before, after = np.concatenate([own[:1], own[:-1]]), np.concatenate([own[1:], own[-1:]])
     hours = np.where((own > before) & (own > after), after, own)

@@ -6,7 +6,7 @@ that lose money trip the breaker `model`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypedDict
 
 import numpy as np
@@ -311,6 +311,11 @@ def last_trained(installation: Installation, family: str) -> datetime | None:
     return max([*judged, *([finished] if finished else [])], default=None)
 
 
+def trading_age(grid: Grid, since: datetime, until: datetime) -> timedelta:
+    """Return the trading days between two moments: nights and weekends on which a market is shut make no data older."""
+    return timedelta(days=grid.at("1d").age_bars(since.timestamp(), until.timestamp()))
+
+
 def reasons_of(installation: Installation, symbol: str, watched: FamilyWatch) -> list[TriggerReason]:
     """Return why this family should be trained again now, and keep the alarm of each condition while it lasts.
 
@@ -320,7 +325,7 @@ def reasons_of(installation: Installation, symbol: str, watched: FamilyWatch) ->
     last = last_trained(installation, model.family)
     late = overdue(at, last, model.line.at, rules.overdue_intervals, rules)
     keep_or_end(installation, model.family, "overdue", "critical", late, late.detail if late else "", at)
-    age = market_time(installation, symbol, model) - model.trained_through
+    age = trading_age(installation.base_grid(), model.trained_through, market_time(installation, symbol, model))
     holds: dict[str, TriggerReason] = {
         reason.kind: reason
         for reason in retrain_reasons(

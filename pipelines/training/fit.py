@@ -37,6 +37,7 @@ from pipelines.params import Params
 
 LATENCY_ROWS = 200  # the median of fewer moves with the machine
 GOLDEN_POOL = 512  # evenly spaced training rows, from which golden rows and the parity check are taken
+BASELINE_INPUTS = ("volatility", "ewma")  # extras that baselines read
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +224,15 @@ def batches(n: int) -> list[Ints]:
 
 
 def complete_rows(data: Dataset) -> Bools:
-    """Return (m,) True where no value of a row is missing."""
+    """Return (m,) True where no value of a row is missing, neither of the model's inputs nor of its baselines'."""
     found = []
     for batch in batches(len(data)):
         rows = data.inputs(batch)
         found.append(np.isfinite(rows).all(axis=tuple(range(1, rows.ndim))))
-    return np.concatenate(found)
+    complete: Bools = np.concatenate(found)
+    for values in (data.extras[name] for name in BASELINE_INPUTS if name in data.extras):
+        complete &= np.isfinite(values).reshape(len(data), -1).all(axis=1)  # a column left out may be one of these
+    return complete
 
 
 def train(

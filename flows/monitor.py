@@ -26,6 +26,7 @@ from pipelines.costs import NO_FUNDING, costs_of, funding_rates, venue_of
 from pipelines.data import records, schemas
 from pipelines.data.alignment import merge_records
 from pipelines.data.sessions import grid_of, grids_of
+from pipelines.data.timeframes import Grid
 from pipelines.experiments.eprocess import LEAST_BLOCKS, block_means
 from pipelines.families import DECISION_FAMILY, FAMILIES
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS

@@ -76,7 +76,7 @@ class Prepared:
 
     data     complete rows of the columns that have values and are not left out
     dropped  column → why it is not among them
-    share    of all rows that are complete
+    share    of the rows that are complete, from the first complete one on: those before it only warm up
     """
 
     data: Dataset
@@ -104,7 +104,7 @@ def prepare(family: str, data: Dataset, left_out: Iterable[str]) -> Prepared:
             f"{family}: none of {len(data):,} labelled rows has all of {', '.join(data.columns)}; bring a "
             "longer history, or data with those columns"
         )
-    return Prepared(data.select_rows(usable), dropped, float(usable.mean()))
+    return Prepared(data.select_rows(usable), dropped, float(usable[np.argmax(usable) :].mean()))
 
 
 def fit_window(model_family: ModelFamily, data: Dataset, params: Params, embargo_s: float, log: Log) -> FittedWindow:

@@ -7,6 +7,7 @@ from support.signal_subset import SignalSubset
 
 from pipelines.context_layout import CONTEXT_INDEX
 
+WINTER = 1_704_153_600.0  # 2024-01-02: London is on UTC, New York five hours behind
 FPDOM = SignalSubset("footprint", "heatmap", "smart_money")
 
 
@@ -123,7 +124,7 @@ def test_spoofs_on_the_side_that_was_traded_are_ignored():
 )
 def test_the_killzones_of_london_and_new_york_add_a_tenth(hour, timed):
     bars = quiet()
-    bars[:, 0] += 3600.0 * hour - bars[-1, 0] + 86400.0
+    bars[:, 0] += WINTER + 3600.0 * hour - bars[-1, 0]
     assert last(hands(), bars)["smart_money.score"] == pytest.approx(0.9 * FIRST + 0.1 * timed)
 
 

@@ -7,6 +7,7 @@ from support.context_factory import make_context
 
 from pipelines.context_layout import NO_CONTEXT
 from pipelines.contracts import BAR_WIDTH, CLOSE, HALF_SPREAD, NO_BOOK, OPEN, OPEN_TIME, VOLUME
+from pipelines.data.bar_clock import clocked
 from pipelines.errors import UnknownName
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.signals import stars
@@ -48,7 +49,7 @@ def fold(bars, rows, state=None):
     """The group's own columns (n, 8), live: row by row."""
     state = GROUP.initial.copy() if state is None else state
     out = np.hstack([rows, np.zeros((len(rows), stars.WIDTH))])
-    for bar, row in zip(bars, out, strict=True):
+    for bar, row in zip(clocked(bars), out, strict=True):
         stars.step(state, bar, NO_BOOK, NO_CONTEXT, row)
     return out[:, len(COLUMNS) :]
 
@@ -84,8 +85,9 @@ def by_definition(bars, rows, at=AT):
         if star.reads == (stars.OWN_VOLUME,):
             value = ratio
         elif star.reads == (stars.OWN_CLOCK,):
-            hour = pd.to_datetime(bars[:, OPEN_TIME], unit="s").hour
-            value = np.where(np.isnan(hour), np.nan, np.isin(hour, [7, 8, 9, 12, 13, 14]))
+            opens = pd.to_datetime(bars[:, OPEN_TIME], unit="s", utc=True)
+            cities = [opens.tz_convert(zone).hour.isin([7, 8, 9]) for zone in ("Europe/London", "America/New_York")]
+            value = np.where(opens.isna(), np.nan, cities[0] | cities[1])
         else:
             parts = given[:, [at[name] for name in star.reads]]
             value = np.where(np.isnan(parts).all(axis=1), np.nan, np.nansum(parts, axis=1))

@@ -24,6 +24,7 @@ ALLOWED = {
     ),
     "pipelines/data/bar_clock.py": (4, "seconds of the day by a clock, which is what it is for"),
     "pipelines/data/findings.py": (1, "weeks of UTC: in how many of them a market was filled in, for a sentence"),
+    "pipelines/data/funding.py": (1, "whole hours of UTC, at which alone funding is settled"),
     "pipelines/data/readers/exchange.py": (8, "pages of an exchange that trades day and night"),
     "pipelines/data/readers/named.py": (1, "midnights of UTC: whether the dates of a series have a time of day"),
     "pipelines/data/readers/recordings.py": (2, "kernel: snapshots of a recorded book, evenly spaced since the epoch"),

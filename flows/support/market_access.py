@@ -101,13 +101,13 @@ def grid_of_market(
 def check_offer(
     workspace: Path, source: str, symbol: str, paths: Sequence[Path], sessions: str | None, options: FileOptions
 ) -> None:
-    """Raise if this installation holds another market than is offered; without a snapshot nothing is read.
+    """Raise if files cannot be read, or this installation holds another market than is offered.
 
     Raises  as grid_of_market, and as the files source
     """
     held = held_market(workspace)
     require_same_market(held, symbol)
-    if held is not None and paths:
+    if paths:
         origin = make_source(source, path=paths, options=options)
         frame = origin.fetch(symbol, as_of=datetime.now(UTC), ingested_at=datetime.now(UTC))
         grid_of_market(workspace, origin, symbol, frame, sessions)

@@ -95,7 +95,7 @@ def answers(stack, tmp_path_factory):
     before = stack.json("status"), stack.counts()
 
     def run(name):
-        return stack.cli("run", "--once", "--source", "files", "--path", str(folder / name), "--symbol", "BTC/USDT")
+        return stack.cli("run", "--once", "--source", "files", "--path", str(folder / name), "--symbol", SYMBOL)
 
     names = ["cut.parquet", "column.parquet", "naive.parquet"]
     with ThreadPoolExecutor(2) as pool:
@@ -106,8 +106,8 @@ def answers(stack, tmp_path_factory):
     ("name", "kind", "field", "remedy"),
     [
         ("cut.parquet", "UnreadableFile", "cut off or not Parquet", "Fetch it again"),
-        ("column.parquet", "BadColumns", "no column close", "Rename or add it"),
-        ("naive.parquet", "BadTimes", "column open_time has no time zone", "tz_localize('UTC')"),
+        ("column.parquet", "BadColumns", "no column close", "rename the columns to open_time"),
+        ("naive.parquet", "BadTimes", "column open_time has no time zone", "--timezone UTC"),
     ],
 )
 def test_a_broken_file_is_one_clear_line(answers, name, kind, field, remedy):

@@ -20,7 +20,7 @@ from pipelines.data.calendars import CALENDARS
 from pipelines.data.quality import assess
 from pipelines.data.readers.reading import FileOptions
 from pipelines.data.timeframes import Grid
-from pipelines.errors import BadTimes, BadValues, NotEnoughData
+from pipelines.errors import BadTimes, BadValues, NotEnoughData, UnreadableFile
 from pipelines.settings import Settings, load_params, settings
 from pipelines.store import BarBatch, Store
 
@@ -78,7 +78,9 @@ def hold(bars, symbol="EUR/USD", grid=QUARTERS):
 
 def test_a_home_without_a_snapshot_holds_nothing_and_compares_nothing(home):
     assert held_market(settings().workspace) is None
-    check_offer(settings().workspace, "files", "EUR/USD", [Path("none.csv")], None, AS_SHOWN)
+    check_offer(settings().workspace, "files", "EUR/USD", [], None, AS_SHOWN)
+    with pytest.raises(UnreadableFile, match="no such file"):  # before anything starts
+        check_offer(settings().workspace, "files", "EUR/USD", [Path("none.csv")], None, AS_SHOWN)
 
 
 def test_another_timeframe_or_symbol_is_refused_before_anything_starts(home, tmp_path):

@@ -209,7 +209,7 @@ def _collared(rows: pd.DataFrame, bars: Floats, reason: Reasons, rules: QualityP
     """Return the reasons with the spikes among the good rows marked; bars (n, 9) are the same rows."""
     good = np.flatnonzero(reason == "")
     found = collar.spikes(bars[good], rules).found
-    if found.any():  # the bars beside a split look like spikes near the ends of a history, or where the next is inside
+    if found.any():  # the bars next to a split look like spikes near the ends of a history, or where the next is inside
         for row in (split.row for split in splits(rows.iloc[good]) if split.volume is not None):
             usual = np.flatnonzero(~found)
             before, after = usual[usual < row], usual[usual >= row]

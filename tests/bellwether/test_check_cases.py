@@ -36,7 +36,7 @@ def flagged(found):
 
 
 def words(found):
-    """What is said of the reading, as one line."""
+    """Return the notes on the reading as one line."""
     return " ".join(found.read_as_text.split())
 
 

@@ -123,8 +123,8 @@ def test_swapped_price_columns_are_refused_with_their_right_order(order):
         check_prices(swapped)
     with pytest.raises(BadColumns) as refusal:
         assess(swapped, DAYS, NOW)
-    said = [f"{name} is the {right}" for name, right in zip(names, order, strict=True) if name != right]
-    assert all(each in str(refusal.value) for each in said)
+    expected = [f"{name} is the {right}" for name, right in zip(names, order, strict=True) if name != right]
+    assert all(each in str(refusal.value) for each in expected)
     check_prices(bars)
 
 

@@ -234,7 +234,7 @@ def test_a_folder_that_is_no_recording_says_what_one_is(tmp_path):
 # ---- the tape of a recording
 
 
-def trades_beside(folder, rows):
+def trades_next_to(folder, rows):
     """rows: (second, price, size, whether the buyer was the maker)."""
     frame = pd.DataFrame(rows, columns=["at", "price", "quantity", "is_buyer_maker"])
     stamps = pd.Timestamp("2024-01-01", tz="UTC") + pd.to_timedelta(frame.pop("at"), unit="s")
@@ -252,7 +252,7 @@ SOLD = [(2.2, 100.0, 0.5, True), (2.6, 100.2, 1.0, False)]
 
 
 def test_what_trades_do_not_explain_of_a_change_was_added_or_withdrawn(tmp_path):
-    found = recordings.replay_recording(trades_beside(write(tmp_path / "r", MESSAGES), SOLD)).books
+    found = recordings.replay_recording(trades_next_to(write(tmp_path / "r", MESSAGES), SOLD)).books
     recorded = dict(zip(TAPE_FIELDS, found.tape[1], strict=True))
     assert recorded["stacking_bid"] == pytest.approx(0.2)
     assert recorded["stacking_ask"] == pytest.approx(-2.0)
@@ -263,7 +263,9 @@ def test_what_trades_do_not_explain_of_a_change_was_added_or_withdrawn(tmp_path)
 
 def test_a_level_that_outlives_its_trades_was_refilled_once_a_message_knew_of_them(tmp_path):
     messages = [*MESSAGES[:1], (2.5, 3, "bid", 98.0, 1.0), (2.7, 4, "bid", 98.0, 2.0), (3.5, 5, "bid", 98.0, 1.0)]
-    found = recordings.replay_recording(trades_beside(write(tmp_path / "r", messages), [(2.6, 100.0, 0.5, True)])).books
+    found = recordings.replay_recording(
+        trades_next_to(write(tmp_path / "r", messages), [(2.6, 100.0, 0.5, True)])
+    ).books
     assert dict(zip(TAPE_FIELDS, found.tape[1], strict=True))["stacking_bid"] == pytest.approx(0.5)
 
 

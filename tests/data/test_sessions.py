@@ -199,7 +199,7 @@ def test_minutes_in_which_nothing_traded_close_no_hour(absent):
 def test_a_share_of_hours_absent_moves_no_calendar():
     opens = opens_of("forex")
     apart = np.diff(opens, prepend=-np.inf, append=np.inf) > 3600.0
-    edges = apart[:-1] | apart[1:]  # absent beside a weekend, an hour is that of another market's open and not missing
+    edges = apart[:-1] | apart[1:]  # absent next to a weekend, an hour is that of another market's open and not missing
     kept = opens[edges | (np.random.default_rng(2).random(len(opens)) > 0.05)]
     grid = infer_grid(kept)
     assert grid.calendar.name == "forex"

@@ -207,7 +207,7 @@ def test_bars_that_did_not_come_are_counted_and_closures_are_not(market, timefra
     grid, opens, _ = worked_out(market, timeframe)
     assert grid.missing(opens).sum() == 0
     kept, apart = np.ones(len(opens), dtype=bool), np.diff(opens)
-    inner = 1 + np.flatnonzero(np.maximum(apart[:-1], apart[1:]) < WEEKEND_S)  # the hour beside a weekend may be shut
+    inner = 1 + np.flatnonzero(np.maximum(apart[:-1], apart[1:]) < WEEKEND_S)  # the hour next to a weekend may be shut
     kept[np.random.default_rng(3).choice(inner, len(opens) // 30, replace=False)] = False
     sessions_kept = np.unique(np.searchsorted(sessions(market, FIRST, LAST)[:, 0], opens[kept], "right"))
     assert len(sessions_kept) == len(sessions(market, FIRST, LAST))  # no session is gone as a whole

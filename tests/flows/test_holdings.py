@@ -1,4 +1,4 @@
-"""An installation knows what it holds: what is offered is compared before any start, and what is taken is said."""
+"""An installation knows what it holds: what is offered is compared before any start, and what is taken is printed."""
 
 import json
 from datetime import UTC, datetime
@@ -119,8 +119,8 @@ def test_bars_of_another_phase_or_of_hours_at_which_the_market_is_shut_are_refus
 def test_what_is_taken_of_a_second_file_is_counted(home):
     held, offered = market(20), market(10, 15)
     offered[[3, 40], 5] += 1.0  # volume of two bars that are there
-    said = overlap(held, offered).describe(past_is_taken=False)
-    assert said == (
+    text = overlap(held, offered).describe(past_is_taken=False)
+    assert text == (
         "of 960 bars 480 are new, from 2024-01-21 00:00 to 2024-01-25 23:45 UTC; 480 were there: 478 equal, 2 differ "
         "(first at 2024-01-16 00:45 UTC): the stored ones stay, see `bellwether data correct`"
     )

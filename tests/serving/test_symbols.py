@@ -267,8 +267,8 @@ def test_publishing_adds_the_data_version_and_the_traditional_record_under_a_new
     assert (warm.traditional.value, warm.traditional.n) == (0.46, 500)
     assert publish_warm_start(stand.stage, tmp_path, data_hash="abc", hits=230, n=500) == published
     assert warm.traditional == hit_rate(230, 500)  # labels of release 0.5.0 did not say how far events overlap
-    said = publish_warm_start(stand.stage, tmp_path, data_hash="abc", hits=230, n=500, effective=80.0)
-    fewer = read_warm_start(tmp_path / said["digest"], said["digest"]).traditional
+    published = publish_warm_start(stand.stage, tmp_path, data_hash="abc", hits=230, n=500, effective=80.0)
+    fewer = read_warm_start(tmp_path / published["digest"], published["digest"]).traditional
     assert fewer == hit_rate(230, 500, 80.0)
     assert fewer.value == 0.46
     assert fewer.low < warm.traditional.low

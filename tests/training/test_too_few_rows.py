@@ -29,17 +29,17 @@ def built(tmp_path, monkeypatch):
 
 
 def test_the_history_that_suffices_follows_from_the_rows_these_bars_gave(built):
-    said = stages.sufficient_bars("validator", 100, PARAMS)
+    text = stages.sufficient_bars("validator", 100, PARAMS)
     least = PARAMS.gate.min_events / (1 - PARAMS.splits.min_train_fraction)
     enough = WARM + int(np.ceil((3000 - WARM) * least / 100))  # the gate asks for more rows than the first fold
-    assert said == f"{enough:,} bars of history suffice at this rate of rows, these are 3,000"
+    assert text == f"{enough:,} bars of history suffice at this rate of rows, these are 3,000"
     assert stages.sufficient_bars("validator", 0, PARAMS) is None
 
 
 def test_with_that_history_the_first_fold_has_rows_enough(built):
     """Rows on every bar: the first window, purged and embargoed, keeps what the family needs before its tail."""
-    said = stages.sufficient_bars("regime", 3000 - WARM, PARAMS)
-    n = int(said.split()[0].replace(",", "")) - WARM
+    text = stages.sufficient_bars("regime", 3000 - WARM, PARAMS)
+    n = int(text.split()[0].replace(",", "")) - WARM
     closes = 900.0 * np.arange(n)
     first = walk_forward(closes, closes + 900.0, PARAMS.splits.folds, PARAMS.splits.min_train_fraction, 900.0 * WARM)[0]
     head = walk_forward(closes[first.train], closes[first.train] + 900.0, 1, stages.FIRST_SHARE, 900.0 * WARM)[0]

@@ -11,10 +11,8 @@ batch and live must be equal bit for bit.
 import atexit
 import fcntl
 import hashlib
-import io
 import logging
 import os
-import pickle
 import re
 import shutil
 import stat
@@ -23,13 +21,9 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property, update_wrapper
 from pathlib import Path
 from typing import Any
-
-import llvmlite.binding
-import numba
-from numba.core.caching import FunctionCache, IndexDataCacheFile, UserProvidedCacheLocator
 
 log = logging.getLogger("bellwether.kernels")
 _ROOT = Path(__file__).resolve().parent.parent
@@ -118,12 +112,16 @@ def sources_of(*sources: Path) -> set[Path]:
 @cache
 def cpu_type() -> str:
     """Return the type of this machine's CPU as LLVM names it, such as `skylake-avx512`."""
+    import llvmlite.binding
+
     return str(llvmlite.binding.get_host_cpu_name())
 
 
 @cache
 def digest_of(*sources: Path) -> str:
     """Return sixteen hex digits of files, everything of this project that they import, this numba and this CPU."""
+    import numba
+
     digest = hashlib.sha256(f"{numba.__version__} {cpu_type()}".encode())
     for source in sorted(sources_of(*sources), key=lambda path: (path.name, str(path))):
         digest.update(source.name.encode() + _content(source))
@@ -183,7 +181,7 @@ def _can_be_closed(folder: Path) -> bool:
 
 def remove_invalid(folder: Path) -> int:
     """Remove every file that differs from its seal or has none, with its seal; return how many."""
-    with _locked(folder):
+    with locked(folder):
         bad = invalid_files(folder)
         for name in bad:
             (folder / name).unlink(missing_ok=True)
@@ -261,7 +259,7 @@ def _seals(folder: Path, *_version: int) -> dict[str, str]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the writers' lock of a folder. Raises OSError if it cannot be written, or is locked for LOCK_SECONDS."""
     descriptor = _opened(folder / SEALS, os.O_RDWR | os.O_CREAT)
     deadline = time.monotonic() + LOCK_SECONDS
@@ -283,11 +281,11 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def seal(folder: Path, name: str, content: bytes) -> None:
     """Write a file of this folder atomically, and its seal. Raises OSError."""
-    with _locked(folder):
-        _seal(folder, name, content)
+    with locked(folder):
+        write_sealed(folder, name, content)
 
 
-def _seal(folder: Path, name: str, content: bytes) -> None:
+def write_sealed(folder: Path, name: str, content: bytes) -> None:
     """Write file and seal; the caller holds the lock."""
     file = folder / name
     _make_private(file.parent)
@@ -329,87 +327,43 @@ def kernels_are_warm() -> bool:
     return names is not None and all(_verified(folder, name) is not None for name in names.decode().split("\n"))
 
 
-# ---- numba's hooks --------------------------------------------------------------------------------------------------
+# ---- kernels --------------------------------------------------------------------------------------------------------
 
 
-class ByContent(UserProvidedCacheLocator):
-    """Name the folder of a function's machine code by content."""
+class Kernel:
+    """A function that numba compiles, or loads from the cache, at its first call.
 
-    def __init__(self, py_func: Any, py_file: str) -> None:
-        """Name the folder for a function of `py_file`."""
-        super().__init__(py_func, py_file)
-        source = Path(py_file)
-        self._cache_path = str(cache_dir() / f"{source.stem}_{digest_of(source)}")
+    Numba itself is imported no earlier: a command that folds nothing does not wait for it.
+    """
 
-    def ensure_cache_path(self) -> None:
-        """Create nothing: the writer does, so that compiled code can be read from a read-only disk."""
+    def __init__(self, function: Any) -> None:
+        """Hold `function`, which stays readable as `py_func`."""
+        update_wrapper(self, function)
+        self.py_func = function
 
+    def __call__(self, *arguments: Any) -> Any:
+        """Return what the compiled function returns."""
+        return self.compiled(*arguments)
 
-class SealedFiles(IndexDataCacheFile):
-    """Read and write the index and data files of one function; only sealed files are unpickled."""
+    @cached_property
+    def compiled(self) -> Any:
+        """Return numba's dispatcher of the function, cached on disk by content."""
+        import numba
 
-    def save(self, key: Any, data: Any) -> None:
-        """Store an entry; if the disk refuses it, the next process compiles again and this one goes on."""
-        try:
-            with _locked(cache_dir()):  # two at once would give the same data file to two signatures
-                super().save(key, data)
-        except OSError as error:
-            log.warning("%s was compiled and cannot be stored: %s", self._index_name, error)
+        from pipelines import kernel_cache
 
-    def _load_index(self) -> dict[Any, str]:
-        """Return signature → data file; empty for another numba, another source, or an unsealed index."""
-        content = self._read(self._index_name)
-        if content is None:
-            return {}
-        stream = io.BytesIO(content)
-        if pickle.load(stream) != self._version:  # noqa: S301 (sealed, see above)
-            return {}
-        stamp, overloads = pickle.load(stream)  # noqa: S301
-        return dict(overloads) if stamp == self._source_stamp else {}
+        numba.config.CACHE_DIR = str(cache_dir())
+        numba.config.CACHE_LOCATOR_CLASSES = f"{kernel_cache.__name__}.{kernel_cache.ByContent.__name__}"
+        compiled = numba.njit(error_model="numpy", fastmath=False)(self.py_func)
+        compiled._cache = kernel_cache.SealedCache(self.py_func)  # what cache=True does, with ours in its place
+        return compiled
 
-    def _save_index(self, overloads: dict[Any, str]) -> None:
-        """Write signature → data file, and its seal."""
-        version = pickle.dumps(self._version, protocol=-1)
-        self._write(self._index_name, version + self._dump((self._source_stamp, overloads)))
-
-    def _load_data(self, name: str) -> Any:
-        """Return the unpickled machine code of a data file."""
-        content = self._read(name)
-        if content is None:
-            raise FileNotFoundError(name)  # numba treats it as a miss
-        return pickle.loads(content)  # noqa: S301
-
-    def _save_data(self, name: str, data: Any) -> None:
-        """Write the machine code of a data file, and its seal."""
-        self._write(name, self._dump(data))
-
-    def _name(self, name: str) -> str:
-        """Return the name of a file relative to the cache folder."""
-        return f"{Path(self._cache_path).name}/{name}"
-
-    def _read(self, name: str) -> bytes | None:
-        """Return the bytes of a sealed file, else None."""
-        return read_sealed(Path(self._cache_path).parent, self._name(name))
-
-    def _write(self, name: str, content: bytes) -> None:
-        """Write a file and its seal; `save` holds the lock."""
-        _seal(Path(self._cache_path).parent, self._name(name), content)
+    @property
+    def _numba_type_(self) -> Any:
+        """Return what numba asks of a global that another kernel calls."""
+        return self.compiled._numba_type_
 
 
-class SealedCache(FunctionCache):
-    """Cache one function as numba does, with sealed files."""
-
-    def __init__(self, py_func: Any) -> None:
-        """Put sealed files in place of numba's own."""
-        super().__init__(py_func)
-        stamp = self._impl.locator.get_source_stamp()
-        self._cache_file: Any = SealedFiles(self._cache_path, self._impl.filename_base, stamp)
-
-
-def kernel(function: Any) -> Any:
-    """Return `function` compiled with numba and cached on disk; a drop-in for `numba.njit`."""
-    numba.config.CACHE_DIR = str(cache_dir())
-    numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.{ByContent.__name__}"
-    compiled = numba.njit(error_model="numpy", fastmath=False)(function)
-    compiled._cache = SealedCache(function)  # what cache=True does, with our cache in place of numba's
-    return compiled
+def kernel(function: Any) -> Kernel:
+    """Return `function` compiled with numba at its first call; a drop-in for `numba.njit`."""
+    return Kernel(function)

@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numba
 import pytest
 from support.kernel_project import CALL_KERNELS, project
 
@@ -52,7 +53,7 @@ def test_files_cut_short_swapped_or_unsealed_are_compiled_again_and_logged_once(
     [other] = cache.glob("other_*/*.nbi")
     inner.write_bytes(inner.read_bytes()[:40])
     outer.write_bytes(b"")
-    other.write_bytes(pickle.dumps(compiled.numba.__version__) + pickle.dumps(Planted(trace)))
+    other.write_bytes(pickle.dumps(numba.__version__) + pickle.dumps(Planted(trace)))
     assert len(compiled.invalid_files(cache)) == 3
     warned = warnings_of_a_process(project)
     assert warned.count("\n") == 1, warned
@@ -64,7 +65,7 @@ def test_files_cut_short_swapped_or_unsealed_are_compiled_again_and_logged_once(
     assert {stat.S_IMODE(path.stat().st_mode) for path in (cache, inner.parent, outer.parent)} == {0o700}
 
     (cache / compiled.SEALS).unlink()  # as in a cache of an earlier release, or one a user brings along
-    other.write_bytes(pickle.dumps(compiled.numba.__version__) + pickle.dumps(Planted(trace)))
+    other.write_bytes(pickle.dumps(numba.__version__) + pickle.dumps(Planted(trace)))
     assert "do not match their seal" in warnings_of_a_process(project)
     assert not trace.exists()
     assert compiled.invalid_files(cache) == []

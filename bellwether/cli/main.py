@@ -47,6 +47,8 @@ COMMANDS = {  # name → (module, help). `bellwether --help` reads this and load
 }
 WITHOUT_SETTINGS: tuple[list[str], ...] = ([], ["--help"], ["--version"])  # what is answered before a setting is read
 
+WITHOUT_SERVICES = (["check"],)  # reads a file: no server's library is imported
+
 
 class LazyCommands(UserDict[str, Any]):
     """Map the name of each command to the command, importing its module at the first access."""
@@ -110,13 +112,14 @@ def main() -> None:
     from pipelines.errors import BellwetherError
 
     bootstrap()  # before anything imports numpy
-    from bellwether.cli.connection import connect
-
     permissions.restrict()
     try:
         if sys.argv[1:2] in (["up"], ["run"]):  # a home of a release that left it open, before its key is read
             close_home()
-        connect()
+        if sys.argv[1:2] not in WITHOUT_SERVICES:
+            from bellwether.cli.connection import connect
+
+            connect()
         app()
     except BellwetherError as error:
         fail(error, str(error))

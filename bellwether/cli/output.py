@@ -3,6 +3,7 @@
 import json
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import typer
 from rich import box
@@ -11,7 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from flows.support.processes import Progress, silent
+if TYPE_CHECKING:
+    from flows.support.processes import Progress
 
 GAP = 2  # columns of space between two cells
 out = Console()
@@ -45,8 +47,10 @@ def _wrap(text: str, indent: int = 0) -> list[str]:
     )
 
 
-def progress_of(as_json: bool) -> Progress:
+def progress_of(as_json: bool) -> "Progress":
     """Return the function that shows lines of progress; next to JSON it shows nothing."""
+    from flows.support.processes import silent
+
     return silent if as_json else line
 
 

@@ -29,7 +29,6 @@ from pipelines.bootstrap import THREADS
 from pipelines.errors import ServiceDown
 from pipelines.settings import Settings
 from serving.service import keys
-from serving.service.http_guard import SESSION_PATH
 
 START_SECONDS = 240.0  # until a service must answer; on two cores with fresh databases all answer within a minute
 STOP_SECONDS = 20.0  # a service may take this long to end its work before it is killed
@@ -306,7 +305,7 @@ def _is_healthy(settings: Settings, service: Service, url: str | None, entry: En
         return bool(entry) and _is_polling(settings, entry["since"])
     if not _get(settings, f"{url}{service.health}"):
         return False
-    _get(settings, f"{url}{SESSION_PATH}")
+    _get(settings, f"{url}{keys.SESSION_PATH}")
     return True
 
 

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pandera.pandas as pa
 import pyarrow
 import pyarrow.parquet as parquet
 
 from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX, TAPE_FIELDS
 from pipelines.contracts import BOOK_LEVELS, Books, ContextFeed, Floats, Ints, Trades
 from pipelines.data.alignment import book_fault
-from pipelines.data.schemas import constant_stamp, epoch_seconds, stamps_of
+from pipelines.data.schemas import STAMP, constant_stamp, epoch_seconds, stamps_of, wrong_columns
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnreadableFile
 
 TIMES = ("event_time", "known_at", "ingested_at")
@@ -33,7 +32,6 @@ LEVEL_COLUMNS = tuple(
     for what in ("price", "size", "orders")
 )
 Columns = dict[str, pd.DatetimeIndex | Floats]
-_STAMP = pd.DatetimeTZDtype("us", "UTC")
 
 
 @dataclass(frozen=True)
@@ -73,25 +71,21 @@ TRADES = Kind("trades/1", ("price", "size", "side"), _trade_rule)
 CONTEXT = Kind("context/1", ("field", "value"), _context_rule, words=("field",))
 
 
-def _schema(kind: Kind) -> Any:
-    """Return the pandera schema of a kind."""
-    columns = {name: pa.Column(_STAMP) for name in TIMES}
-    columns |= {name: pa.Column(str if name in kind.words else "float64", nullable=True) for name in kind.columns}
-    return pa.DataFrameSchema(columns, index=pa.Index("int64"), strict=True, ordered=True, name=kind.version)
-
-
-_SCHEMAS = {kind.version: _schema(kind) for kind in (BOOK, TRADES, CONTEXT)}
+def _types(kind: Kind) -> dict[str, object]:
+    """Return name → dtype of the columns of a kind, in order."""
+    values = {name: str if name in kind.words else np.dtype(np.float64) for name in kind.columns}
+    return dict.fromkeys(TIMES, STAMP) | values
 
 
 def check(frame: pd.DataFrame, kind: Kind) -> pd.DataFrame:
     """Return `frame` unchanged if it is of this kind. Raises BadColumns, BadTimes or BadValues."""
-    try:
-        _SCHEMAS[kind.version].validate(frame)
-    except (pa.errors.SchemaError, pa.errors.SchemaErrors) as error:
-        raise BadColumns(
-            f"{kind.version} refused: columns must be {', '.join((*TIMES, *kind.columns))}, in this order; "
-            f"{str(error).splitlines()[0][:160]}"
-        ) from error
+    wrong = wrong_columns(frame, _types(kind))
+    for name in TIMES if wrong is None else ():
+        if frame[name].isna().any():
+            wrong = f"{name} is missing in row {frame[name].isna().to_numpy().argmax()}"
+    if wrong is not None:
+        columns = ", ".join((*TIMES, *kind.columns))
+        raise BadColumns(f"{kind.version} refused: columns must be {columns}, in this order; {wrong}")
     known = frame["known_at"].to_numpy("datetime64[us]")
     early = np.flatnonzero(known < frame["event_time"].to_numpy("datetime64[us]"))
     if len(early):
@@ -99,8 +93,8 @@ def check(frame: pd.DataFrame, kind: Kind) -> pd.DataFrame:
     back = np.flatnonzero(np.diff(known) < np.timedelta64(0, "us"))
     if len(back):
         raise BadTimes(f"{kind.version} refused: known_at goes back at row {back[0] + 1}; sort the rows by known_at")
-    if len(frame) and (wrong := kind.rule(frame)) is not None:
-        raise BadValues(f"{kind.version} refused: {wrong}. Nothing was written.")
+    if len(frame) and (fault := kind.rule(frame)) is not None:
+        raise BadValues(f"{kind.version} refused: {fault}. Nothing was written.")
     return frame
 
 

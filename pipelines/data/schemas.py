@@ -8,6 +8,8 @@ half_spread and are read with NaN.
 """
 
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pandera.pandas as pa
 import pyarrow
 import pyarrow.parquet as parquet
 
-from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, OPEN_TIME, Floats
+from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, OPEN_TIME, Bools, Floats
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadColumns, BadShape, BadTimes, BadValues, InputError, UnreadableFile
 
@@ -37,106 +38,113 @@ _ARROW = pyarrow.schema(
     metadata={"bellwether.schema": BARS_VERSION},
 )
 _ENCODING = dict.fromkeys(TIMES, "DELTA_BINARY_PACKED") | dict.fromkeys(VALUES, "BYTE_STREAM_SPLIT")
-_STAMP = pd.DatetimeTZDtype("us", "UTC")
+STAMP = pd.DatetimeTZDtype("us", "UTC")
 
 
-def _ascending(stamps: Any) -> Any:
-    """Return (n,): whether each stamp is after the one before it."""
-    return stamps.diff().fillna(pd.Timedelta(1, "s")) > pd.Timedelta(0)  # the first has nothing before it
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """State one rule of clean bars: `kept(frame)` → (n,) whether each row keeps it, and what is raised where not."""
+
+    kept: Callable[[pd.DataFrame], Bools]
+    error: type[InputError]
+    words: str
 
 
-def _known_after_open(frame: Any) -> Any:
+def _present(frame: pd.DataFrame) -> Bools:
+    """Return (n,): whether the stamps and prices of a row are there."""
+    kept = np.ones(len(frame), dtype=bool)
+    for name in (*TIMES, *PRICES):
+        kept &= frame[name].notna().to_numpy()
+    return kept
+
+
+def _ascending(frame: pd.DataFrame) -> Bools:
+    """Return (n,): whether each bar opens after the one before it; the first has nothing before it."""
+    opens = frame["open_time"].to_numpy("datetime64[us]")
+    return np.asarray(np.r_[True, opens[1:] > opens[:-1]][: len(opens)])
+
+
+def _known_after_open(frame: pd.DataFrame) -> Bools:
     """Return (n,): whether a bar was known after it opened, and not ingested before."""
-    return (frame["known_at"] > frame["open_time"]) & (frame["ingested_at"] >= frame["open_time"])
+    opened, known, ingested = (frame[name].to_numpy("datetime64[us]") for name in TIMES)
+    return np.asarray((known > opened) & (ingested >= opened))
 
 
-def _inside_range(frame: Any) -> Any:
+def _positive(frame: pd.DataFrame) -> Bools:
+    """Return (n,): whether all prices are finite and above 0."""
+    kept = np.ones(len(frame), dtype=bool)
+    for name in PRICES:
+        values = frame[name].to_numpy()
+        kept &= (values > 0) & (values < np.inf)
+    return kept
+
+
+def _not_negative(frame: pd.DataFrame) -> Bools:
+    """Return (n,): whether each amount and the spread is finite and not negative, or not recorded."""
+    kept = np.ones(len(frame), dtype=bool)
+    for name in (*AMOUNTS, SPREAD):
+        values = frame[name].to_numpy()
+        kept &= ((values >= 0) & (values < np.inf)) | np.isnan(values)
+    return kept
+
+
+def _inside_range(frame: pd.DataFrame) -> Bools:
     """Return (n,): whether open and close lie between low and high."""
-    body_high, body_low = np.maximum(frame["open"], frame["close"]), np.minimum(frame["open"], frame["close"])
-    return (frame["high"] >= body_high) & (frame["low"] <= body_low)
+    opened, high, low, close = (frame[name].to_numpy() for name in PRICES)
+    return np.asarray((high >= np.maximum(opened, close)) & (low <= np.minimum(opened, close)))
 
 
-def _bid_above_0(frame: Any) -> Any:
+def _bid_above_0(frame: pd.DataFrame) -> Bools:
     """Return (n,): whether the half spread leaves a bid above 0 at the low, or was not recorded."""
-    return frame[SPREAD].isna() | (frame[SPREAD] < frame["low"])
+    spread = frame[SPREAD].to_numpy()
+    return np.asarray(np.isnan(spread) | (spread < frame["low"].to_numpy()))
 
 
-def _schema(name: str, strict_values: bool) -> Any:
-    """Return the schema of columns and types; with `strict_values` also the rules for their values."""
-    times = [pa.Check(_ascending, name="ascending")] if strict_values else []
-    prices = [pa.Check(lambda s: np.isfinite(s) & (s > 0), name="positive")] if strict_values else []
-    amounts = [pa.Check(lambda s: np.isfinite(s) & (s >= 0), name="not_negative")] if strict_values else []
-    loose = not strict_values
-    return pa.DataFrameSchema(
-        {
-            "open_time": pa.Column(_STAMP, times, nullable=loose),
-            "known_at": pa.Column(_STAMP, nullable=loose),
-            "ingested_at": pa.Column(_STAMP, nullable=loose),
-            **{field: pa.Column("float64", prices, nullable=loose) for field in PRICES},
-            **{field: pa.Column("float64", amounts, nullable=True) for field in (*AMOUNTS, SPREAD)},
-        },
-        checks=[
-            pa.Check(_known_after_open, name="known_after_open"),
-            pa.Check(_inside_range, name="inside_range"),
-            pa.Check(_bid_above_0, name="bid_above_0"),
-        ]
-        if strict_values
-        else [],
-        index=pa.Index("int64"),
-        strict=True,
-        ordered=True,
-        name=name,
-    )
+Rules = tuple[Rule, ...]
+LAYOUT: Rules = ()  # the result of a reader: right columns and types, values not yet checked
+_AMOUNTS = "volume, trades, taker_buy_volume and half_spread"
+BARS: Rules = (  # the clean rows of quality.assess, on which everything after it relies
+    Rule(_present, BadValues, f"only {_AMOUNTS} may be missing"),
+    Rule(_ascending, BadTimes, "open_time must ascend without copies"),
+    Rule(_positive, BadValues, "prices must be finite and above 0"),
+    Rule(_not_negative, BadValues, f"{_AMOUNTS} must be NaN (not recorded) or finite and not negative"),
+    Rule(_known_after_open, BadTimes, "known_at must be after open_time, and ingested_at not before it"),
+    Rule(_inside_range, BadValues, "high must be the highest and low the lowest of the four prices"),
+    Rule(_bid_above_0, BadValues, "half_spread must be under the low: it is (ask - bid) / 2 in quote currency"),
+)
+_TYPES: Mapping[str, object] = dict.fromkeys(TIMES, STAMP) | dict.fromkeys(VALUES, np.dtype(np.float64))
 
 
-LAYOUT = _schema(
-    "layout", strict_values=False
-)  # the result of a reader: right columns and types, values not yet checked
-BARS = _schema("bars", strict_values=True)  # the clean rows of quality.assess, on which everything after it relies
+def check(frame: pd.DataFrame, rules: Rules = BARS) -> pd.DataFrame:
+    """Return `frame` unchanged if it has the columns and types of bars and satisfies `rules`.
 
-_REMEDY: dict[str | None, tuple[type[InputError], str]] = {
-    "not_nullable": (BadValues, "only volume, trades, taker_buy_volume and half_spread may be missing"),
-    "ascending": (BadTimes, "open_time must ascend without copies"),
-    "known_after_open": (BadTimes, "known_at must be after open_time, and ingested_at not before it"),
-    "positive": (BadValues, "prices must be finite and above 0"),
-    "not_negative": (
-        BadValues,
-        "volume, trades, taker_buy_volume and half_spread must be NaN (not recorded) or finite and not negative",
-    ),
-    "inside_range": (BadValues, "high must be the highest and low the lowest of the four prices"),
-    "bid_above_0": (BadValues, "half_spread must be under the low: it is (ask - bid) / 2 in quote currency"),
-}
-
-
-def check(frame: pd.DataFrame, schema: Any = BARS) -> pd.DataFrame:
-    """Return `frame` unchanged if it satisfies `schema`.
-
-    Raises BadColumns (missing, unknown, out of order, wrong type), BadTimes or BadValues, with the first failing rows.
+    Raises BadColumns (missing, unknown, out of order, wrong type), BadTimes or BadValues, with the first failing row.
     """
-    try:
-        schema.validate(frame)
-    except (pa.errors.SchemaError, pa.errors.SchemaErrors) as error:
-        raise _refusal(frame, error) from error
+    remedy = "Read them with pipelines.data.readers.files and clean them with quality.assess."
+    if (wrong := wrong_columns(frame, _TYPES)) is not None:
+        columns = f"the columns must be {', '.join(COLUMNS)}, in this order and of these types"
+        raise BadColumns(f"bars refused: {columns}; {wrong}. {remedy}")
+    for rule in rules:
+        kept = rule.kept(frame)
+        if not kept.all():
+            failed = np.flatnonzero(~kept)
+            found = f"{len(failed)} failures, first at row {failed[0]} of {len(frame)}"
+            raise rule.error(f"bars refused: {rule.words}; {found}. {remedy}")
     return frame
 
 
-def _refusal(frame: pd.DataFrame, error: Any) -> InputError:
-    """Return the error for a frame that its schema refuses, with the first failing rows."""
-    rule_name = getattr(error, "check", None)  # a Check, or the name of a rule of pandera's own
-    name = rule_name if isinstance(rule_name, str) else getattr(rule_name, "name", None)
-    kind, rule = _REMEDY.get(
-        name, (BadColumns, f"the columns must be {', '.join(COLUMNS)}, in this order and of these types")
-    )
-    rows, detail = error.failure_cases, ""
-    if isinstance(error, pa.errors.SchemaErrors):  # the set or the order of the columns is wrong
-        detail = f"; got {', '.join(map(str, frame.columns))}"
-    elif isinstance(rows, pd.DataFrame) and rows["index"].notna().any():
-        detail = f"; {len(rows)} failures, first at row {rows['index'].dropna().iloc[0]} of {len(frame)}"
-    else:
-        detail = f"; {str(error).splitlines()[0][:160]}"
-    return kind(
-        f"bars refused: {rule}{detail}. Read them with pipelines.data.readers.files and clean them with quality.assess."
-    )
+def wrong_columns(frame: pd.DataFrame, types: Mapping[str, object]) -> str | None:
+    """Return what is wrong with the columns of a frame against name → dtype, in order; None if nothing is.
+
+    A type of `str` is a column of text. Rows are numbered by whole numbers, as a reader leaves them.
+    """
+    if list(frame.columns) != list(types):
+        return f"got {', '.join(map(str, frame.columns))}"
+    for name, wanted in types.items():
+        found = frame.dtypes[name]
+        if not (pd.api.types.is_string_dtype(frame[name]) if wanted is str else found == wanted):
+            return f"{name} is {found}, expected {'text' if wanted is str else wanted}"
+    return None if frame.index.dtype == np.int64 else f"the rows are numbered by {frame.index.dtype}, expected int64"
 
 
 def to_matrix(frame: pd.DataFrame) -> Floats:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numba.core.errors import NumbaExperimentalFeatureWarning
 
 from pipelines.compiled import kernel
 from pipelines.contracts import DAY_S, Estimate, Floats, Ints
@@ -182,17 +181,19 @@ def _callable(core: DecisionKernel) -> Iterator[tuple[tuple[Any], tuple[Any]]]:
     each time. In a tuple, with further compilation disabled, it is typed by its signature. numba calls that
     experimental; here it could only be slower, never give another result.
     """
+    from numba.core.errors import NumbaExperimentalFeatureWarning
+
     core.step(np.full(core.row_width, np.nan), core.params, np.empty(core.out_width))
     core.exposure(np.zeros((1, 3)), 0, 0.0, 0, 0.0, np.ones(1), *core.scenarios, np.empty(len(core.account) - 4))
-    core.step.disable_compile()
-    core.exposure.disable_compile()
+    core.step.compiled.disable_compile()
+    core.exposure.compiled.disable_compile()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NumbaExperimentalFeatureWarning)
-            yield (core.step,), (core.exposure,)
+            yield (core.step.compiled,), (core.exposure.compiled,)
     finally:
-        core.step.disable_compile(False)
-        core.exposure.disable_compile(False)
+        core.step.compiled.disable_compile(False)
+        core.exposure.compiled.disable_compile(False)
 
 
 def backtest(

@@ -20,9 +20,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numba.core.dispatcher import Dispatcher
 
-from pipelines.compiled import cache_dir
+from pipelines.compiled import Kernel, cache_dir
 from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_WIDTH, NO_CONTEXT
 from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, NO_BOOK, Floats, Ints
 from pipelines.data.bar_clock import CLOCKED_WIDTH, clocked, clocked_bar
@@ -251,7 +250,7 @@ def _sources(step: Any, seen: frozenset[Any] = frozenset()) -> Iterator[Path]:
     yield Path(function.__code__.co_filename)
     for name in function.__code__.co_names:
         called = function.__globals__.get(name)
-        if isinstance(called, Dispatcher) and called not in seen:
+        if isinstance(called, Kernel) and called not in seen:
             yield from _sources(called, seen | {step})
 
 

@@ -21,7 +21,6 @@ from serving.service import keys
 from serving.service.pages import PRIVATE_HEADERS, login_page
 
 COOKIE_PREFIX = "bellwether_"
-SESSION_PATH = "/session"
 MAX_FORM_BYTES = 4096
 SAFE_METHODS = ("GET", "HEAD")
 CLOSE_CODES = {400: 4400, 401: 4401, 403: 4403}  # HTTP status → close code of a refused WebSocket
@@ -105,7 +104,7 @@ class Guard:
             await _refuse(refusal, scope, receive, send)
         elif scope["type"] == "websocket":
             await self._handle_websocket(scope, receive, send)
-        elif scope["path"] == SESSION_PATH:
+        elif scope["path"] == keys.SESSION_PATH:
             response = await self._handle_session(scope, receive)
             await response(scope, receive, send)
         else:
@@ -202,7 +201,7 @@ class Guard:
         if scope["method"] == "POST":
             return await self._login(scope, receive)
         if scope["method"] != "GET":
-            return error_response(405, "MethodNotAllowed", f"{SESSION_PATH} takes GET and POST")
+            return error_response(405, "MethodNotAllowed", f"{keys.SESSION_PATH} takes GET and POST")
         ticket = parse_qs(scope["query_string"].decode("latin-1")).get("ticket", [""])[0]
         if not ticket:
             refusal = self._check_key(scope)

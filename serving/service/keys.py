@@ -17,6 +17,7 @@ from pathlib import Path
 from pipelines.errors import BadValues, StateError
 from pipelines.settings import Settings
 
+SESSION_PATH = "/session"
 SESSION_SECONDS = 12 * 3600
 TICKET_SECONDS = 60
 

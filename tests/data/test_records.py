@@ -92,11 +92,10 @@ def test_records_known_before_they_happened_or_out_of_order_are_refused():
         records.check(frame.iloc[::-1].reset_index(drop=True), records.TRADES)
 
 
-def test_books_that_were_written_before_the_tape_are_read_and_what_they_lack_is_missing(tmp_path, monkeypatch):
+def test_books_that_were_written_before_the_tape_are_read_and_what_they_lack_is_missing(tmp_path):
     frame = records.from_books(books(), None)
     columns = (*records.LEVEL_COLUMNS, "order_flow", "order_flow_fast")
     before = records.Kind("book/1", columns, lambda _: None)
-    monkeypatch.setitem(records._SCHEMAS, "book/1", records._schema(before))
     records._write(frame[[*records.TIMES, *columns]], tmp_path / "old.parquet", before)
     found = records.to_books(records.read_book(tmp_path / "old.parquet"))
     np.testing.assert_array_equal(found.levels, books().levels)

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from numba.core.dispatcher import Dispatcher
+
+from pipelines.compiled import Kernel
 
 PRODUCT = ("pipelines", "serving", "fold_")  # generated folds are modules of their own
 
@@ -14,7 +15,7 @@ PRODUCT = ("pipelines", "serving", "fold_")  # generated folds are modules of th
 def plain_python() -> Iterator[None]:
     """Replace each compiled function by its source function, in every module that holds it."""
     modules = [module for name, module in sys.modules.items() if name.startswith(PRODUCT)]
-    compiled = [(m, name, f) for m in modules for name, f in vars(m).items() if isinstance(f, Dispatcher)]
+    compiled = [(m, name, f) for m in modules for name, f in vars(m).items() if isinstance(f, Kernel)]
     for module, name, function in compiled:
         setattr(module, name, function.py_func)
     try:

@@ -12,15 +12,16 @@ import pandas as pd
 from flows.support.holdings import held_market
 from flows.support.market_access import grid_of_file, grid_of_market, history_end, market_records, placed
 from pipelines.context_layout import CONTEXT_FIELDS, TAPE_FIELDS
-from pipelines.contracts import CLOSE, DAY_S, HALF_SPREAD, OPEN_TIME, TAKER_BUY, VOLUME, Floats, JsonObject, utc
+from pipelines.contracts import DAY_S, Floats, JsonObject, utc
 from pipelines.costs import costs_of, venue_of
 from pipelines.data.embargo import Window, inside
 from pipelines.data.quality import QualityReport, assess, cross_source_divergence
 from pipelines.data.readers.context import read_context_file
 from pipelines.data.readers.events import read_events
 from pipelines.data.readers.reading import FileOptions
-from pipelines.data.schemas import to_frame, to_matrix
+from pipelines.data.schemas import SPREAD, epoch_seconds, to_frame, to_matrix
 from pipelines.data.series import SeriesFile, series_of
+from pipelines.data.sessions import distinct
 from pipelines.data.sources import UNNAMED, Records, make_source
 from pipelines.data.symbols import parse_symbol
 from pipelines.data.timeframes import Grid, decision_timeframe, resample
@@ -155,13 +156,13 @@ def check(
     else:
         grid = grid_of_market(workspace, source, name if symbol else held.symbol, frame, sessions)
     report = assess(placed(source, frame, grid), grid, at, rules=params.data.quality)
-    bars = to_matrix(report.clean)
+    opens, spreads = epoch_seconds(report.clean["open_time"]), report.clean[SPREAD].to_numpy()
     decision_grid = grid.at(decision_timeframe(grid.timeframe, params.data.decision_timeframe))
-    given = recorded_inputs(bars, market_records(source, name, [str(file) for file in context], at, series))
-    history = bars[bars[:, OPEN_TIME] < history_end(bars[:, OPEN_TIME], grid, params.data.live_days), OPEN_TIME]
-    n = len(np.unique(decision_grid.slots(history)))
-    quoted = np.isfinite(bars[:, HALF_SPREAD])
-    spread = bars[quoted, HALF_SPREAD]
+    given = recorded_inputs(report.clean, market_records(source, name, [str(file) for file in context], at, series))
+    history = opens[opens < history_end(opens, grid, params.data.live_days)]
+    n = len(distinct(decision_grid.slots(history)))
+    quoted = np.isfinite(spreads)
+    spread = spreads[quoted]
     stamps = report.clean["open_time"]
     read_as = getattr(source, "read_as", None)
     return Checked(
@@ -195,10 +196,10 @@ def check(
                 for each in series_of(series)
             ),
         ],
-        events=None if events is None else embargoed(read_events(events, name), bars[:, OPEN_TIME]),
+        events=None if events is None else embargoed(read_events(events, name), opens),
         costs=costs_of(params.costs, *venue_of({"symbol": name, "source": source.describe()})).describe(),
-        spread_bps=float(2e4 * (spread / bars[quoted, CLOSE]).mean()) if len(spread) else None,
-        spread_share=len(spread) / max(len(bars), 1),
+        spread_bps=float(2e4 * (spread / report.clean["close"].to_numpy()[quoted]).mean()) if len(spread) else None,
+        spread_share=len(spread) / max(len(opens), 1),
         history_bars=n,
         families={family: training(family, given, n, params) for family in FAMILIES},
         against=None if against is None else difference(report.clean, grid, against, name, at, params),
@@ -267,11 +268,11 @@ def longest_gaps(gaps: pd.DataFrame) -> list[Gap]:
     ]
 
 
-def recorded_inputs(bars: Floats, records: Records) -> set[str]:
-    """Return which inputs other than prices a market has, named as in `Column.needs`; bars (n, 9)."""
+def recorded_inputs(clean: pd.DataFrame, records: Records) -> set[str]:
+    """Return which inputs other than prices a market has, named as in `Column.needs`; clean: schemas.BARS."""
     books, feed = records
-    columns = {"volume": bars[:, VOLUME], "taker": bars[:, TAKER_BUY], "spread": bars[:, HALF_SPREAD]}
-    given = {name for name, values in columns.items() if not np.isnan(values).all()}
+    columns = {"volume": "volume", "taker": "taker_buy_volume", "spread": SPREAD}
+    given = {name for name, column in columns.items() if not np.isnan(clean[column].to_numpy()).all()}
     if books is not None:
         tape = zip(TAPE_FIELDS, books.tape.T, strict=True)
         given |= {"book", *(f"context:{name}" for name, values in tape if not np.isnan(values).all())}

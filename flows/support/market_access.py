@@ -9,12 +9,10 @@ import numpy as np
 import pandas as pd
 
 from flows.support.holdings import held_market, require_same_market
-from flows.support.progress import report_progress
 from pipelines.contracts import Floats
 from pipelines.data.calendars import CALENDARS, named_calendar
 from pipelines.data.findings import moments_of
 from pipelines.data.readers.context import merge_feeds
-from pipelines.data.readers.exchange import Backfill
 from pipelines.data.readers.reading import FileOptions
 from pipelines.data.schemas import epoch_seconds
 from pipelines.data.series import SeriesFile
@@ -26,8 +24,9 @@ from pipelines.errors import BadTimes, BadValues
 from pipelines.params import Params
 from pipelines.settings import Settings
 
-if TYPE_CHECKING:  # it imports the store, which a look at a file needs not
+if TYPE_CHECKING:  # it imports the store, which a look at a file needs not; nor does it need an exchange
     from flows.support.installation import Installation
+    from pipelines.data.readers.exchange import Backfill
 
 
 def market_source(
@@ -142,8 +141,11 @@ def market_records(
     return recorded if books is None else books, merge_feeds([each for each in (feed, from_files) if each is not None])
 
 
-def exchange_plan(params: Params, settings: Settings, since: datetime | None) -> Backfill:
+def exchange_plan(params: Params, settings: Settings, since: datetime | None) -> "Backfill":
     """Return which exchange to fetch from, from when on, and how fast; `since` as of `market_source`."""
+    from flows.support.progress import report_progress  # these two only for an exchange, see above
+    from pipelines.data.readers.exchange import Backfill
+
     return Backfill(
         params.data.exchange,
         since or days_ago(params.data.retention_days),

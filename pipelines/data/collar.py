@@ -54,8 +54,7 @@ def spikes(bars: Floats, rules: QualityParams) -> Outside:
     """
     n, least = len(bars), rules.collar_bars // LEAST_SHARE
     found, highest, lowest = np.zeros(n, dtype=np.bool_), np.full(n, np.nan), np.full(n, np.nan)
-    steps = bars[1:, [HIGH, LOW]] / bars[:-1, [HIGH, LOW]]
-    if not ((steps > rules.collar_factor) | (steps * rules.collar_factor < 1.0)).any():
+    if not any(_leaps(bars[:, field], rules.collar_factor) for field in (HIGH, LOW)):
         return Outside(found, highest, lowest)  # a bar outside is so far from the bar next to it too
     head = min(n, rules.collar_bars)  # the first bars have no range before them: the one after them judges
     backward = bars[:head][::-1]
@@ -69,6 +68,12 @@ def spikes(bars: Floats, rules: QualityParams) -> Outside:
         np.where(later.found, later.highest, np.where(found, highest, np.nan)),
         np.where(later.found, later.lowest, np.where(found, lowest, np.nan)),
     )
+
+
+def _leaps(prices: Floats, factor: float) -> bool:
+    """Return whether any price (n,) is more than `factor` times the one before it, or less than its inverse."""
+    steps = prices[1:] / prices[:-1]
+    return bool(((steps > factor) | (steps * factor < 1.0)).any())
 
 
 def outside(bars: Floats, before: Recent, rules: QualityParams) -> Outside:

@@ -58,42 +58,38 @@ def check_prices(frame: pd.DataFrame) -> None:
 
     frame   schemas.LAYOUT, any order of rows
     """
-    prices = frame[list(PRICES)].to_numpy()
-    usable = np.isfinite(prices).all(axis=1)
-    prices = prices if usable.all() else prices[usable]
-    if len(prices) < FEW_ROWS:
+    usable = np.logical_and.reduce([np.isfinite(frame[name].to_numpy()) for name in PRICES])
+    rows = frame if usable.all() else frame[usable]
+    if len(rows) < FEW_ROWS:
         return
-    _check_order(prices)
-    _check_places(prices)
+    high, low = rows["high"].to_numpy(), rows["low"].to_numpy()
+    below, flat = high < low, high == low
+    if below.sum() >= FEW_ROWS and below.sum() >= SURE * (~flat).sum():
+        raise _other_order(rows[list(PRICES)].to_numpy(), below)
+    if flat.mean() >= FLAT_SHARE:
+        _check_places(rows[list(PRICES)].to_numpy())
 
 
-def _check_order(prices: Floats) -> None:
-    """Raise BadColumns where high is below low in nearly all bars that move, naming the order that fits."""
-    high, low = prices[:, 1], prices[:, 2]
-    below = high < low
-    if below.sum() < FEW_ROWS or below.sum() < SURE * (high != low).sum():
-        return
+def _other_order(prices: Floats, below: Bools) -> BadColumns:
+    """Return the error of bars whose high is below low in nearly all that move, naming the order that fits."""
     for order in permutations(range(4)):  # position of each price among the columns; the first that fits swaps least
         opened, top, bottom, closed = (prices[:, i] for i in order)
         fits = (top >= np.maximum(opened, closed)) & (bottom <= np.minimum(opened, closed))
         if fits.mean() >= SURE:
             names = ", ".join(f"{PRICES[i]} is the {right}" for right, i in zip(PRICES, order, strict=True)
                               if PRICES[i] != right)  # fmt: skip
-            raise BadColumns(
+            return BadColumns(
                 f"high is below low in {int(below.sum()):,} of {len(prices):,} bars. The columns are in another order: "
                 f"what is named {names}. Rename them."
             )
-    raise BadColumns(
+    return BadColumns(
         f"high is below low in {int(below.sum()):,} of {len(prices):,} bars, and no order of the four price columns "
         "fits open, high, low, close. Check which columns they are."
     )
 
 
 def _check_places(prices: Floats) -> None:
-    """Raise BadValues where most bars are flat because one step of the written places is a large part of the price."""
-    flat = prices[:, 1] == prices[:, 2]
-    if flat.mean() < FLAT_SHARE:
-        return
+    """Raise BadValues where bars are flat because one step of the written places is a large part of the price."""
     values = np.unique(prices)
     middle = float(np.median(np.abs(values)))
     step = _step(values) if len(values) <= FEW_PRICES else None
@@ -215,13 +211,17 @@ def split_flag(clean: pd.DataFrame, found: Sequence[Split], allowed: bool) -> Fl
     return flag("SPLIT", clean["open_time"].iloc[rows], np.array([split.factor for split in proved]), "for one", cause)
 
 
-def still(prices: Floats, volume: Floats) -> Bools:
+def still(rows: pd.DataFrame) -> Bools:
     """Return (n,): whether a bar is only filled in: four prices equal to the close before, and no volume.
 
-    prices (n, 4) open, high, low, close in time order; volume (n,), NaN = not recorded
+    rows   schemas.LAYOUT in time order
     """
-    before = np.concatenate([prices[:1, 3], prices[:-1, 3]])  # before the first none is known: its own
-    return np.asarray((prices == before[:, np.newaxis]).all(axis=1) & ~(volume > 0.0))
+    close = rows["close"].to_numpy()
+    before = np.concatenate([close[:1], close[:-1]])  # before the first none is known: its own
+    flat = ~(rows["volume"].to_numpy() > 0.0)
+    for name in PRICES:
+        flat &= rows[name].to_numpy() == before
+    return np.asarray(flat)
 
 
 def unproved(clean: pd.DataFrame, found: Sequence[Split]) -> list[str]:

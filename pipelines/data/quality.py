@@ -50,6 +50,8 @@ from pipelines.data.schemas import (
     VALUES,
     check,
     epoch_seconds,
+    in_order,
+    numbered,
     to_matrix,
 )
 from pipelines.data.timeframes import Grid
@@ -108,20 +110,20 @@ def assess(
         raise BadTimes(f"as_of {as_of} has no time zone. Pass an aware one, e.g. datetime.now(tz=UTC).")
     if frame.empty:
         raise NotEnoughData("no bars to assess: the frame is empty. Check the source and its period.")
-    frame = check(frame.reset_index(drop=True), LAYOUT)
+    frame = check(numbered(frame), LAYOUT)
     check_prices(frame)
     frame, unrecorded = not_recorded(frame)
-    rows = _in_order(frame)
+    rows = in_order(frame)
     shut = _shut(rows, grid)
     filled, rows = rows[shut], _kept(rows, ~shut)
-    bars = to_matrix(rows)
+    bars = to_matrix(rows, "F")  # the rules read whole columns
     known_s = np.where(rows["ingested_at"].notna().to_numpy(), epoch_seconds(rows["known_at"]), np.nan)
     reason = _copies(rows, admission.reasons(bars, grid, as_of, known_s))
     reason = _collared(rows, bars, reason, rules)
 
     good = reason == ""
     usable = _kept(rows, good)
-    clean = usable.reset_index(drop=True)
+    clean = numbered(usable)
     quarantined = rows[~good].assign(reason=reason[~good].astype(object)).sort_index()
     gaps = _gaps(clean, _came(rows, clean, grid), grid)
     found = splits(clean)
@@ -130,7 +132,8 @@ def assess(
     jumps = jumps[~jumps["open_time"].isin(split["open_time"])]
     flagged = pd.concat([stale, jumps, split], ignore_index=True).sort_values("open_time", kind="stable")
 
-    came = usable.sort_index()  # good rows as they came: a stamp from the future disorders no other row
+    # good rows as they came: a stamp from the future disorders no other row
+    came = usable if usable.index.is_monotonic_increasing else usable.sort_index()
     times = _stamps(came)
     behind = times < np.maximum.accumulate(times)
     n, missing, disordered = len(rows), int(gaps["missing"].sum()), int(behind.sum())
@@ -171,14 +174,6 @@ def assess(
     )
 
 
-def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows by their time; equal times stay in the order they came, NaT last. Sorted ones are not copied."""
-    stamps = _stamps(frame)
-    if (stamps[1:] >= stamps[:-1]).all():  # False for NaT
-        return frame
-    return frame.iloc[np.argsort(stamps, kind="stable")]
-
-
 def _kept(rows: pd.DataFrame, kept: Bools) -> pd.DataFrame:
     """Return the rows where `kept` (n,) is True; all of them without a copy."""
     return rows if kept.all() else rows[kept]
@@ -188,9 +183,8 @@ def _shut(rows: pd.DataFrame, grid: Grid) -> Bools:
     """Return (n,): whether a row is only filled in at a time at which the market is shut; rows in time order."""
     if grid.calendar.always_open:
         return np.zeros(len(rows), dtype=bool)
-    flat = still(rows[list(PRICES)].to_numpy(), rows["volume"].to_numpy())
     seconds = _seconds(rows)
-    return np.asarray(flat & np.isfinite(seconds) & (grid.slots(seconds) < 0))
+    return np.asarray(still(rows) & np.isfinite(seconds) & (grid.slots(seconds) < 0))
 
 
 def _came(rows: pd.DataFrame, clean: pd.DataFrame, grid: Grid) -> Floats:
@@ -200,7 +194,10 @@ def _came(rows: pd.DataFrame, clean: pd.DataFrame, grid: Grid) -> Floats:
     """
     if clean.empty:
         return np.empty(0)
-    times, own = np.unique(_seconds(rows)), _seconds(clean)
+    own = _seconds(clean)
+    if len(rows) == len(own):
+        return own
+    times = np.unique(_seconds(rows))
     times = times[(times >= own[0]) & (times <= own[-1])]  # False for NaN
     return np.asarray(times if len(times) == len(own) else times[grid.on_grid(times)])
 
@@ -208,12 +205,14 @@ def _came(rows: pd.DataFrame, clean: pd.DataFrame, grid: Grid) -> Floats:
 def _collared(rows: pd.DataFrame, bars: Floats, reason: Reasons, rules: QualityParams) -> Reasons:
     """Return the reasons with the spikes among the good rows marked; bars (n, 9) are the same rows."""
     good = np.flatnonzero(reason == "")
-    found = collar.spikes(bars[good], rules).found
-    if found.any():  # the bars next to a split look like spikes near the ends of a history, or where the next is inside
-        for row in (split.row for split in splits(rows.iloc[good]) if split.volume is not None):
-            usual = np.flatnonzero(~found)
-            before, after = usual[usual < row], usual[usual >= row]
-            found[before[-1] + 1 if len(before) else 0 : after[0] if len(after) else len(found)] = False
+    found = collar.spikes(bars if len(good) == len(bars) else bars[good], rules).found
+    if not found.any():
+        return reason
+    # the bars next to a split look like spikes near the ends of a history, or where the next is inside
+    for row in (split.row for split in splits(rows.iloc[good]) if split.volume is not None):
+        usual = np.flatnonzero(~found)
+        before, after = usual[usual < row], usual[usual >= row]
+        found[before[-1] + 1 if len(before) else 0 : after[0] if len(after) else len(found)] = False
     marked = reason.copy()
     marked[good[found]] = admission.COLLAR
     return marked
@@ -223,7 +222,7 @@ def _copies(rows: pd.DataFrame, reason: Reasons) -> Reasons:
     """Return the reasons with all but the first good row of each open_time marked."""
     good = np.flatnonzero(reason == "")
     times = _stamps(rows)[good]
-    if len(good) == 0:
+    if (times[1:] != times[:-1]).all():
         return reason
     new = np.r_[True, times[1:] != times[:-1]]
     first = good[np.maximum.accumulate(np.where(new, np.arange(len(good)), 0))]
@@ -262,14 +261,14 @@ def _gaps(clean: pd.DataFrame, times: Floats, grid: Grid) -> pd.DataFrame:
 
 def _stale(clean: pd.DataFrame, least: int) -> pd.DataFrame:
     """Return the rows inside runs of `least` or more bars whose four prices all equal the close before."""
-    prices = clean[list(PRICES)].to_numpy()
+    before = clean["close"].to_numpy()[:-1]
     unmoved = np.zeros(len(clean), dtype=bool)
-    unmoved[1:] = (prices[1:] == prices[:-1, 3:4]).all(axis=1)
+    unmoved[1:] = np.logical_and.reduce([clean[name].to_numpy()[1:] == before for name in PRICES])
     run = np.cumsum(~unmoved)  # one number a run; its first member is the bar that unmoved moved
     length = np.bincount(run, unmoved, run[-1] + 1 if len(run) else 0)
     hit = unmoved & (length[run] >= least) if len(run) else unmoved
     return pd.DataFrame(
-        {"open_time": clean["open_time"][hit], "flag": "STALE", "size": length[run][hit] if len(run) else []}
+        {"open_time": clean["open_time"][hit], "flag": "STALE", "size": length[run[hit]] if len(run) else []}
     )
 
 

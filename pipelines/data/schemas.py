@@ -12,13 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow
-import pyarrow.parquet as parquet
 
 from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, OPEN_TIME, Bools, Floats
 from pipelines.data.timeframes import Grid
@@ -147,9 +146,12 @@ def wrong_columns(frame: pd.DataFrame, types: Mapping[str, object]) -> str | Non
     return None if frame.index.dtype == np.int64 else f"the rows are numbered by {frame.index.dtype}, expected int64"
 
 
-def to_matrix(frame: pd.DataFrame) -> Floats:
-    """Return a bars frame (n rows) as (n, 9) float64 in BAR_FIELDS order, C-contiguous; open_time in epoch seconds."""
-    matrix = np.empty((len(frame), BAR_WIDTH))
+def to_matrix(frame: pd.DataFrame, order: Literal["C", "F"] = "C") -> Floats:
+    """Return a bars frame (n rows) as (n, 9) float64 in BAR_FIELDS order; open_time in epoch seconds.
+
+    order   "C" for kernels that read bar by bar, "F" for what reads whole columns
+    """
+    matrix = np.empty((len(frame), BAR_WIDTH), order=order)
     matrix[:, OPEN_TIME] = epoch_seconds(frame["open_time"])
     for i, name in enumerate(BAR_FIELDS[1:], start=1):
         matrix[:, i] = frame[name].to_numpy(np.float64)
@@ -159,7 +161,22 @@ def to_matrix(frame: pd.DataFrame) -> Floats:
 def epoch_seconds(stamps: Any) -> Floats:
     """Return a series of datetime64[us, UTC] as (n,) epoch seconds; NaT → NaN."""
     micros = stamps.to_numpy("datetime64[us]")
-    return np.where(np.isnat(micros), np.nan, micros.astype(np.int64) / 1e6)
+    seconds: Floats = micros.view(np.int64) / 1e6
+    seconds[np.isnat(micros)] = np.nan
+    return seconds
+
+
+def numbered(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows numbered from 0; those that are so already without a copy."""
+    return rows if rows.index.equals(pd.RangeIndex(len(rows))) else rows.reset_index(drop=True)
+
+
+def in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows by their time; equal times stay in the order they came, NaT last. Sorted ones are not copied."""
+    stamps = frame["open_time"].to_numpy("datetime64[us]")
+    if (stamps[1:] >= stamps[:-1]).all():  # False for NaT
+        return frame
+    return frame.iloc[np.argsort(stamps, kind="stable")]
 
 
 def to_frame(matrix: Floats, grid: Grid, ingested_at: datetime | None) -> pd.DataFrame:
@@ -183,7 +200,7 @@ def to_frame(matrix: Floats, grid: Grid, ingested_at: datetime | None) -> pd.Dat
 
 def stamps_of(micros: npt.ArrayLike) -> pd.DatetimeIndex:
     """Return (n,) int64 epoch microseconds or datetime64[us] as a DatetimeIndex of datetime64[us, UTC]."""
-    return pd.DatetimeIndex(np.asarray(micros).astype("datetime64[us]")).tz_localize("UTC")
+    return pd.DatetimeIndex(np.asarray(micros).astype("datetime64[us]", copy=False)).tz_localize("UTC")
 
 
 def constant_stamp(moment: datetime, n: int) -> pd.DatetimeIndex:
@@ -198,6 +215,8 @@ def write_bars(frame: pd.DataFrame, path: Path) -> None:
 
     Raises as `check` does. The file appears whole or not at all.
     """
+    from pyarrow import parquet  # only where bars are stored: a look at a file does not wait for it
+
     check(frame)
     arrays = [pyarrow.array(frame[field.name], type=field.type, from_pandas=False) for field in _ARROW]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,6 +241,8 @@ def read_bars(path: Path) -> pd.DataFrame:
 
     Raises UnreadableFile if it is not whole Parquet, BadColumns if it was written by another schema version.
     """
+    from pyarrow import parquet  # as in `write_bars`
+
     try:
         table = parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:

@@ -7,26 +7,28 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import TYPE_CHECKING, Protocol, get_args
 
 import numpy as np
 import pandas as pd
 
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Books, ContextFeed, JsonObject
-from pipelines.data.readers import exchange, files, recordings
+from pipelines.data.readers import files
 from pipelines.data.readers.context import merge_feeds, read_context
-from pipelines.data.readers.exchange import Backfill
 from pipelines.data.readers.named import read_series
-from pipelines.data.readers.pages import Page
 from pipelines.data.readers.reading import FileOptions, ReadAs
 from pipelines.data.schemas import to_frame
 from pipelines.data.series import SeriesFile, series_of
-from pipelines.data.simulator.latent import DESIGN, Design
-from pipelines.data.simulator.market import Market, simulate
 from pipelines.data.symbols import kind_of, parse_symbol
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadTimes, BadValues, UnknownName, UnreadableFile
 from pipelines.params import MarketKind, SimulatorParams
+
+if TYPE_CHECKING:  # imported where they are used: a look at a file waits for no exchange, simulator or order book
+    from pipelines.data.readers.exchange import Backfill
+    from pipelines.data.readers.pages import Page
+    from pipelines.data.simulator.latent import Design
+    from pipelines.data.simulator.market import Market
 
 MARKETS: tuple[str, ...] = get_args(MarketKind)
 UNNAMED = "UNNAMED/USD"  # the symbol a file is read as where none is given: assessing bars needs none
@@ -63,11 +65,13 @@ def _aware(as_of: datetime) -> pd.Timestamp:
 
 
 @lru_cache(maxsize=1)
-def _newest(spec: SimulatorParams, design: Design) -> Market:
+def _newest(spec: SimulatorParams, design: "Design") -> "Market":
     """Return the simulated market of a spec; the newest one is cached, read-only.
 
     A turn reads it twice, once for the live days, once for the history.
     """
+    from pipelines.data.simulator.market import simulate  # only for this source, see above
+
     made = simulate(spec, design)
     for array in (made.bars, made.books.known, made.books.levels, made.books.tape, made.feed.value):
         array.flags.writeable = False
@@ -81,12 +85,14 @@ class SimulatorSource:
     that the same spec gives the same snapshot hash today and next year.
     """
 
-    def __init__(self, spec: SimulatorParams, design: Design = DESIGN) -> None:
-        """Take the spec; the market is made at the first use."""
-        self.spec, self.design = spec, design
+    def __init__(self, spec: SimulatorParams, design: "Design | None" = None) -> None:
+        """Take the spec, and a design other than DESIGN; the market is made at the first use."""
+        from pipelines.data.simulator.latent import DESIGN  # only for this source, see above
+
+        self.spec, self.design = spec, design or DESIGN
 
     @property
-    def market(self) -> Market:
+    def market(self) -> "Market":
         """Return the market, with its truth; its arrays are read-only."""
         return _newest(self.spec, self.design)
 
@@ -153,7 +159,7 @@ class FileSource:
         # Bars between as_of and ingestion are for a later fetch. A bar from after its own ingestion has a false stamp,
         # one without a time is a broken row: both stay, so that quality.assess quarantines them with a reason.
         later = (frame["known_at"] > moment) & (frame["known_at"] <= pd.Timestamp(taken))
-        return frame[~later].reset_index(drop=True)
+        return frame[~later].reset_index(drop=True) if later.any() else frame
 
     def records(self, symbol: str, as_of: datetime) -> Records:
         """Return books and context as MarketSource defines."""
@@ -213,13 +219,15 @@ def _fingerprint(path: Path) -> JsonObject:
 class ExchangeSource:
     """Fetch closed bars of exchanges, the first of them that answers; see readers.exchange. Pages are stored."""
 
-    def __init__(self, plan: Backfill) -> None:
+    def __init__(self, plan: "Backfill") -> None:
         """Take the plan; nothing is requested before `fetch`."""
         self.plan = plan
         self.parts: list[Page] = []
 
     def fetch(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame:
         """Fetch as MarketSource; also raises VenueDown if no venue gives the rest (received pages stay stored)."""
+        from pipelines.data.readers import exchange  # only for this source, see above
+
         moment, name = _aware(as_of), parse_symbol(symbol)
         timeframe = self.plan.params.timeframe
         self.parts = exchange.backfill(self.plan, name, as_of)
@@ -233,6 +241,8 @@ class ExchangeSource:
 
     def describe(self) -> JsonObject:
         """Return the venues of the bars fetched last, and how far they differed where one followed another."""
+        from pipelines.data.readers import exchange  # only for this source, see above
+
         return {"source": "exchange", "timeframe": self.plan.params.timeframe, **exchange.describe(self.parts)}
 
 
@@ -242,7 +252,7 @@ class _Request:
 
     spec: SimulatorParams | None
     path: Path | Sequence[Path] | None
-    plan: Backfill | None
+    plan: "Backfill | None"
     venue: str | None
     market: str | None
     options: FileOptions | None = None
@@ -299,7 +309,7 @@ def make_source(
     *,
     spec: SimulatorParams | None = None,
     path: Path | Sequence[Path] | None = None,
-    plan: Backfill | None = None,
+    plan: "Backfill | None" = None,
     venue: str | None = None,
     market: str | None = None,
     options: FileOptions | None = None,
@@ -331,6 +341,8 @@ def read_books_and_context(
     feeds += [read_series(series, file_of[series.name]) for series in series_of(named)]
     books = None
     for folder in folders:
+        from pipelines.data.readers import recordings  # only for a recorded book, see above
+
         books = recordings.replay_recording(folder, BOOK_EVERY_S).books
         feeds += [feed for feed in [recordings.read_funding(folder)] if feed is not None]
     return known_at(as_of, books, merge_feeds(feeds))
@@ -353,7 +365,7 @@ def check_request(
     paths: Path | Sequence[Path] | None,
     symbol: str | None,
     spec: SimulatorParams | None = None,
-    plan: Backfill | None = None,
+    plan: "Backfill | None" = None,
     context: Sequence[Path] = (),
     venue: str | None = None,
     market: str | None = None,

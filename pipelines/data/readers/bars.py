@@ -11,9 +11,10 @@ from pipelines.contracts import Floats, Ints
 from pipelines.data.readers import proved, times
 from pipelines.data.readers.reading import FileOptions, NoBar, Order, ReadAs, Reading
 from pipelines.data.readers.sheets import Sheet
-from pipelines.data.readers.spacing import MONTH_DAYS, commonest, distinct, timeframe_of
+from pipelines.data.readers.spacing import MONTH_DAYS, commonest, timeframe_of
 from pipelines.data.readers.times import Stamps, Times
 from pipelines.data.schemas import AMOUNTS, COLUMNS, PRICES, SPREAD, constant_stamp, stamps_of
+from pipelines.data.sessions import distinct
 from pipelines.data.timeframes import seconds
 from pipelines.errors import BadTimes, BadValues
 
@@ -64,7 +65,7 @@ def bars_of(sheets: Sequence[Sheet], ingested_at: datetime, options: FileOptions
     notes += seams
     micros = _end_to_end([part.micros for part in parts])
     lines = _end_to_end([part.lines for part in parts])
-    member = np.concatenate([np.full(len(part.lines), sheets.index(part.sheet), dtype=np.int64) for part in parts])
+    member = _end_to_end([np.full(len(part.lines), sheets.index(part.sheet), dtype=np.int64) for part in parts])
     values = {name: _end_to_end([_or_missing(part, name) for part in parts]) for name in (*PRICES, *AMOUNTS, SPREAD)}
     extra = None
     if all(part.known is not None for part in parts):
@@ -237,10 +238,11 @@ def _metatrader(sheet: Sheet, values: dict[str, Floats], sources: dict[str, str]
 
 def direction(micros: Stamps) -> Order:
     """Return the order of times."""
-    steps = np.diff(micros[~np.isnat(micros)]).astype(np.int64)
-    if (steps >= 0).all():
+    absent = np.isnat(micros)
+    there = micros[~absent] if absent.any() else micros
+    if (there[1:] >= there[:-1]).all():
         return "ascending"
-    return "descending" if (steps <= 0).all() else "mixed"
+    return "descending" if (there[1:] <= there[:-1]).all() else "mixed"
 
 
 def _placed(stamps: Times, sheet: Sheet, lines: Ints, options: FileOptions, notes: list[str]) -> Times:
@@ -375,8 +377,7 @@ def _without_copies(
 
 def _order(parts: Sequence[Part], micros: Stamps, lines: Ints, notes: list[str]) -> Order:
     """Return the order of all rows; adds a note with the first line out of it."""
-    steps = np.diff(micros)
-    back, same = steps < np.timedelta64(0, "us"), steps == np.timedelta64(0, "us")
+    back, same = micros[1:] < micros[:-1], micros[1:] == micros[:-1]
     if same.any():
         line = int(lines[int(np.argmax(same)) + 1])
         notes.append(f"line {line} has the time of the row before it ({int(same.sum())} such rows): left as it is")

@@ -132,7 +132,7 @@ def base_volume(values: dict[str, Floats], quote: Floats | None, taker_quote: Fl
 def refuse_premium(values: Mapping[str, Floats], saw: str) -> None:
     """Raise BadValues if bars are those of a premium index: rates around 0 in which nothing trades."""
     volume = values.get("volume")
-    if volume is not None and np.nansum(np.abs(volume)) > 0:
+    if volume is not None and ((volume > 0) | (volume < 0)).any():
         return
     close = values["close"][np.isfinite(values["close"])]
     if len(close) < 2:
@@ -167,15 +167,20 @@ def unrecorded(values: dict[str, Floats]) -> list[str]:
     return [f"{name} (0 in every row)" for name in zero]
 
 
+def are_minutes(micros: Ints) -> bool:
+    """Return whether all times (n,), epoch microseconds, lie on the minute."""
+    return bool((micros // MINUTE_US * MINUTE_US == micros).all())
+
+
 def on_minutes(stamps: Stamps, bar_us: int, lines: Ints, where: str) -> tuple[Stamps, list[str]]:
     """Return stamps put on the minute where they are off by at most JITTER_S and JITTER_SHARE of a bar, and a note.
 
     Raises BadTimes naming the line that is furthest off
     """
     micros = stamps.astype("datetime64[us]").astype(np.int64)
-    off = (micros + MINUTE_US // 2) % MINUTE_US - MINUTE_US // 2
-    if not off.any():
+    if are_minutes(micros):
         return stamps, []
+    off = (micros + MINUTE_US // 2) % MINUTE_US - MINUTE_US // 2
     limit = min(JITTER_S * 1e6, JITTER_SHARE * bar_us)
     worst = int(np.argmax(np.abs(off)))
     n = int((off != 0).sum())

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow
 import pyarrow.compute as pc
-import pyarrow.feather
-import pyarrow.parquet
 
 from pipelines.contracts import Floats, Ints
 from pipelines.data.readers import columns, sniff, times
@@ -147,7 +145,9 @@ def _text_sheet(member: Member) -> Sheet:
 
 def arrow_table(member: Member) -> pyarrow.Table:
     """Return the table of a Parquet or Feather member. Raises UnreadableFile."""
-    read = {"parquet": pyarrow.parquet.read_table, "feather": pyarrow.feather.read_table}[member.kind]
+    from pyarrow import feather, parquet  # only for such a file: text does not wait for them
+
+    read = {"parquet": parquet.read_table, "feather": feather.read_table}[member.kind]
     what = member.kind.capitalize()
     try:
         table = read(pyarrow.BufferReader(member.data))

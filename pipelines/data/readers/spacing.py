@@ -6,7 +6,7 @@ from pipelines.contracts import Floats, Ints
 from pipelines.data.readers import proved
 from pipelines.data.readers.reading import FileOptions
 from pipelines.data.readers.times import Stamps
-from pipelines.data.sessions import infer_timeframe
+from pipelines.data.sessions import distinct, infer_timeframe
 from pipelines.data.timeframes import seconds
 from pipelines.errors import BadTimes, UnknownName
 
@@ -25,7 +25,9 @@ def timeframe_of(micros: Stamps, lines: Ints, options: FileOptions, where: str) 
     else:
         whole = micros
     exact = distinct(whole.astype(np.int64))
-    unique = distinct((exact + proved.MINUTE_US // 2) // proved.MINUTE_US * proved.MINUTE_US)
+    unique = exact
+    if not proved.are_minutes(exact):
+        unique = distinct((exact + proved.MINUTE_US // 2) // proved.MINUTE_US * proved.MINUTE_US)
     step_us = commonest(np.diff(exact))
     if 0 < step_us < proved.MINUTE_US // 2 and len(unique) < 0.9 * len(exact):
         if proved.MINUTE_US % step_us or (whole.astype(np.int64) % step_us).any():
@@ -48,17 +50,12 @@ def timeframe_of(micros: Stamps, lines: Ints, options: FileOptions, where: str) 
     return name, snapped, notes
 
 
-def distinct(values: Ints) -> Ints:
-    """Return the values in order, each once. np.unique hashes, which takes ten times as long on times in order."""
-    if len(values) > 1 and (values[1:] < values[:-1]).any():
-        values = np.sort(values)
-    return np.asarray(values[np.concatenate([[True], values[1:] != values[:-1]])], dtype=np.int64)
-
-
 def commonest(steps: Ints) -> int:
     """Return the commonest step, 0 where there is none."""
     if not len(steps):
         return 0
+    if (steps == steps[0]).all():
+        return int(steps[0])
     ordered = np.sort(steps)
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     return int(ordered[starts[np.argmax(np.diff(np.append(starts, len(ordered))))]])

@@ -193,19 +193,24 @@ def _epochs(values: npt.NDArray[np.int64], name: str, lines: Ints, where: str) -
     """Return integers as stamps: epochs, or digits of dates. Raises BadTimes."""
     if len(values) and _compact_like(int(values[0])) and (digits := _digits(values)) is not None:
         return digits
+    owns = [(values >= EARLIEST_S * size) & (values <= LATEST_S * size) for size in SIZES.values()]
+    for unit, own in zip(UNITS, owns, strict=True):
+        if own.all():
+            return Times(_micros(values, unit).view("datetime64[us]"), True, False, f"epoch {unit}")
     micros = np.zeros(len(values), dtype=np.int64)
     unit_of = np.full(len(values), -1, dtype=np.int8)
-    for i, (unit, size) in enumerate(SIZES.items()):
-        own = (values >= EARLIEST_S * size) & (values <= LATEST_S * size)
-        if own.all():
-            micros = values * UNITS[unit] if UNITS[unit] else values // 1000
-            return Times(micros.astype("datetime64[us]"), True, False, f"epoch {unit}")
-        micros = np.where(own, values * UNITS[unit] if UNITS[unit] else values // 1000, micros)
+    for i, (unit, own) in enumerate(zip(UNITS, owns, strict=True)):
+        micros[own] = _micros(values[own], unit)
         unit_of[own] = i
     if (odd := unit_of < 0).any():
         at = int(np.argmax(odd))
         raise dates.not_times(where, name, int(values[at]), int(lines[at]), int(odd.sum()))
     return Times(micros.astype("datetime64[us]"), True, False, _unit_form(unit_of, lines))
+
+
+def _micros(values: npt.NDArray[np.int64], unit: str) -> npt.NDArray[np.int64]:
+    """Return epochs of one unit in microseconds."""
+    return values * UNITS[unit] if UNITS[unit] else values // 1000
 
 
 def _unit_form(unit_of: npt.NDArray[np.int8], lines: Ints) -> str:

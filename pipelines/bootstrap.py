@@ -9,9 +9,12 @@ from typing import Final
 
 THREADS: Final = "OMP_NUM_THREADS"
 GC_THRESHOLD = 20_000  # new objects between two searches for cycles
+ONE_ANSWER = (
+    250_000  # of a command that loads, answers and ends: it makes fewer, so a search would find nothing to free
+)
 
 
-def bootstrap() -> None:
+def bootstrap(gc_threshold: int = GC_THRESHOLD) -> None:
     """Set one BLAS thread, unless the environment sets a number, and a rare search for reference cycles.
 
     Threads: all sums here are small, and BLAS splits even those of three numbers. On a busy machine its threads spin
@@ -20,4 +23,4 @@ def bootstrap() -> None:
     an eighth of the time that loading takes.
     """
     os.environ.setdefault(THREADS, "1")
-    gc.set_threshold(GC_THRESHOLD)
+    gc.set_threshold(gc_threshold)

@@ -108,15 +108,16 @@ def main() -> None:
     if sys.argv[1:] in WITHOUT_SETTINGS:
         app()
     from pipelines import permissions
-    from pipelines.bootstrap import bootstrap
+    from pipelines.bootstrap import GC_THRESHOLD, ONE_ANSWER, bootstrap
     from pipelines.errors import BellwetherError
 
-    bootstrap()  # before anything imports numpy
+    reads_files = sys.argv[1:2] in WITHOUT_SERVICES
+    bootstrap(ONE_ANSWER if reads_files else GC_THRESHOLD)  # before anything imports numpy
     permissions.restrict()
     try:
         if sys.argv[1:2] in (["up"], ["run"]):  # a home of a release that left it open, before its key is read
             close_home()
-        if sys.argv[1:2] not in WITHOUT_SERVICES:
+        if not reads_files:
             from bellwether.cli.connection import connect
 
             connect()

@@ -6,6 +6,7 @@ too many cells is named.
 """
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -397,6 +398,7 @@ def _parsed(
     """Return columns of a body. Raises ArrowInvalid."""
     names = [str(i) for i in range(form.width)]
     separator = "\t" if form.separator == " " else form.separator
+    pyarrow.set_cpu_count(os.cpu_count() or 1)  # Arrow too obeys OMP_NUM_THREADS, which bootstrap sets to 1 for BLAS
     return pyarrow.csv.read_csv(
         pyarrow.BufferReader(pyarrow.py_buffer(body)),
         read_options=pyarrow.csv.ReadOptions(column_names=names),

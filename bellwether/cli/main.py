@@ -108,11 +108,13 @@ def main() -> None:
     if sys.argv[1:] in WITHOUT_SETTINGS:
         app()
     from pipelines import permissions
-    from pipelines.bootstrap import GC_THRESHOLD, ONE_ANSWER, bootstrap
+    from pipelines.bootstrap import bootstrap, expect_one_answer
     from pipelines.errors import BellwetherError
 
+    bootstrap()  # before anything imports numpy
     reads_files = sys.argv[1:2] in WITHOUT_SERVICES
-    bootstrap(ONE_ANSWER if reads_files else GC_THRESHOLD)  # before anything imports numpy
+    if reads_files:
+        expect_one_answer()
     permissions.restrict()
     try:
         if sys.argv[1:2] in (["up"], ["run"]):  # a home of a release that left it open, before its key is read

@@ -165,6 +165,8 @@ def check(
     spread = spreads[quoted]
     stamps = report.clean["open_time"]
     read_as = getattr(source, "read_as", None)
+    # what `source.describe` says of it, without a hash of the files
+    recorded = {"venue": venue or getattr(read_as, "venue", None), "market": market}
     return Checked(
         file=str(path) if isinstance(path, Path) else ", ".join(map(str, path)),
         symbol=name if symbol else None,
@@ -197,7 +199,7 @@ def check(
             ),
         ],
         events=None if events is None else embargoed(read_events(events, name), opens),
-        costs=costs_of(params.costs, *venue_of({"symbol": name, "source": source.describe()})).describe(),
+        costs=costs_of(params.costs, *venue_of({"symbol": name, "source": recorded})).describe(),
         spread_bps=float(2e4 * (spread / report.clean["close"].to_numpy()[quoted]).mean()) if len(spread) else None,
         spread_share=len(spread) / max(len(opens), 1),
         history_bars=n,

@@ -36,7 +36,7 @@ class Signs(NamedTuple):
 def is_number(cell: str) -> bool:
     """Return whether a cell looks like a number in any notation known here; a missing value counts as one."""
     text = cell.strip(BLANKS)
-    return text.lower() in MISSING or _PLAIN.match(text) is not None or _ROUGH.match(text) is not None
+    return _PLAIN.match(text) is not None or text.lower() in MISSING or _ROUGH.match(text) is not None
 
 
 def is_plain(cell: str) -> bool:

@@ -23,8 +23,8 @@ from rich.table import Table
 from benchmarks.measured import Row, Spread
 
 NAMES = (
-    "features", "signals_speed", "heatmap", "sampling", "inference", "decision", "decision_core", "risk", "simulator",
-    "services",
+    "check", "features", "signals_speed", "heatmap", "sampling", "inference", "decision", "decision_core", "risk",
+    "simulator", "services",
 )  # fmt: skip
 
 

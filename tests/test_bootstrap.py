@@ -41,6 +41,15 @@ def test_bootstrap_sets_one_thread_unless_the_environment_names_a_number():
     assert run(code + shown, **{bootstrap.THREADS: "3"}) == ["3", "20000"]
 
 
+def test_a_command_that_answers_and_ends_searches_for_no_cycles_not_even_at_its_end():
+    code = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 1000))\n"  # the first one runs last
+        "from pipelines.bootstrap import bootstrap, expect_one_answer; bootstrap(); expect_one_answer()\n"
+        "print(gc.get_threshold()[0], gc.get_freeze_count())"
+    )
+    assert run(code) == ["250000", "0", "True"]
+
+
 def test_bootstrap_imports_no_numpy():
     assert run("import pipelines.bootstrap, pipelines.settings, sys; print('numpy' in sys.modules)") == ["False"]
 

@@ -70,7 +70,8 @@ class QualityReport:
 
     rows         of the input, without those left out
     counts       checks → rows (gaps: number of gaps, missing: number of bars); every check is there, also at 0
-    clean        satisfies schemas.BARS, ascending; an amount that nobody recorded is NaN
+    clean        satisfies schemas.BARS, ascending; an amount that nobody recorded is NaN. It is the frame of the caller
+                 where there was nothing to leave out: never change it in place
     quarantined  the refused rows as they came, index = row number in the input, last column `reason` (see REASONS)
     flagged      clean rows to examine: open_time, flag (JUMP | STALE | SPLIT), size (robust sd of the move | run
                  length | factor)

@@ -108,7 +108,7 @@ def main() -> None:
     if sys.argv[1:] in WITHOUT_SETTINGS:
         app()
     from pipelines import permissions
-    from pipelines.bootstrap import bootstrap, expect_one_answer
+    from pipelines.bootstrap import bootstrap, end_at_once, expect_one_answer
     from pipelines.errors import BellwetherError
 
     bootstrap()  # before anything imports numpy
@@ -124,6 +124,10 @@ def main() -> None:
 
             connect()
         app()
+    except SystemExit as ended:
+        if reads_files:
+            end_at_once(ended)
+        raise
     except BellwetherError as error:
         fail(error, str(error))
     except Exception as error:  # noqa: BLE001 - whatever third parties raise: tracebacks are shown on request only

@@ -33,7 +33,7 @@ from pipelines.contracts import (
 from pipelines.data.timeframes import TIMEFRAMES, Grid
 from pipelines.errors import BadShape, BadTimes, BadValues
 
-Reasons = npt.NDArray[np.str_]
+Reasons = npt.NDArray[np.object_]  # of str
 CLOCK_SKEW = timedelta(seconds=5)  # how far a sender's clock may be ahead of ours
 EARLIEST_S, LATEST_S = 0.0, 7_258_118_400.0  # 1970 and 2200: every clock, store and calendar holds what lies between
 LARGEST = 1e18  # the volume of a very cheap coin; products of larger numbers overflow float64
@@ -156,9 +156,9 @@ def reasons(rows: Floats, grid: Grid, now: datetime, known_s: Floats | None = No
     known_s  (n,) epoch seconds at which each bar is known, NaN where that is not stated; None: its close by the grid
     """
     broken = _first_broken(_given(rows, grid, now, known_s))
-    found = np.zeros(len(rows), dtype="<U20")
+    found = np.full(len(rows), "", dtype=object)
     bad = np.flatnonzero(broken < len(RULES))
-    found[bad] = np.array([rule.code for rule in RULES])[broken[bad]]
+    found[bad] = np.array([rule.code for rule in RULES], dtype=object)[broken[bad]]
     return found
 
 

@@ -54,8 +54,8 @@ def spikes(bars: Floats, rules: QualityParams) -> Outside:
     """
     n, least = len(bars), rules.collar_bars // LEAST_SHARE
     found, highest, lowest = np.zeros(n, dtype=np.bool_), np.full(n, np.nan), np.full(n, np.nan)
-    if not any(_leaps(bars[:, field], rules.collar_factor) for field in (HIGH, LOW)):
-        return Outside(found, highest, lowest)  # a bar outside is so far from the bar next to it too
+    if not leaps(bars[:, HIGH], bars[:, LOW], rules):
+        return Outside(found, highest, lowest)
     head = min(n, rules.collar_bars)  # the first bars have no range before them: the one after them judges
     backward = bars[:head][::-1]
     early = _walked(backward, 0, 0, np.nan, rules, rules.collar_run)
@@ -70,10 +70,11 @@ def spikes(bars: Floats, rules: QualityParams) -> Outside:
     )
 
 
-def _leaps(prices: Floats, factor: float) -> bool:
-    """Return whether any price (n,) is more than `factor` times the one before it, or less than its inverse."""
-    steps = prices[1:] / prices[:-1]
-    return bool(((steps > factor) | (steps * factor < 1.0)).any())
+def leaps(highs: Floats, lows: Floats, rules: QualityParams) -> bool:
+    """Return whether any bar may be a spike: its high or low (n,) is so far from that of the bar next to it."""
+    factor = rules.collar_factor
+    steps = (prices[1:] / prices[:-1] for prices in (highs, lows))
+    return any(bool(((step > factor) | (step * factor < 1.0)).any()) for step in steps)
 
 
 def outside(bars: Floats, before: Recent, rules: QualityParams) -> Outside:

@@ -59,6 +59,7 @@ from pipelines.errors import BadTimes, NotEnoughData
 from pipelines.params import QualityParams
 
 RULES = QualityParams()  # where no params.yaml is at hand; the values of its `data.quality`
+PART = 65_536  # rows of which the rules are asked at a time
 JUMP_BLOCK = 240  # bars of the median by which a jump is measured
 LEAST_MOVES = 20  # of a first block, by whose own median its jumps are measured
 REASONS = tuple(CAUSES)  # what `admission` refuses, a copy, a spike
@@ -117,10 +118,7 @@ def assess(
     rows = in_order(frame)
     shut = _shut(rows, grid)
     filled, rows = rows[shut], _kept(rows, ~shut)
-    bars = to_matrix(rows, "F")  # the rules read whole columns
-    known_s = np.where(rows["ingested_at"].notna().to_numpy(), epoch_seconds(rows["known_at"]), np.nan)
-    reason = _copies(rows, admission.reasons(bars, grid, as_of, known_s))
-    reason = _collared(rows, bars, reason, rules)
+    reason = _collared(rows, _copies(rows, _admitted(rows, grid, as_of)), rules)
 
     good = reason == ""
     usable = _kept(rows, good)
@@ -185,7 +183,9 @@ def _shut(rows: pd.DataFrame, grid: Grid) -> Bools:
     if grid.calendar.always_open:
         return np.zeros(len(rows), dtype=bool)
     seconds = _seconds(rows)
-    return np.asarray(still(rows) & np.isfinite(seconds) & (grid.slots(seconds) < 0))
+    shut = np.isfinite(seconds)
+    shut[shut] = grid.slots(seconds[shut]) < 0
+    return np.asarray(still(rows) & shut)
 
 
 def _came(rows: pd.DataFrame, clean: pd.DataFrame, grid: Grid) -> Floats:
@@ -203,10 +203,23 @@ def _came(rows: pd.DataFrame, clean: pd.DataFrame, grid: Grid) -> Floats:
     return np.asarray(times if len(times) == len(own) else times[grid.on_grid(times)])
 
 
-def _collared(rows: pd.DataFrame, bars: Floats, reason: Reasons, rules: QualityParams) -> Reasons:
-    """Return the reasons with the spikes among the good rows marked; bars (n, 9) are the same rows."""
+def _admitted(rows: pd.DataFrame, grid: Grid, as_of: datetime) -> Reasons:
+    """Return the first rule of admission that each row breaks, "" for none; in parts that stay in the CPU's cache."""
+    parts = [np.empty(0, dtype=object)]
+    for start in range(0, len(rows), PART):
+        part = rows.iloc[start : start + PART]
+        known_s = np.where(part["ingested_at"].notna().to_numpy(), epoch_seconds(part["known_at"]), np.nan)
+        parts.append(admission.reasons(to_matrix(part, "F"), grid, as_of, known_s))  # the rules read whole columns
+    return np.concatenate(parts)
+
+
+def _collared(rows: pd.DataFrame, reason: Reasons, rules: QualityParams) -> Reasons:
+    """Return the reasons with the spikes among the good rows marked."""
     good = np.flatnonzero(reason == "")
-    found = collar.spikes(bars if len(good) == len(bars) else bars[good], rules).found
+    usable = rows if len(good) == len(rows) else rows.iloc[good]
+    if not collar.leaps(usable["high"].to_numpy(), usable["low"].to_numpy(), rules):
+        return reason
+    found = collar.spikes(to_matrix(usable), rules).found
     if not found.any():
         return reason
     # the bars next to a split look like spikes near the ends of a history, or where the next is inside

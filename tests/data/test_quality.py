@@ -290,3 +290,13 @@ def test_two_sources_that_part_ways_are_flagged_where_they_do_and_their_usual_di
     assert found.flagged["bps"][0] == pytest.approx(2.0 - 99.5, abs=1.0)
     with pytest.raises(NotEnoughData, match="both sources"):
         cross_source_divergence(a, b.iloc[:5])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_bar_without_a_time_among_those_of_a_session_market_is_quarantined_without_a_word():
+    opens = bars_of("us-equity", 3600.0, date(2024, 1, 2), date(2024, 1, 30))[:, 0]
+    grid = Grid("1h", CALENDARS["us-equity"])
+    prices = np.repeat(100 + np.random.default_rng(1).random((len(opens), 1)), 4, axis=1)
+    rows = np.column_stack([opens, prices, np.full((len(opens), 4), np.nan)])
+    report = assess(put(to_frame(rows, grid, None), 7, open_time=pd.NaT), grid, NOW)
+    assert report.counts["no_time"] == 1

@@ -24,7 +24,7 @@ from benchmarks.measured import Row, Spread
 
 NAMES = (
     "features", "signals_speed", "heatmap", "sampling", "inference", "decision", "decision_core", "risk", "simulator",
-    "services",
+    "store", "services",
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """A decision and its input bytes as one record (version 2): MessagePack, deflated against a part it shares with others.
 
     record   version byte 2, digest of the part (16 bytes), zlib stream whose preset dictionary is the part's message
-    message  MessagePack array: the decision as a map, feature bytes, signal bytes
+    message  MessagePack array of bytes: the decision as a MessagePack map without the eight bytes of each float, these
+             floats, features, signals. Without its floats a map hardly differs from that of the part
     part     the message of the first decision of a kind: what later ones repeat (keys, lineage, models, weights, texts)
              is copied from it. Stored once under the digest of its stored bytes
 
@@ -26,25 +27,11 @@ VERSION = 2  # 1 was the decision as JSON, in a column of its own
 DIGEST_BYTES = 16
 _HEAD = 1 + DIGEST_BYTES
 _LEVEL = 3  # of zlib: above it time rises and bytes hardly fall
+_MARK = b"\xcb"  # what MessagePack writes before a float
+_FLOAT = re.compile(_MARK + rb"(.{8})", re.DOTALL)
 _NOT_FINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")  # how MessagePack writes NaN and infinities
 
 Kind = tuple[Any, ...]
-
-
-class _Message(msgspec.Struct, array_like=True, frozen=True):
-    """Hold what a record is made of."""
-
-    decision: Decision
-    features: bytes
-    signals: bytes
-
-
-class _Untyped(msgspec.Struct, array_like=True, frozen=True):
-    """Hold a message whose decision has a value of another type than its field."""
-
-    decision: JsonObject
-    features: bytes
-    signals: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +60,8 @@ def _plain(value: Any) -> Any:
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
-_decoder = msgspec.msgpack.Decoder(_Message)
-_untyped = msgspec.msgpack.Decoder(_Untyped)
+_decision = msgspec.msgpack.Decoder(Decision)
+_message = msgspec.msgpack.Decoder(tuple[bytes, bytes, bytes, bytes])
 
 
 def kind_of(decision: Decision) -> Kind:
@@ -89,7 +76,8 @@ def message_of(record: DecisionRecord) -> bytes:
         body = _encoder.encode(record.decision)
         if _NOT_FINITE.search(body) and not _is_finite(msgspec.msgpack.decode(body)):  # or bytes that look alike
             raise ValueError("a figure is NaN or infinite")
-        return _encoder.encode((msgspec.Raw(body), record.features, record.signals))
+        pieces = _FLOAT.split(body)  # eight bytes after any 0xcb, also one in a text: `_joined` puts them back alike
+        return _encoder.encode((_MARK.join(pieces[::2]), b"".join(pieces[1::2]), record.features, record.signals))
     except (TypeError, ValueError, OverflowError) as error:
         raise BadValues(
             f"decision {record.decision.id} is not storable as JSON: {error}. Use null for what is missing and plain "
@@ -148,12 +136,22 @@ def read_record(record: bytes, part: Part) -> DecisionRecord:
         raise StateError(f"a decision record is damaged ({error}): restore a backup") from error
     if not inflate.eof:
         raise StateError("a decision record is cut short: restore a backup")
+    bare, floats, features, signals = _message.decode(message)
+    body = _joined(bare, floats)
     try:
-        found = _decoder.decode(message)
-        return DecisionRecord(found.decision, found.features, found.signals)
+        return DecisionRecord(_decision.decode(body), features, signals)
     except msgspec.ValidationError:  # a value of another type than its field states was stored as it was
-        other = _untyped.decode(message)
-        return DecisionRecord(Decision.from_dict(_json_times(other.decision)), other.features, other.signals)
+        decision: JsonObject = msgspec.msgpack.decode(body)
+        return DecisionRecord(Decision.from_dict(_json_times(decision)), features, signals)
+
+
+def _joined(bare: bytes, floats: bytes) -> bytes:
+    """Return a map with its floats put back; a mark that is left over had no eight bytes after it."""
+    pieces = bare.split(_MARK, len(floats) // 8)
+    whole = [b""] * (2 * len(pieces) - 1)
+    whole[::2] = pieces
+    whole[1::2] = [_MARK + floats[i : i + 8] for i in range(0, len(floats), 8)]
+    return b"".join(whole)
 
 
 def _json_times(decision: JsonObject) -> JsonObject:

@@ -154,11 +154,15 @@ def test_what_json_cannot_hold_is_refused(records, bad):
         message_of(replace(records[0], decision=broken))
 
 
-def test_a_text_that_looks_like_an_infinity_is_stored(records):
-    odd = replace(records[0].decision, reasons=(b"\xcb\x7f".decode("latin-1"), "\u02ff\u0ff0"))
-    assert through_a_record(replace(records[0], decision=odd)).decision == odd
-    alike = np.frombuffer(b"\x00\xcb\x7f\xf8\x01\x02\x03\x3f")[0]  # the bytes of a NaN within a number
-    odd = replace(odd, size=float(alike))
+def test_bytes_that_look_like_a_float_or_like_an_infinity_are_stored(records):
+    mark = "\u02ff\u02c0"  # two bytes each, of which the first stands before a float in MessagePack
+    decision = records[0].decision
+    for reasons in ((mark,), (mark * 5, "x" * 7 + mark), ("\u02ff\u0ff0",)):
+        for end in ({}, {mark: ThresholdCheck(mark, 0.5, reached=True, refuses=False)}):
+            odd = replace(decision, reasons=reasons, lineage={mark: mark}, learned={mark: 0.1}, thresholds=end)
+            assert through_a_record(replace(records[0], decision=odd)).decision == odd
+    alike = float(np.frombuffer(b"\x00\xcb\x7f\xf8\x01\x02\x03\x3f")[0])  # the bytes of a NaN within a number
+    odd = replace(decision, size=alike, entry=float(np.frombuffer(b"\x00\x01\xf8\x7f\xcb\x00\x03\x3f")[0]))
     assert through_a_record(replace(records[0], decision=odd)).decision == odd
 
 

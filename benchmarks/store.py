@@ -12,9 +12,7 @@ if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of
     bootstrap()
 
 import contextlib
-import json
 import sqlite3
-import sys
 import tempfile
 import textwrap
 import time
@@ -22,9 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from functools import cache, partial
-from hashlib import sha256
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,45 +31,24 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from benchmarks.evidence import machine
-from benchmarks.fixture import Fixture, arm_of, fixture, prepare, simulated
+from benchmarks.fixture import simulated
+from benchmarks.four_families import decisions, hex_of
 from benchmarks.measured import Row, pairs
 from benchmarks.pages import write
 from benchmarks.postgres import postgresql, programs
 from pipelines.context_layout import CONTEXT_FIELDS, TAPE_WIDTH
-from pipelines.contracts import BOOK_LEVELS, CATEGORIES, OPEN_TIME, Books, ContextFeed, Floats, utc
+from pipelines.contracts import BOOK_LEVELS, OPEN_TIME, Books, ContextFeed, Floats, utc
 from pipelines.data.simulator.latent import MINUTES_A_DAY
-from pipelines.data.timeframes import Grid, resample
-from pipelines.families import FAMILIES
 from pipelines.migrations import tables as t
-from pipelines.params import Params
 from pipelines.record_codec import Kind, Part, kind_of, message_of, new_part, record_of
 from pipelines.settings import ROOT, load_params
 from pipelines.store import BarBatch, DecisionRecord, Store, decision_payload
 from pipelines.store.engine import dump_json
-from pipelines.training import stages
-from pipelines.warm_start import publish_warm_start, read_warm_start
-from serving.inference.generation import write_generation
-from serving.inference.model_slots import ModelSlots
-from serving.policy.decide import decide
-from serving.policy.decision_row import flatten
-from serving.risk.exposure import AssetCloses, scenarios_of
-from serving.state.account import Account
 from serving.state.ledger import Ledger
-from serving.state.symbols import Symbol
-from serving.state.tiers import Tier
 
 PAGE = ROOT / "docs" / "results" / "store.md"
-READ = 10_000  # decisions
+READ, APPENDS = 10_000, 3_000  # decisions
 SYMBOLS = (4, 16, 100)
-TIER = Tier(1, "TIER_1: validator champion decides; pattern, regime, predictor answer")
-# Trained on less to finish sooner: what a decision holds depends on the families, not on how good they are.
-SHORTER = {
-    "predictor": {"max_windows": 500, "epochs": 1, "folds": 1, "forest": {"trees": 20}, "boosted": {"trees": 20}},
-    "pattern": {"max_windows": 600, "epochs": 2, "folds": 1, "forest": {"trees": 30}, "boosted": {"trees": 30}},
-    "regime": {"em_iterations": 20, "folds": 1},
-    "validator": {"trees": 10, "depth": 3},
-}
-HISTORY_DAYS, LIVE_DAYS, LEFT_OUT_DAYS = 67, 20, 7  # the challenger is trained without the first week
 _COLUMNS = tuple(
     c.name for c in t.decisions.columns if c.name not in ("payload", "features", "signals", "record")
 )  # fmt: skip
@@ -97,82 +72,6 @@ class JsonStore(Store):
             connection.execute(sa.insert(t.decisions), rows)
 
 
-# ---- decisions to store ---------------------------------------------------------------------------------------------
-
-
-def four_families(root: Path) -> Fixture:
-    """Train every family in both arms on a simulated history; return the installation, ready to serve."""
-    params = load_params()
-    changes = {
-        family: {
-            k: {**getattr(params, family).model_dump()[k], **v} if isinstance(v, dict) else v for k, v in c.items()
-        }
-        for family, c in SHORTER.items()
-    }
-    params = Params(**{k: v | changes.get(k, {}) if isinstance(v, dict) else v for k, v in params.model_dump().items()})
-    bars = simulated(params, HISTORY_DAYS, LIVE_DAYS)
-    history, live = np.split(bars, [HISTORY_DAYS * MINUTES_A_DAY])
-    home = root / "home"
-    (home / "bundles").mkdir(parents=True)
-    families: dict[str, dict[str, object]] = {family: {} for family in FAMILIES}
-    for arm, skipped in (("challenger", LEFT_OUT_DAYS * MINUTES_A_DAY), ("champion", 0)):
-        artifacts = prepare(root / arm, history[skipped:], params.simulator.symbol, params)
-        for family in FAMILIES:
-            with contextlib.chdir(root / arm), contextlib.redirect_stdout(sys.stderr):
-                stages.fit_family(family, params)
-            digest = json.loads((artifacts / family / "fit.json").read_text())["digest"]
-            (artifacts / family / "bundle").rename(home / "bundles" / digest)
-            families[family][arm] = _origin(digest)
-    into = home / "serving" / "warm"
-    record = json.loads((artifacts / "labels" / "traditional.json").read_text())
-    warm = publish_warm_start(artifacts / "features" / "warm", into, data_hash=_hex("data"), **record)
-    write_generation(home / "serving", families, warm, datetime.now(UTC))
-    return Fixture(home, params, live, None, ("", ""), warm)  # type: ignore[arg-type]  # no rows are needed
-
-
-def _origin(digest: str) -> dict[str, object]:
-    """Return the entry of an arm in a generation file, with hashes as long as real ones."""
-    return arm_of(digest, "7") | {"run_id": _hex("run"), "data_hash": _hex("data"), "git_commit": _hex("git", 40)}
-
-
-def _hex(text: str, digits: int = 32) -> str:
-    """Return hex digits like those of ids and hashes."""
-    return sha256(text.encode()).hexdigest()[:digits]
-
-
-@cache
-def decisions(tiny: bool) -> list[DecisionRecord]:
-    """Return decisions in the order in which they are made; `tiny` has one family and measures nothing."""
-    with tempfile.TemporaryDirectory(prefix="bellwether-bench-") as scratch:
-        return _decide(fixture(True) if tiny else four_families(Path(scratch)), 96 if tiny else None)
-
-
-def _decide(at: Fixture, most: int | None) -> list[DecisionRecord]:
-    """Return the decisions on the live bars of an installation, as the service makes them."""
-    slots = ModelSlots(at.home / "serving", at.home / "bundles", lambda *refused: None)
-    snapshot = slots.pending()
-    assert snapshot is not None
-    assert not snapshot.refused, snapshot.refused
-    symbol, flat = Symbol(read_warm_start(Path(at.warm["path"]), at.warm["digest"])), flatten(at.params)
-    closes = AssetCloses(symbol.grid, symbol.warm.closes)
-    scenarios = scenarios_of({symbol.name: closes}, at.params.labels.horizon_bars, at.params.risk.tail)
-    account = Account(scenarios=scenarios, newest_closes=lambda _: symbol.closes)
-    rng, found = np.random.default_rng(7), []
-    learned = dict.fromkeys(CATEGORIES, 1.0)
-    for i, bar in enumerate(resample(at.live, Grid("1m"), Grid("15m"))[:most]):
-        symbol.on_bar(bar)
-        close = utc(symbol.closed.close_time)
-        if i % 20 == 0:  # as after an outcome
-            learned[CATEGORIES[i // 20 % len(CATEGORIES)]] = float(rng.uniform(0.8, 1.2))
-        made = decide(
-            symbol, snapshot, at.params, flat, partial(account.portfolio, close, symbol.name), (), tier=TIER,
-            learned=dict(learned), id=_hex(str(i)), known_at=close, now=utc(close.timestamp() + rng.random()),
-        )  # fmt: skip
-        account.add_decision(made)
-        found.append(DecisionRecord(made, symbol.closed.features.tobytes(), symbol.closed.signals.tobytes()))
-    return found
-
-
 def of_symbols(records: Sequence[DecisionRecord], n: int, symbols: int, first: int = 0) -> Iterator[DecisionRecord]:
     """Yield n decisions from number `first` on, in turn of so many symbols, each with ids and a warm start of its own.
 
@@ -180,8 +79,8 @@ def of_symbols(records: Sequence[DecisionRecord], n: int, symbols: int, first: i
     """
     for i in range(first, first + n):
         record, name = records[i % len(records)], f"SYM{i % symbols}/USDT"
-        lineage = record.decision.lineage | {"warm_start": _hex(name, 64)}
-        made = replace(record.decision, id=_hex(f"{symbols} {i}"), symbol=name, lineage=lineage)
+        lineage = record.decision.lineage | {"warm_start": hex_of(name, 64)}
+        made = replace(record.decision, id=hex_of(f"{symbols} {i}"), symbol=name, lineage=lineage)
         yield replace(record, decision=made)
 
 
@@ -246,18 +145,19 @@ def record_bytes(store: Store, n: int, kind: str) -> float:
 # ---- time -----------------------------------------------------------------------------------------------------------
 
 
-def append_seconds(stores: Sequence[Store], records: Sequence[DecisionRecord], n: int) -> Floats:
-    """Return the seconds until a decision is durable, (n, 2) of two stores in turn."""
+def append_seconds(stores: Sequence[Store], records: Sequence[DecisionRecord], n: int) -> tuple[Floats, Floats]:
+    """Return the wall and the CPU seconds until a decision is durable, (n, 2) each of two stores in turn."""
     ledgers = [Ledger(store) for store in stores]
-    took, warm = np.empty((n, 2)), 30  # the first appends load code
+    wall, cpu, warm = np.empty((n, 2)), np.empty((n, 2)), 30  # the first appends load code
     for i, record in enumerate(of_symbols(records, n + warm, 1, READ)):
         for side in (0, 1) if i % 2 else (1, 0):
-            started = time.perf_counter()
+            started = time.perf_counter(), time.process_time()
             ledgers[side].append(record.decision, record.features, record.signals).result()
-            took[i - warm, side] = time.perf_counter() - started
+            cpu[i - warm, side] = time.process_time() - started[1]
+            wall[i - warm, side] = time.perf_counter() - started[0]
     for ledger in ledgers:
         ledger.close()
-    return took
+    return wall, cpu
 
 
 def read_seconds(stores: Sequence[Store], repeats: int) -> Floats:
@@ -278,7 +178,7 @@ def measure(tiny: bool = False) -> list[Row]:
         stores = Store.open(f"sqlite:///{scratch}/records.db"), JsonStore.open(f"sqlite:///{scratch}/json.db")
         sizes = [decision_bytes(store, records, n, 1) for store in stores]
         read = read_seconds(stores, 2 if tiny else 7)
-        appended = append_seconds(stores, records, 40 if tiny else 1000) * 1e6
+        appended = append_seconds(stores, records, 40 if tiny else APPENDS)[0] * 1e6
         for store in stores:
             store.close()
     append_row = pairs("append a decision until durable", "us", appended[:, 0], "JSON and bytes, before 0008",
@@ -382,12 +282,12 @@ def page(records: Sequence[DecisionRecord], n: int) -> str:
         "",
         "## Time",
         "",
-        _prose("""Both ways in turn, in one process and one run: wall time of an append through the ledger until the
-        decision is durable, CPU time to read and decode every decision, as lineage, replay and monitoring do. The
+        _prose("""Both ways in turn, in one process and one run: an append through the ledger until the decision is
+        durable, CPU time to read and decode every decision, as lineage, replay and monitoring do. The
         ratio is ours over before, below 1 is faster: the median of pairs, with quartiles. PostgreSQL runs here
         without fsync."""),
         "",
-        *timed_lines(timed, n),
+        *timed_lines(timed),
         "",
         "## Bars and context",
         "",
@@ -403,16 +303,21 @@ def page(records: Sequence[DecisionRecord], n: int) -> str:
 
 def times_of(
     open_new: Callable[[type[Store]], Store], records: Sequence[DecisionRecord], n: int
-) -> tuple[Floats, Floats, Floats]:
-    """Return seconds, ours and before: of appends (m, 2), of reading n decisions (r, 2), of reading one (k, 2)."""
+) -> dict[str, tuple[Floats, int]]:
+    """Return what was timed → seconds (m, 2), ours and before, and the decisions of one measurement."""
     stores = open_new(Store), open_new(JsonStore)
     for store in stores:
         decision_bytes(store, records, n, 1)
     read, one = read_seconds(stores, 7), one_seconds(stores, n)
-    appended = append_seconds(stores, records, 1000)
+    wall, cpu = append_seconds(stores, records, APPENDS)
     for store in stores:
         store.close()
-    return appended, read, one
+    return {
+        "append, wall µs": (wall, 1),
+        "append, CPU µs": (cpu, 1),
+        f"read {n:,}, CPU µs each": (read, n),
+        "read one by its id, CPU µs": (one, 1),
+    }
 
 
 def one_seconds(stores: Sequence[Store], n: int) -> Floats:
@@ -421,7 +326,7 @@ def one_seconds(stores: Sequence[Store], n: int) -> Floats:
     for i in range(200):
         for side in (0, 1) if i % 2 else (1, 0):
             started = time.process_time()
-            stores[side].decision(_hex(f"1 {i * 37 % n}"))
+            stores[side].decision(hex_of(f"1 {i * 37 % n}"))
             took[i, side] = time.process_time() - started
     return took
 
@@ -491,15 +396,14 @@ def _size(count: float) -> str:
     return f"{count / 1e3:.3g} kB"
 
 
-def timed_lines(timed: dict[str, tuple[Floats, Floats, Floats]], n: int) -> list[str]:
+def timed_lines(timed: dict[str, dict[str, tuple[Floats, int]]]) -> list[str]:
     """Return the table of times and their ratios."""
     lines = ["| database | what | now | before | ratio |", "|---|---|--:|--:|--:|"]
-    names = ("append, wall µs", f"read {n:,}, CPU µs each", "read one by its id, CPU µs")
     for database, found in timed.items():
-        for name, took, each in zip(names, found, (1, n, 1), strict=True):
+        for what, (took, each) in found.items():
             now, before = (f"{1e6 * np.median(side) / each:,.0f}" for side in took.T)
             low, ratio, high = np.quantile(took[:, 0] / took[:, 1], [0.25, 0.5, 0.75])
-            lines.append(f"| {database} | {name} | {now} | {before} | {ratio:.2f} [{low:.2f}, {high:.2f}] |")
+            lines.append(f"| {database} | {what} | {now} | {before} | {ratio:.2f} [{low:.2f}, {high:.2f}] |")
     return lines
 
 

@@ -59,9 +59,9 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is no plain type")
 
 
-_encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
-_decision = msgspec.msgpack.Decoder(Decision)
-_message = msgspec.msgpack.Decoder(tuple[bytes, bytes, bytes, bytes])
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=_plain)
+_DECISION = msgspec.msgpack.Decoder(Decision)
+_MESSAGE = msgspec.msgpack.Decoder(tuple[bytes, bytes, bytes, bytes])
 
 
 def kind_of(decision: Decision) -> Kind:
@@ -73,11 +73,11 @@ def kind_of(decision: Decision) -> Kind:
 def message_of(record: DecisionRecord) -> bytes:
     """Return the message of a record. Raises BadValues for a figure that is not finite or a type that JSON lacks."""
     try:
-        body = _encoder.encode(record.decision)
+        body = _ENCODER.encode(record.decision)
         if _NOT_FINITE.search(body) and not _is_finite(msgspec.msgpack.decode(body)):  # or bytes that look alike
             raise ValueError("a figure is NaN or infinite")
         pieces = _FLOAT.split(body)  # eight bytes after any 0xcb, also one in a text: `_joined` puts them back alike
-        return _encoder.encode((_MARK.join(pieces[::2]), b"".join(pieces[1::2]), record.features, record.signals))
+        return _ENCODER.encode((_MARK.join(pieces[::2]), b"".join(pieces[1::2]), record.features, record.signals))
     except (TypeError, ValueError, OverflowError) as error:
         raise BadValues(
             f"decision {record.decision.id} is not storable as JSON: {error}. Use null for what is missing and plain "
@@ -136,10 +136,10 @@ def read_record(record: bytes, part: Part) -> DecisionRecord:
         raise StateError(f"a decision record is damaged ({error}): restore a backup") from error
     if not inflate.eof:
         raise StateError("a decision record is cut short: restore a backup")
-    bare, floats, features, signals = _message.decode(message)
+    bare, floats, features, signals = _MESSAGE.decode(message)
     body = _joined(bare, floats)
     try:
-        return DecisionRecord(_decision.decode(body), features, signals)
+        return DecisionRecord(_DECISION.decode(body), features, signals)
     except msgspec.ValidationError:  # a value of another type than its field states was stored as it was
         decision: JsonObject = msgspec.msgpack.decode(body)
         return DecisionRecord(Decision.from_dict(_json_times(decision)), features, signals)

@@ -228,6 +228,16 @@ def test_a_part_whose_transaction_failed_is_stored_with_the_next_decision(url, s
     again.close()
 
 
+def test_after_an_outage_no_part_counts_as_stored(store, records):
+    store.add_decisions(records[:1])
+    with pytest.raises(sa.exc.OperationalError), store.writing():
+        raise sa.exc.OperationalError("commit", None, Exception("the server went away"))
+    assert kind_of(records[0].decision) == kind_of(records[1].decision)
+    store.add_decisions(records[1:2])  # brings its part, whichever server has answered
+    assert n_parts(store) == 2
+    assert store.decisions() == records[:2]
+
+
 def test_what_was_stored_as_json_and_as_a_record_is_read_alike(store, records):
     for record in records[:6:2]:
         add_json_decision(store, record)

@@ -24,7 +24,7 @@ from benchmarks.measured import Row, Spread
 
 NAMES = (
     "check", "features", "signals_speed", "heatmap", "sampling", "inference", "decision", "decision_core", "risk",
-    "simulator", "services",
+    "simulator", "store", "services",
 )  # fmt: skip
 
 

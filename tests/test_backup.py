@@ -5,6 +5,7 @@ import itertools
 import json
 import threading
 import zipfile
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -23,7 +24,7 @@ FILES = {"serving/generation.json": b'{"generation": 3}'}
 
 @pytest.fixture
 def source(url):
-    """Return the URL of a store with rows in every table: those of release 0.1.0, migrated, and records."""
+    """Return the URL of a store with rows in every table: those of release 0.1.0, migrated, and of this one."""
     release_010(url)
     store = Store.open(url)
     store.add_bars(one_bar(0.1))
@@ -31,6 +32,8 @@ def source(url):
         connection.execute(METADATA.tables["records"].insert(), [
             {"symbol": "BTC/USDT", "kind": "book", "known_at": 0.3, "payload": bytes(range(256)), "ingested_at": T0},
         ])  # fmt: skip
+    old = store.decision("d1")
+    store.add_decisions([replace(old, decision=replace(old.decision, id=f"n{i}", p=0.1 * i)) for i in range(3)])
     signed = Signed("ann", T0, "a wrong price")
     store.set_aside("BTC/USDT", store.bars("BTC/USDT")[0], T0.timestamp(), "SET_ASIDE", signed)
     store.add_fill(Fill("f1", "d1", T0, T0, "filled", 42290.1, 0.1 + 0.2))
@@ -80,6 +83,12 @@ def test_a_restored_store_holds_every_row_bit_for_bit_whichever_database_it_came
     assert all(backup.rows().values())
     assert comparable(empty).replace("True", "1") == comparable(source).replace("True", "1")
     assert files == FILES
+    stores = [Store.open(url) for url in (source, empty)]
+    first, second = [{record.decision.id: record for record in store.decisions()} for store in stores]
+    assert first == second
+    assert len(first) == 5
+    for store in stores:
+        store.close()
 
 
 def test_a_restored_store_goes_on_counting_and_its_ledger_still_only_grows(backup_file, empty):

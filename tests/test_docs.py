@@ -199,8 +199,9 @@ def sentences_of(writer):
 
 @pytest.mark.parametrize(
     "writer",
-    ["columns", "exits", "fusion", "portfolio", "signals", "simulator_edge", "stress", "tail_risk", "thresholds"],
-)
+    ["columns", "exits", "fusion", "portfolio", "signals", "simulator_edge", "store", "stress", "tail_risk",
+     "thresholds"],
+)  # fmt: skip
 def test_a_measured_page_has_the_words_of_its_writer(writer):
     page = " ".join((ROOT / "docs" / "results" / f"{writer.replace('_', '-')}.md").read_text().split())
     missing = [text for text in sentences_of(writer) if text not in page]

@@ -11,7 +11,7 @@ from sqlalchemy.types import TypeDecorator
 
 from pipelines.errors import BadTimes
 
-SCHEMA = "0007"  # the revision these tables belong to
+SCHEMA = "0008"  # the revision these tables belong to
 
 
 class NaiveTime(BadTimes, DontWrapMixin):
@@ -82,11 +82,20 @@ decisions = sa.Table(
     sa.Column("tier", sa.Integer, nullable=False),
     sa.Column("arm", sa.String(16), nullable=False),
     sa.Column("generation", sa.Integer, nullable=False),
+    # What follows is empty where `record` holds it: in every row since revision 0008.
     sa.Column("payload", sa.JSON, nullable=False),  # the whole Decision
     sa.Column("features", sa.LargeBinary, nullable=False),  # float64 row the models read, catalogue order
     sa.Column("signals", sa.LargeBinary, nullable=False),
+    sa.Column("record", sa.LargeBinary),  # all three, as `pipelines.record_codec` writes them
     sa.Index("decisions_symbol_as_of", "symbol", "as_of"),
     sa.Index("decisions_as_of", "as_of"),
+)
+
+record_parts = sa.Table(
+    "record_parts",  # append-only: what the records of many decisions share
+    METADATA,
+    sa.Column("digest", sa.LargeBinary, primary_key=True),  # of the content
+    sa.Column("content", sa.LargeBinary, nullable=False),
 )
 
 outcomes = sa.Table(

@@ -1,11 +1,12 @@
 """The only doorway to SQL: bars, corrections, decisions, promotions, retrain queue, leases, breaker trips, alarms."""
 
+from pipelines.record_codec import DecisionRecord
 from pipelines.store.alarms import Alarm, AlarmStore
 from pipelines.store.bars_and_records import BarBatch, BarStore
 from pipelines.store.breakers import BreakerStore, BreakerTrip
 from pipelines.store.codec import decision_of, decision_payload, packed, unpacked
 from pipelines.store.corrections import Change, Correction, CorrectionStore, HeldBar, Quarantined, Signed, read_with
-from pipelines.store.decisions import DecisionRecord, DecisionStore, Fill
+from pipelines.store.decisions import DecisionStore, Fill
 from pipelines.store.dump import nonempty_tables, open_dump, refuse_nonempty, refuse_unknown
 from pipelines.store.engine import (
     FLOW_WAIT_MS,

@@ -1,4 +1,8 @@
-"""Records as they are stored, and back: decisions as JSON, order books and context values as bytes."""
+"""Records as they are stored, and back: order books and context values as bytes, decisions as JSON.
+
+A decision is JSON where it is sent, and where a release with a schema before 0008 stored it; since then it is stored as
+`pipelines.record_codec` writes it.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -17,12 +21,12 @@ _NOT_RECORDED = np.array([np.nan], dtype="<f8").tobytes()
 
 
 def decision_payload(decision: Decision) -> JsonObject:
-    """Return a decision as it is stored and sent: plain JSON, times in ISO 8601 with their zone."""
+    """Return a decision as it is sent: plain JSON, times in ISO 8601 with their zone."""
     return decision.to_dict()
 
 
 def decision_of(payload: Mapping[str, Any]) -> Decision:
-    """Return the decision of a `decision_payload`, also of one that an earlier release wrote."""
+    """Return the decision of a `decision_payload`, of whatever release stored or sent it."""
     return Decision.from_dict(_current_decision(payload))
 
 

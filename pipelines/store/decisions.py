@@ -9,23 +9,16 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 from sqlalchemy.exc import IntegrityError
 
-from pipelines.contracts import Decision, Outcome
+from pipelines.contracts import Outcome
 from pipelines.errors import BadValues, StoredAlready, UnknownName
 from pipelines.migrations import tables as t
-from pipelines.store.codec import decision_of, decision_payload
-from pipelines.store.engine import Database, between, lock_row
+from pipelines.record_codec import DecisionRecord, kind_of, message_of, part_digest, read_record, record_of
+from pipelines.store.codec import decision_of
+from pipelines.store.engine import LOOKUP, between, lock_row
+from pipelines.store.record_parts import RecordParts
 
-_LOOKUP = 500  # values in one IN (...): under every database's parameter limit
-_DECISION_COLUMNS = tuple(c.name for c in t.decisions.columns if c.name not in ("payload", "features", "signals"))
-
-
-@dataclass(frozen=True, slots=True)
-class DecisionRecord:
-    """Hold a decision with the bytes it was made from: float64 rows in catalogue order, for an exact replay."""
-
-    decision: Decision
-    features: bytes
-    signals: bytes
+_IN_RECORD = {"payload": {}, "features": b"", "signals": b""}  # columns of rows before revision 0008
+_DECISION_COLUMNS = tuple(c.name for c in t.decisions.columns if c.name not in (*_IN_RECORD, "record"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +41,23 @@ class Fill:
     reason: str = ""
 
 
-class DecisionStore(Database):
+class DecisionStore(RecordParts):
     """Store the decision ledger with outcomes and fills."""
 
     def add_decisions(self, records: Sequence[DecisionRecord], within: Connection | None = None) -> None:
         """Store decisions, all or none. Raises StoredAlready if an id exists, BadValues if a figure is not finite."""
-        rows = [
-            {
-                **{c: getattr(r.decision, c) for c in _DECISION_COLUMNS},
-                "payload": decision_payload(r.decision),
-                "features": r.features,
-                "signals": r.signals,
-            }
-            for r in records
-        ]
-        if not rows:
+        messages = [(kind_of(r.decision), message_of(r)) for r in records]
+        if not messages:
             return
         try:
             with self.writing(within) as connection:
+                parts = self.add_parts(messages, connection)
+                rows = [
+                    {c: getattr(r.decision, c) for c in _DECISION_COLUMNS}
+                    | _IN_RECORD
+                    | {"record": record_of(message, part)}
+                    for r, (_, message), part in zip(records, messages, parts, strict=True)
+                ]
                 connection.execute(sa.insert(t.decisions), rows)
         except IntegrityError as error:
             raise StoredAlready("a decision with this id is stored already; ids are never reused") from error
@@ -75,7 +67,7 @@ class DecisionStore(Database):
         found = self._rows(sa.select(t.decisions).where(t.decisions.c.id == decision_id))
         if not found:
             raise UnknownName(f"no decision {decision_id!r} in the ledger; `bellwether decide` prints ids of new ones")
-        return _record(found[0])
+        return self._records(found)[0]
 
     def decisions(
         self,
@@ -95,7 +87,17 @@ class DecisionStore(Database):
         if emitted_only:
             query = query.where(t.decisions.c.action != "NO_TRADE")
         query = query.order_by(t.decisions.c.as_of.desc(), t.decisions.c.ingested_at.desc()).limit(last)
-        return [_record(row) for row in reversed(self._rows(query))]
+        return self._records(self._rows(query)[::-1])
+
+    def _records(self, rows: Sequence[RowMapping]) -> list[DecisionRecord]:
+        """Return the records of rows of `decisions`, whichever release wrote them."""
+        parts = self.parts_of({part_digest(row["record"]) for row in rows if row["record"] is not None})
+        return [
+            DecisionRecord(decision_of(row["payload"]), row["features"], row["signals"])
+            if (record := row["record"]) is None
+            else read_record(record, parts[part_digest(record)])
+            for row in rows
+        ]
 
     # ---- outcomes -------------------------------------------------------------------------------------------------
 
@@ -108,7 +110,7 @@ class DecisionStore(Database):
             .order_by(t.decisions.c.as_of)
             .limit(limit)
         )
-        return [_record(row) for row in self._rows(query)]
+        return self._records(self._rows(query))
 
     def add_outcome(self, outcome: Outcome, within: Connection | None = None) -> bool:
         """Store what became of a decision; return False if exactly this is stored already.
@@ -133,8 +135,8 @@ class DecisionStore(Database):
     def outcomes_of(self, decision_ids: Sequence[str]) -> list[Outcome]:
         """Return the outcomes of these decisions, as far as they are known."""
         found = []
-        for i in range(0, len(decision_ids), _LOOKUP):
-            some = t.outcomes.c.decision_id.in_(decision_ids[i : i + _LOOKUP])
+        for i in range(0, len(decision_ids), LOOKUP):
+            some = t.outcomes.c.decision_id.in_(decision_ids[i : i + LOOKUP])
             found += [Outcome(**row) for row in self._rows(sa.select(t.outcomes).where(some))]
         return found
 
@@ -147,10 +149,9 @@ class DecisionStore(Database):
         query = between(sa.select(t.decisions, t.outcomes).select_from(joined), t.decisions.c.as_of, since, until)
         query = between(query, t.outcomes.c.resolved_at, ended_since, None)
         names = [f.name for f in fields(Outcome)]
-        return [
-            (_record(row), Outcome(**{name: row[name] for name in names}))
-            for row in self._rows(query.order_by(t.decisions.c.as_of))
-        ]
+        rows = self._rows(query.order_by(t.decisions.c.as_of))
+        ended = [Outcome(**{name: row[name] for name in names}) for row in rows]
+        return list(zip(self._records(rows), ended, strict=True))
 
     # ---- fills ----------------------------------------------------------------------------------------------------
 
@@ -182,8 +183,3 @@ class DecisionStore(Database):
         if since is not None:
             query = query.where(f.c.ingested_at > since)
         return [Fill(**row) for row in reversed(self._rows(query))]
-
-
-def _record(row: RowMapping) -> DecisionRecord:
-    """Return the record of a row of `decisions`."""
-    return DecisionRecord(decision_of(row["payload"]), row["features"], row["signals"])

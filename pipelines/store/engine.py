@@ -28,6 +28,7 @@ OUTAGES = (OperationalError, InterfaceError, PoolTimeout)  # failures of the dat
 CONNECT_TIMEOUT_S = 4  # PostgreSQL: a server that does not answer counts as down after this
 FLOW_WAIT_MS = 30_000  # a flow waits this long for another writer before it gives up
 SERVICE_WAIT_MS = 500  # a service waits this long: its caller gets an error at once and retries
+LOOKUP = 500  # values in one IN (...): under every database's parameter limit
 MIGRATIONS = Path(migrations.__file__).parent
 _MIGRATION_LOCK = 0x62656C6C  # any fixed number: two PostgreSQL clients must not migrate at once
 

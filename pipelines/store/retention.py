@@ -6,12 +6,13 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from pipelines.migrations import tables as t
-from pipelines.store.engine import Database
+from pipelines.record_codec import part_digest, read_record
+from pipelines.store.record_parts import RecordParts
 
 ROWS_PER_TRANSACTION = 1000
 
 
-class Retention(Database):
+class Retention(RecordParts):
     """Delete rows that nothing refers to any more."""
 
     def prunable(self, before: datetime) -> dict[str, tuple[int, datetime | None]]:
@@ -31,7 +32,8 @@ class Retention(Database):
         decisions         NO_TRADE without an event: never one that was emitted, stood on an event or has an outcome
         alarms            cleared ones, except the newest alarm
         retrain_requests  closed ones, except the newest of each family, from which its cool-down counts
-        A thousand rows a transaction, so that the service's own writes come in between.
+        A thousand rows a transaction, so that the service's own writes come in between. Parts of records stay: there
+        are a few for each generation, and decisions that stay may rest on them.
         """
         removed = {}
         for table, _, removable in _removable(before):
@@ -48,10 +50,18 @@ class Retention(Database):
     def served_digests(self, before: datetime) -> set[str]:
         """Return the digests of all models recorded in decisions that `prune(before)` leaves."""
         (decisions,) = (removable for table, _, removable in _removable(before) if table is t.decisions)
-        query = sa.select(t.decisions.c.payload["models"]).where(sa.not_(decisions))
+        query = sa.select(t.decisions.c.payload["models"], t.decisions.c.record).where(sa.not_(decisions))
+        digests: set[str] = set()
         with self._engine.connect() as connection:
-            rows = connection.execute(query, execution_options={"yield_per": ROWS_PER_TRANSACTION}).scalars()
-            return {digest for models in rows for digest in _digests(models)}
+            rows = connection.execute(query, execution_options={"yield_per": ROWS_PER_TRANSACTION})
+            for some in rows.partitions():
+                records = [record for _, record in some if record is not None]
+                parts = self.parts_of({part_digest(record) for record in records})
+                for record in records:
+                    models = read_record(record, parts[part_digest(record)]).decision.models
+                    digests.update(answer.digest for arms in models.values() for answer in arms.values())
+                digests.update(digest for models, record in some if record is None for digest in _digests(models))
+        return digests - {""}
 
 
 def _digests(record: object) -> Iterator[str]:

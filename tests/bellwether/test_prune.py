@@ -2,12 +2,11 @@
 
 import json
 import os
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from support.command_line import bellwether
-from support.legacy_store import contents, release_010
+from support.legacy_store import add_json_decision, contents, release_010
 
 from bellwether.operations.retention import cutoff, idle_bundles, plan, prune
 from flows.support.installation import Installation
@@ -149,19 +148,11 @@ def test_bundles_stay_that_serve_could_serve_again_or_took_part_in_a_remaining_d
     assert here == {folders[letter].name for letter in "abcde"} | {young.name, ".landing-abc"}
 
 
-class AsWrittenBefore(Decision):
-    """A decision that is stored with its models under their arms alone, as release 0.1.0 did."""
-
-    def to_dict(self):
-        return Decision.to_dict(self) | {"models": {"champion": {"digest": "a" * 64}}}
-
-
-def test_a_bundle_named_by_a_decision_of_the_release_before_stays(installation):
+def test_a_bundle_named_by_a_decision_of_an_earlier_release_stays(installation):
     folder = bundle(installation, "a")
     decide(installation, "emitted", action="BUY")
     stored = installation.store.decision("emitted")
-    old = AsWrittenBefore.from_dict(stored.decision.to_dict() | {"id": "x"})
-    installation.store.add_decisions([replace(stored, decision=old)])
+    add_json_decision(installation.store, stored, id="x", models={"champion": {"digest": "a" * 64}})  # as 0.1.0 did
     assert list(idle_bundles(installation, BEFORE)) == []
     assert folder.exists()
 

@@ -1,4 +1,5 @@
-"""A store as release 0.1.0 left it: its schema, and rows of every table written in SQL, not by present code."""
+"""A store as release 0.1.0 left it: its schema, and rows of every table written in SQL, not by present code; and
+decisions as every release stored them before they became records."""
 
 import json
 from pathlib import Path
@@ -8,6 +9,8 @@ from alembic import command
 from alembic.config import Config
 
 from pipelines import migrations
+from pipelines.migrations import tables
+from pipelines.store import decision_payload
 
 SCHEMA_010 = "0001"
 PAYLOAD = {
@@ -92,6 +95,17 @@ def release_010(url):
                     f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT max(id) FROM {table}))"
                 )
     engine.dispose()
+
+
+def add_json_decision(store, record, **changes):
+    """Store a decision as JSON next to its bytes, as releases with a schema before 0008 did; `changes` of its JSON."""
+    names = ("id", "symbol", "as_of", "known_at", "ingested_at", "action", "direction", "event", "tier", "arm",
+             "generation")  # fmt: skip
+    row = {name: getattr(record.decision, name) for name in names} | {k: v for k, v in changes.items() if k in names}
+    row |= {"payload": decision_payload(record.decision) | changes}
+    row |= {"features": record.features, "signals": record.signals}
+    with store.writing() as connection:
+        connection.execute(sa.insert(tables.decisions), [row])
 
 
 def contents(url):

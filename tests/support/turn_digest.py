@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from pipelines.record_codec import part_digest, part_of, read_record
 from pipelines.renamed_keys import current_word
 
 TOLERANCE = 1e-9  # two runs on one machine are equal; another CPU rounds in another way
@@ -27,7 +28,7 @@ def digest(home: Path) -> dict[str, Any]:
             "SELECT family, action, arm, verdict_passed, data_hash, evidence FROM promotions WHERE verdict_passed IS "
             "NOT NULL AND actor = 'gate' ORDER BY family, id"
         ).fetchall()
-        decisions = [json.loads(row[0]) for row in database.execute("SELECT payload FROM decisions ORDER BY as_of")]
+        decisions = _decisions(database)
     return {
         "data_hash": sorted({line[4] for line in lines}),
         "verdicts": [
@@ -51,6 +52,19 @@ def differences(first: Any, second: Any, at: str = "") -> list[str]:
     if isinstance(first, float) and isinstance(second, float):
         return [] if abs(first - second) <= TOLERANCE else [f"{at}: {first} != {second}"]
     return [] if first == second else [f"{at}: {first} != {second}"]
+
+
+def _decisions(database: sqlite3.Connection) -> list[dict[str, Any]]:
+    """Return the JSON of every decision, whichever release stored it."""
+    columns = {row[1] for row in database.execute("PRAGMA table_info(decisions)")}
+    if "record" not in columns:  # a schema before 0008
+        return [json.loads(row[0]) for row in database.execute("SELECT payload FROM decisions ORDER BY as_of")]
+    parts = {row[0]: part_of(*row) for row in database.execute("SELECT digest, content FROM record_parts")}
+    rows = database.execute("SELECT payload, record FROM decisions ORDER BY as_of")
+    return [
+        json.loads(payload) if record is None else read_record(record, parts[part_digest(record)]).decision.to_dict()
+        for payload, record in rows
+    ]
 
 
 def _checks(evidence: dict[str, Any]) -> dict[str, Any]:

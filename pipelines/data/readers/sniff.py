@@ -366,14 +366,12 @@ def load(text: Text, kinds: Mapping[int, str]) -> tuple[pyarrow.Table, Ints, lis
         except pyarrow.ArrowInvalid as error:
             raise UnreadableFile(
                 f"{text.name}: {text.form.saw()}; still missing: rows of {text.form.width} cells, the table is "
-                "malformed; "
-                f"for example: {str(error)[:160]}"
+                f"malformed; for example: {str(error)[:160]}"
             ) from error
     if table.num_rows != len(lines):
         raise UnreadableFile(
             f"{text.name}: {text.form.saw()}; still missing: one row a line, there are {table.num_rows} rows in "
-            f"{len(lines)} "
-            "lines, so a quoted cell is malformed; for example: look for a single quotation mark."
+            f"{len(lines)} lines, so a quoted cell is malformed; for example: look for a single quotation mark."
         )
     return table, lines, notes
 

@@ -8,7 +8,8 @@ import os
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -28,10 +29,12 @@ from pipelines.data.timeframes import Grid
 from pipelines.models.base import Dataset
 from pipelines.models.catalog import model_family
 from pipelines.params import Params
-from pipelines.settings import ROOT, load_params
+from pipelines.settings import ROOT, Settings, load_params
+from pipelines.store import Promotion, Store
 from pipelines.training import stages
 from pipelines.warm_start import publish_warm_start
 from serving.inference.generation import write_generation
+from serving.service.home_store import open_store
 
 MINUTES = Grid("1m")
 
@@ -171,6 +174,32 @@ def arm_of(digest: str, version: str = "benchmark") -> JsonObject:
     """Return the entry of an arm in a generation file."""
     names = ("run_id", "data_hash", "git_commit")
     return dict.fromkeys(names, "benchmark") | {"version": version, "digest": digest, "verdict": "passed"}
+
+
+def put_on_ledger(store: Store, families: Mapping[str, Mapping[str, JsonObject | None]], at: datetime) -> None:
+    """Put the arms that a generation file names on the ledger: the gate's verdict on each, then the champion's move."""
+    for family, arms in families.items():
+        for arm in ("champion", "challenger"):
+            if (entry := arms.get(arm)) is None:
+                continue
+            passed = entry.get("verdict") != "refused"
+            line = Promotion(
+                at, "benchmark", "challenge", family, "challenger", None, entry["version"], entry["digest"],
+                entry.get("run_id"), entry.get("data_hash"), entry.get("git_commit"), passed, "benchmark",
+            )  # fmt: skip
+            store.add_promotion(line)
+            if arm == "champion":
+                store.add_promotion(replace(line, action="promote", arm="champion"))
+
+
+def serve_arms(
+    where: Settings, families: Mapping[str, Mapping[str, JsonObject | None]], warm: Mapping[str, str] | None,
+    at: datetime,
+) -> int:  # fmt: skip
+    """Put arms on the ledger of a home and name them in its generation file; return the generation."""
+    with contextlib.closing(open_store(where)) as store:
+        put_on_ledger(store, families, at)
+    return write_generation(where.serving_dir, families, warm, at)
 
 
 def by_decision_bar(live: Floats, params: Params) -> list[Floats]:

@@ -22,7 +22,7 @@ import psutil
 
 from bellwether.operations import start_stop
 from bellwether.operations.replay_decisions import replay_decisions
-from benchmarks.fixture import FAMILY, Fixture, arm_of, by_decision_bar, fixture
+from benchmarks.fixture import FAMILY, Fixture, arm_of, by_decision_bar, fixture, serve_arms
 from benchmarks.services import MB, service_processes, serving
 from flows.support import processes
 from flows.support.installation import Installation
@@ -32,7 +32,6 @@ from pipelines.settings import Settings
 from pipelines.store import Promotion, Store, decision_payload
 from pipelines.warm_start import read_warm_start
 from serving.client import Client
-from serving.inference.generation import write_generation
 from serving.inference.predictions import faulty
 from serving.state import symbols
 
@@ -160,7 +159,8 @@ def serving_fixture(
         for name in ("bundles", "serving"):
             shutil.copytree(at.home / name, home / name, ignore=shutil.ignore_patterns("ack"))
         arms = {"champion": arm_of(at.digests[0], "1") if champion else None}
-        write_generation(home / "serving", {FAMILY: arms}, warm_in(at, home / "serving"), datetime.now(UTC))
+        where = Settings(home=home, store_url=store_url)
+        serve_arms(where, {FAMILY: arms}, warm_in(at, home / "serving"), datetime.now(UTC))
         with serving(home, names, store_url, **(variables or {})) as settings:
             yield at, settings
 
@@ -196,9 +196,7 @@ def swaps(count: int, tiny: bool = False) -> JsonObject:
         for i in range(count):
             digest = at.digests[(i + 1) % 2]
             arms = {"champion": arm_of(digest, str(i + 2))}
-            generation = write_generation(
-                settings.serving_dir, {FAMILY: arms}, warm_in(at, settings.serving_dir), datetime.now(UTC)
-            )
+            generation = serve_arms(settings, {FAMILY: arms}, warm_in(at, settings.serving_dir), datetime.now(UTC))
             status = client.wait_for_generation(generation)
             if status["families"][FAMILY]["champion"]["version"] != str(i + 2) or status["refused"]:
                 load.faults.append(f"swap {i + 1}: {status['families'][FAMILY]}, refused {status['refused']}")

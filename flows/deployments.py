@@ -24,6 +24,7 @@ from flows.rollback import rollback
 from flows.support import processes
 from flows.support.schedules import RegisterOnceDeployment, drift_trigger, plan
 from flows.train import train
+from flows.verify import verify
 from pipelines.permissions import restrict
 from pipelines.settings import load_params, settings
 
@@ -37,6 +38,7 @@ DEPLOYMENTS: list[tuple[Flow[..., Any], str]] = [
     (monitor, "Resolve outcomes, watch drift and loss, report"),
     (retrain, "A new challenger; started by drift, loss, age, the schedule, or a person"),
     (rollback, "The previous champion back, in one step"),
+    (verify, "The ledger against its chain; anchors what is intact"),
     (lifecycle, "One whole turn of the loop"),
 ]
 

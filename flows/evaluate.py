@@ -13,7 +13,7 @@ from prefect.artifacts import create_markdown_artifact
 from flows.support import backtest
 from flows.support.installation import Installation, is_of_market, open_installation
 from flows.support.progress import line_progress, report_progress, step
-from flows.support.promotion import challenge, fetch_bundle, publish, slots_of, verdict_line
+from flows.support.promotion import challenge, fetch_bundle, publish
 from pipelines import versioning
 from pipelines.contracts import Bools, Floats, Ints, Model, Verdict
 from pipelines.errors import StateError
@@ -32,7 +32,7 @@ def rival(installation: Installation, family: str) -> Model | None:
 
     None without one, if it is of another market, which cannot be compared on these rows, or if it is this very fit.
     """
-    champion = slots_of(installation.store, family).champion
+    champion = installation.store.slots(family).champion
     fit = json.loads((installation.workspace / "artifacts" / family / "fit.json").read_text())
     if champion is None or champion.digest == fit["digest"]:
         return None
@@ -115,7 +115,7 @@ def fit_paired(family: str, version: str) -> None:
     """
     installation = open_installation()
     candidate = installation.tracking.version(family, version)
-    if verdict_line(installation.store, family, version, candidate.digest) is not None:
+    if installation.store.verdict(family, version, candidate.digest) is not None:
         return
     champion = rival(installation, family)
     if champion is None or later_rows(installation, champion) < installation.params.gate.min_paired:
@@ -136,7 +136,7 @@ def pass_gate(family: str, version: str) -> bool:
     """Return whether the version passes the gate; the same bytes are judged once."""
     installation = open_installation()
     candidate = installation.tracking.version(family, version)
-    earlier = verdict_line(installation.store, family, version, candidate.digest)
+    earlier = installation.store.verdict(family, version, candidate.digest)
     return judged_before(earlier) if earlier is not None else judge_candidate(installation, candidate)
 
 

@@ -39,7 +39,7 @@ def judge_and_propose(installation: Installation, versions: Mapping[str, str]) -
     passed = {}
     for family, version in versions.items():
         passed[family] = evaluate(family, version)
-        champion = promotion.slots_of(installation.store, family).champion
+        champion = installation.store.slots(family).champion
         if passed[family] and (champion is None or champion.to_version != version):
             propose(family, version, reason="passed the gate")
     return passed

@@ -141,7 +141,7 @@ def watch_each(installation: Installation, symbol: str) -> tuple[list[FamilyWatc
 
 def family_watch(installation: Installation, family: str, symbol: str) -> FamilyWatch:
     """Return the watch of one family, as `watch`. Raises BundleError for a bundle that is not as it was registered."""
-    slots, params = promotion.slots_of(installation.store, family), installation.params
+    slots, params = installation.store.slots(family), installation.params
     line = slots.champion or slots.challenger
     assert line is not None, f"{family} has neither champion nor challenger, so it is not watched"
     model = watched_model(installation, line)
@@ -190,7 +190,7 @@ def trip_model(installation: Installation, symbol: str, watched: FamilyWatch | N
     Only trades that it decided count, since a person last reset the breaker. Input drift never comes here: it requests
     a retrain, and the loop closes by itself.
     """
-    champion = promotion.slots_of(installation.store, DECISION_FAMILY).champion
+    champion = installation.store.slots(DECISION_FAMILY).champion
     if champion is None or watched is None or not watched.loss.alarm:
         return None
     net_bps = traded_lately(installation, symbol, watched)
@@ -296,8 +296,8 @@ def watched_families(installation: Installation) -> list[str]:
     Without one, the deciding family, once it was judged: before that its first training is still running, and a second
     one at the same time is of no use.
     """
-    serving = [family for family in FAMILIES if promotion.slots_of(installation.store, family).champion is not None]
-    judged = promotion.slots_of(installation.store, DECISION_FAMILY).challenger is not None
+    serving = [family for family in FAMILIES if installation.store.slots(family).champion is not None]
+    judged = installation.store.slots(DECISION_FAMILY).challenger is not None
     return serving or ([DECISION_FAMILY] if judged else [])
 
 

@@ -57,8 +57,8 @@ def await_approval(installation: Installation, family: str, version: str, wait_h
 def evidence_text(installation: Installation, family: str, version: str) -> str:
     """Return what a person decides on, as Markdown: the evidence, the gain over the champion with interval and n."""
     wanted = installation.tracking.version(family, version)
-    champion = promotion.slots_of(installation.store, family).champion
-    verdict = promotion.verdict_line(installation.store, family, version, wanted.digest)
+    champion = installation.store.slots(family).champion
+    verdict = installation.store.verdict(family, version, wanted.digest)
     lines = [
         f"Promote **{family}** version **{version}** to champion, in place of "
         f"{f'version {champion.to_version}' if champion else 'none'}?",

@@ -104,7 +104,7 @@ def generation_of(installation: Installation) -> int | None:
 
 def champions_of(installation: Installation) -> dict[str, tuple[str | None, str | None]]:
     """Return family → (version, digest) of its champion on the ledger, (None, None) without one."""
-    slots = {family: promotion.slots_of(installation.store, family).champion for family in FAMILIES}
+    slots = {family: installation.store.slots(family).champion for family in FAMILIES}
     return {family: (line.to_version, line.digest) if line else (None, None) for family, line in slots.items()}
 
 

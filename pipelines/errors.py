@@ -13,6 +13,7 @@ BellwetherError
 │   ├── QualityBlocked         data quality under the floor: no training on it
 │   ├── NotEnoughData          too few rows to say anything
 │   ├── GateRefused            promotion without a passing verdict
+│   ├── ChainBroken            the ledger is not as it was written: no champion moves
 │   ├── WouldOverwrite         something exists that this would replace
 │   └── LeaseHeld              another process is doing this now
 ├── BundleError                a model bundle that must not be served
@@ -83,6 +84,10 @@ class NotEnoughData(BlockedError):
 
 class GateRefused(BlockedError):
     """Signal a promotion without a passing verdict."""
+
+
+class ChainBroken(BlockedError):
+    """Signal a ledger that is not as its chain says, so that nothing is promoted on it."""
 
 
 class WouldOverwrite(BlockedError):

@@ -17,6 +17,7 @@ from typing import Any
 from pipelines.errors import ServiceDown, UnknownName
 
 EXPERIMENT = "bellwether"
+CHAIN_ANCHOR = "bellwether.chain_anchor"  # a tag of the experiment
 NEEDED = ("numpy", "onnxruntime", "pandas", "mlflow")  # to load a version from MLflow
 
 
@@ -141,6 +142,19 @@ class Tracking:
         self._client.set_tag(run_id, "gate_verdict", word)
         self._client.set_model_version_tag(family, version, "trials", str(trials))
         self._client.set_model_version_tag(family, version, "gate_verdict", word)
+
+    def set_chain_anchor(self, seq: int, mac: str, at: str) -> None:
+        """Write down what the ledger's chain ended with at a moment, as a tag of the experiment."""
+        self._client.set_experiment_tag(self._experiment(), CHAIN_ANCHOR, f"{seq} {mac} {at}")
+
+    def chain_anchor(self) -> tuple[int, str, str] | None:
+        """Return (seq, mac, at) of `set_chain_anchor`; None if there is none, or a person edited it."""
+        words = self._client.get_experiment(self._experiment()).tags.get(CHAIN_ANCHOR, "").split()
+        return (int(words[0]), words[1], words[2]) if len(words) == 3 and words[0].isdigit() else None
+
+    def _experiment(self) -> str:
+        """Return the id of the experiment, made if there is none."""
+        return str(self._mlflow.set_experiment(EXPERIMENT).experiment_id)
 
     def log_study(self, name: str, tags: dict[str, str]) -> str:
         """Start a run for evidence that belongs to no version and return its id; `log_report` fills it."""

@@ -19,6 +19,7 @@ from pipelines.migrations.tables import METADATA, SCHEMA
 from pipelines.store import BarBatch, Fill, Promotion, Signed, Store
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
+KEY = b"k" * 32
 FILES = {"serving/generation.json": b'{"generation": 3}'}
 
 
@@ -26,7 +27,7 @@ FILES = {"serving/generation.json": b'{"generation": 3}'}
 def source(url):
     """Return the URL of a store with rows in every table: those of release 0.1.0, migrated, and of this one."""
     release_010(url)
-    store = Store.open(url)
+    store = Store.open(url, chain_key=KEY)
     store.add_bars(one_bar(0.1))
     with store.writing() as connection:
         connection.execute(METADATA.tables["records"].insert(), [
@@ -89,6 +90,9 @@ def test_a_restored_store_holds_every_row_bit_for_bit_whichever_database_it_came
     assert len(first) == 5
     for store in stores:
         store.close()
+    restored = Store.open(empty, chain_key=KEY)
+    assert (restored.verify_chain().faults, restored.verify_chain().rows) == ((), 4)
+    restored.close()
 
 
 def test_a_restored_store_goes_on_counting_and_its_ledger_still_only_grows(backup_file, empty):

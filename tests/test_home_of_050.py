@@ -19,6 +19,7 @@ from benchmarks.ports import free_ports
 from pipelines.permissions import restrict
 from pipelines.settings import ROOT, Settings, load_params
 from pipelines.store import Store
+from serving.service.home_store import open_store
 from serving.state.online_weights_store import OnlineWeightsStore
 from serving.state.tiers import TierStore
 
@@ -124,7 +125,7 @@ def test_a_rollback_loads_its_bundle_and_refuses_where_there_is_no_earlier_champ
     refused = served.run("rollback", "validator")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "UnknownName: validator has no previous champion" in refused.stderr
-    with closing(Store.open(served.settings.store)) as store:
+    with closing(open_store(served.settings)) as store:
         (first,) = [line for line in store.promotions("validator") if line.action == "promote"]
         store.add_promotion(replace(first, from_version="1", to_version="2"))
     assert served.json("rollback", "validator")["champion"] == "1"

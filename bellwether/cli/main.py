@@ -27,6 +27,7 @@ COMMANDS = {  # name → (module, help). `bellwether --help` reads this and load
     "limits": ("decisions", "List every limit of params.yaml"),
     "weights": ("decisions", "Show stated and learned weights of the categories"),
     "replay": ("decisions", "Recompute stored decisions and compare every bit"),
+    "verify": ("store", "Verify that the ledger is as it was written"),
     "lineage": ("decisions", "Trace a decision to its models, code and data"),
     "promote": ("models", "Make a version champion of its family"),
     "rollback": ("models", "Restore the previous champion of a family"),

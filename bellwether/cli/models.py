@@ -35,7 +35,7 @@ def promote(
     installation = open_installation()
     if dry_run:
         wanted = installation.tracking.version(family, version)
-        verdict = promotion.verdict_line(installation.store, family, version, wanted.digest)
+        verdict = installation.store.verdict(family, version, wanted.digest)
         expected = "would be promoted" if verdict and verdict.verdict_passed else "would be refused"
         message = f"{expected}: {verdict.reason if verdict else 'the gate never evaluated this digest'}"
         found = {"family": family, "version": version, "message": message}

@@ -1,14 +1,21 @@
-"""The store of an installation: backup, restore, prune."""
+"""The store of an installation: backup, restore, prune, verify."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bellwether.cli.options import AsJson, DryRun, new_group
+from bellwether.cli.options import AsJson, DryRun, Reason, new_group, user
 from bellwether.cli.output import emit, line, paragraph, table
+from pipelines.errors import BadValues
 from pipelines.settings import settings
+
+if TYPE_CHECKING:
+    from pipelines.store import Verified
+
+SHOWN_FAULTS = 10
 
 app = new_group()
 
@@ -121,3 +128,65 @@ def prune(
     ])  # fmt: skip
     if not removing and any(r.n for r in found):
         line("Nothing was removed. `bellwether prune --yes` removes it.")
+
+
+@app.command()
+def verify(
+    everything: Annotated[bool, typer.Option("--all", help="From the first line, not from the newest anchor.")] = False,
+    accept: Annotated[bool, typer.Option("--accept", help="Go on with the faults found: needs --reason.")] = False,
+    reason: Reason = "",
+    by: Annotated[str | None, typer.Option(help="Who accepts; your user name by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify that the ledger is as it was written.
+
+    Compares verdicts, promotions, outcomes, corrections and decisions with the chain under the key of this home, and
+    the chain with its anchors here and in MLflow. Exit code 1 if a row was edited, deleted, inserted or moved, or the
+    end is missing: then nothing is promoted until a person accepts it. What is served stays.
+    """
+    from flows.support import ledger_chain
+    from flows.support.installation import open_installation
+    from flows.support.promotion import promotion_lease
+
+    if accept and not reason.strip():
+        raise BadValues("--accept needs --reason: why the ledger may stay as it is; nothing was accepted")
+    installation = open_installation()
+    with promotion_lease(installation):
+        found = ledger_chain.verify(installation, everything or accept)
+        accepted = found.faults if accept else ()
+        if accepted:
+            installation.store.accept_faults(accepted, by or user(), reason)
+            found = ledger_chain.verify(installation, everything=True)
+        anchored = None if found.faults else ledger_chain.anchor(installation)
+    if as_json:
+        emit({
+            "intact": not found.faults, "lines": found.lines, "since_line": found.since, "rows": found.rows,
+            "decisions": found.decisions, "faults": [asdict(fault) for fault in found.faults],
+            "accepted": found.accepted, "anchored_line": None if anchored is None else anchored.seq,
+        })  # fmt: skip
+    else:
+        _show_verified(found, len(accepted), None if anchored is None else anchored.seq)
+    if found.faults:
+        raise typer.Exit(1)
+
+
+def _show_verified(found: "Verified", accepted_now: int, anchored_line: int | None) -> None:
+    """Print what was compared and what is wrong."""
+    rows = [
+        ["lines of the chain", f"{found.lines:,}"],
+        ["rows compared", f"{found.rows:,}, of lines after {found.since:,} and all promotions"],
+        ["decisions under roots computed again", f"{found.decisions:,}"],
+        ["faults a person accepted", f"{found.accepted:,}"],
+        ["faults", f"{len(found.faults):,}"],
+    ]
+    table("the ledger and its chain", ["what", "found"], rows)
+    for fault in found.faults[:SHOWN_FAULTS]:
+        paragraph(fault.describe(), lead="FAULT")
+    if len(found.faults) > SHOWN_FAULTS:
+        line(f"and {len(found.faults) - SHOWN_FAULTS:,} more; --json has all")
+    if accepted_now:
+        line(f"{accepted_now:,} faults accepted; the chain says by whom and why.")
+    if anchored_line is not None:
+        line(f"intact; anchored at line {anchored_line}")
+    else:
+        paragraph("no champion moves, what is served stays; docs/runbook.md says what to do.", lead="NOT intact:")

@@ -24,6 +24,8 @@ NOT_INCLUDED = {
     "the services and copy the folder, or use your database's own backup",
     "DVC": "the bytes of every data version: its remote, BELLWETHER_REMOTE_URL or <home>/dvc-remote. Its files never "
     "change, so any copy of the folder will do",
+    "the chain's key": "<home>/chain_key, without which `bellwether verify` cannot prove the ledger. Keep a copy apart "
+    "from the backups: with both anyone can forge",
     "not needed": "Prefect's database (history of runs), <home>/bundles (fetched from MLflow again), reports and logs",
 }
 

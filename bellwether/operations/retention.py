@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flows.support.installation import Installation
-from flows.support.promotion import champions, promotion_lease, slots_of
+from flows.support.promotion import champions, promotion_lease
 from pipelines.contracts import utc
 from pipelines.families import FAMILIES
 from serving.inference.generation import read_generation
@@ -55,7 +55,7 @@ def cutoff(installation: Installation, days: int, at: datetime) -> datetime:
     if (installation.workspace / "data" / "manifest.json").is_file():
         ends.append(datetime.fromisoformat(installation.manifest()["last"]))
     for family in FAMILIES:
-        slots = slots_of(installation.store, family)
+        slots = installation.store.slots(family)
         for line in (slots.champion, slots.challenger):
             schema = installation.settings.bundles / str(line and line.digest) / "schema.json"
             if schema.is_file():
@@ -90,7 +90,7 @@ def idle_bundles(installation: Installation, before: datetime) -> Iterator[Path]
     """
     named = installation.store.served_digests(before)
     for family in FAMILIES:
-        slots, versions = slots_of(installation.store, family), set(champions(installation.store, family))
+        slots, versions = installation.store.slots(family), set(champions(installation.store, family))
         lines = [line for line in installation.store.promotions(family) if line.to_version in versions]
         named |= {str(line.digest) for line in (*lines, slots.champion, slots.challenger) if line is not None}
     served = read_generation(installation.settings.serving_dir) or {"families": {}}

@@ -70,7 +70,7 @@ def latest_scores(installation: Installation) -> dict[str, Score]:
     market = installation.manifest()["symbol"] if manifest.is_file() else None
     scores: dict[str, Score] = {}
     for family in FAMILIES:
-        slots = promotion.slots_of(installation.store, family)
+        slots = installation.store.slots(family)
         for arm, line in (("champion", slots.champion), ("challenger", slots.challenger)):
             evidence = promotion.gate_evidence(installation.store, line)
             if family in scores or line is None or evidence.get("symbol") != market:

@@ -20,8 +20,8 @@ from flows.support.promotion import promotion_lease
 from pipelines import versioning
 from pipelines.errors import BellwetherError, LeaseHeld, StateError
 from pipelines.settings import ROOT, Settings, load_params
-from pipelines.store import Store
 from serving.inference.generation import GENERATION_FILE, read_generation, write_generation
+from serving.service.home_store import open_store
 
 
 def refused(installation: Installation) -> str | None:
@@ -50,9 +50,7 @@ def before_start(settings: Settings, progress: Progress = silent) -> None:
     """
     if not (settings.serving_dir / GENERATION_FILE).is_file() or processes.is_responding(settings, "decision"):
         return
-    installation = Installation(
-        settings, load_params(settings.params_file), Store.open(settings.store, settings.durability)
-    )
+    installation = Installation(settings, load_params(settings.params_file), open_store(settings))
     try:
         if (why := refused(installation)) is not None:
             progress(f"the published warm start is refused ({why}); folding it again")

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from flows.support.installation import Installation
-from flows.support.promotion import slots_of
 from pipelines.contracts import CATEGORIES, CLOSE, OPEN_TIME, REGIMES, Floats, Ints, json_ready
 from pipelines.costs import (
     NO_FUNDING,
@@ -83,7 +82,7 @@ def served_regimes(installation: Installation, m: int) -> Floats:
     """
     codes = np.full(m, np.nan)
     folder = installation.workspace / "artifacts" / REGIME
-    champion = slots_of(installation.store, REGIME).champion
+    champion = installation.store.slots(REGIME).champion
     if champion is None or not (folder / "fit.json").is_file():
         return codes
     if json.loads((folder / "fit.json").read_text())["digest"] != champion.digest:

@@ -25,6 +25,7 @@ from pipelines.params import Params
 from pipelines.settings import ROOT, Settings, load_params, settings
 from pipelines.store import Store
 from pipelines.tracking import Tracking
+from serving.service.home_store import open_store
 
 log = logging.getLogger("bellwether.installation")
 WORKSPACE = "workspace"  # name of the lease: one writer of market data and models at a time
@@ -98,7 +99,7 @@ def is_of_market(facts: Mapping[str, object], meta: Mapping[str, object]) -> boo
 def open_installation() -> Installation:
     """Open the installation that the environment names."""
     found = settings()
-    return Installation(found, load_params(found.params_file), Store.open(found.store, found.durability))
+    return Installation(found, load_params(found.params_file), open_store(found))
 
 
 def holder() -> str:

@@ -9,14 +9,14 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from flows.support.installation import Installation, hold_lease, now
+from flows.support.ledger_chain import anchor, require_intact
 from pipelines.contracts import Verdict
-from pipelines.errors import BundleError, GateRefused, StateError, UnknownName
+from pipelines.errors import BundleError, ChainBroken, GateRefused, StateError, UnknownName
 from pipelines.evaluation.verdicts import verdict_record
 from pipelines.families import FAMILIES
 from pipelines.store import Alarm, Promotion, Store
@@ -25,32 +25,12 @@ from serving.inference.generation import read_generation, write_generation
 
 log = logging.getLogger("bellwether.promotion")
 FAULT = "family_fault"
+DELETED = "version_deleted"
+BUNDLE = "its bundle in this home"
 WATCH = "watch"  # what of a family has the fault: its alias, its bundle, or the watch for drift and loss
 
 Arm = Mapping[str, Any]  # a slot as the generation file names it: version, digest, run, data, verdict
 Arms = dict[str, Arm | None]  # champion, challenger
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerSlots:
-    """Hold the ledger lines that put champion and challenger into the two slots of a family."""
-
-    champion: Promotion | None
-    challenger: Promotion | None
-
-
-def slots_of(store: Store, family: str) -> LedgerSlots:
-    """Return the slots of a family, derived from all its ledger lines in order."""
-    champion: Promotion | None = None
-    challenger: Promotion | None = None
-    for line in store.promotions(family):
-        if line.action == "challenge":
-            challenger = line
-        elif line.action in ("promote", "rollback"):
-            champion = line
-            if challenger is not None and challenger.to_version == line.to_version:
-                challenger = None
-    return LedgerSlots(champion, challenger)
 
 
 def _line(
@@ -78,7 +58,7 @@ def challenge(
 
     figures  rows of (figure, value, 95 % interval, n) for people
     """
-    replaced = slots_of(installation.store, version.family).challenger
+    replaced = installation.store.slots(version.family).challenger
     reason = "passed the gate" if verdict.passed else "refused by the gate: " + "; ".join(verdict.reasons)
     line = _line(
         version,
@@ -94,23 +74,13 @@ def challenge(
     installation.tracking.set_alias(version.family, "challenger", version.version)
 
 
-def verdict_line(store: Store, family: str, version: str, digest: str) -> Promotion | None:
-    """Return the newest verdict of the ledger on exactly these bytes; None if the gate never judged them."""
-    lines = [
-        p
-        for p in store.promotions(family)
-        if p.action == "challenge" and p.to_version == version and p.digest == digest
-    ]
-    return lines[-1] if lines else None
-
-
 def champions(store: Store, family: str) -> list[str]:
     """Return the versions that became champion, one after the other; the last one is champion now.
 
     A rollback removes the last one.
     """
     stack: list[str] = []
-    for line in store.promotions(family):
+    for line in store.proven_promotions(family):
         if line.action == "promote" and line.to_version not in stack[-1:]:
             stack.append(str(line.to_version))
         elif line.action == "rollback":
@@ -124,17 +94,19 @@ def promotion_lease(installation: Installation) -> AbstractContextManager[None]:
 
 
 def promote(installation: Installation, family: str, version: str, actor: str, reason: str) -> Promotion:
-    """Make a version champion. Raises GateRefused, and records it, without a passing verdict on its digest."""
+    """Make a version champion. Raises GateRefused, and records it, without a passing verdict on its digest; ChainBroken
+    on a ledger that is not as it was written."""
     with promotion_lease(installation):
         return _promote(installation, family, version, actor, reason)
 
 
 def _promote(installation: Installation, family: str, version: str, actor: str, reason: str) -> Promotion:
     """Make a version champion, under the lease of the caller."""
+    require_intact(installation)
     wanted = installation.tracking.version(family, version)
-    champion = slots_of(installation.store, family).champion
+    champion = installation.store.slots(family).champion
     old = champion.to_version if champion else None
-    verdict = verdict_line(installation.store, family, version, wanted.digest)
+    verdict = installation.store.verdict(family, version, wanted.digest)
     if verdict is None or not verdict.verdict_passed:
         why = verdict.reason if verdict else "the gate never judged this digest"
         installation.store.add_promotion(_line(wanted, "refuse", "champion", actor, why, old, False, {}))
@@ -151,9 +123,10 @@ def _promote(installation: Installation, family: str, version: str, actor: str, 
 def rollback(installation: Installation, family: str, actor: str, reason: str) -> Promotion:
     """Go back to the version the champion replaced: load it, smoke-test it, then move the pointer.
 
-    Raises UnknownName where there is none.
+    Raises UnknownName where there is none, ChainBroken as `promote`.
     """
     with promotion_lease(installation):
+        require_intact(installation)
         stack = champions(installation.store, family)
         if len(stack) < 2:
             raise UnknownName(
@@ -173,9 +146,10 @@ def _move(installation: Installation, line: Promotion) -> None:
     installation.tracking.set_alias(family, "champion", line.to_version)
     installation.store.add_promotion(line)
     installation.tracking.set_alias(family, "previous", next(iter(champions(installation.store, family)[-2:-1]), None))
-    challenger = slots_of(installation.store, family).challenger
+    challenger = installation.store.slots(family).challenger
     installation.tracking.set_alias(family, "challenger", challenger.to_version if challenger else None)
     _publish(installation)
+    anchor(installation)
 
 
 def reconcile(installation: Installation, families: Iterable[str] = FAMILIES) -> list[str]:
@@ -224,7 +198,7 @@ def _about(alarm: Alarm) -> tuple[str, str]:
 def _reconcile(installation: Installation, family: str) -> str | None:
     """Compare one family's alias with the ledger; return what was done, None if they agree."""
     alias = installation.tracking.version_by_alias(family, "champion")
-    champion = slots_of(installation.store, family).champion
+    champion = installation.store.slots(family).champion
     fact = champion.to_version if champion else None
     if (alias.version if alias else None) == fact:
         return None
@@ -233,11 +207,23 @@ def _reconcile(installation: Installation, family: str) -> str | None:
         try:
             _promote(installation, family, alias.version, "mlflow-ui", "alias moved in MLflow")
             return f"{family}: version {alias.version} promoted on request of the MLflow UI"
-        except (GateRefused, BundleError) as refusal:
+        except (GateRefused, ChainBroken, BundleError) as refusal:
             installation.store.raise_alarm("alias_refused", "warning", str(refusal), now())
             line = f"{family}: alias put back to {fact or 'nothing'}: {refusal}"
+    if champion is not None and _deleted(installation, champion):
+        return None  # there is nothing to point at; the alarm names it
     installation.tracking.set_alias(family, "champion", fact)
     return line
+
+
+def _deleted(installation: Installation, champion: Promotion) -> bool:
+    """Return whether MLflow no longer has the champion's version; raise an alarm then. Its bundle here serves on."""
+    family = champion.family
+    if any(version.version == champion.to_version for version in installation.tracking.versions(family)):
+        return False
+    detail = f"{family} version {champion.to_version} is champion and was deleted in MLflow; it serves on from {BUNDLE}"
+    installation.store.raise_alarm(DELETED, "high", detail, now())
+    return True
 
 
 def fetch_bundle(installation: Installation, version: Version) -> Path:
@@ -301,7 +287,7 @@ def _servable_arms(installation: Installation, family: str) -> Arms:
 
     Raises BundleError for a bad champion; the place of a bad challenger stays empty.
     """
-    slots = slots_of(installation.store, family)
+    slots = installation.store.slots(family)
     arms = {"champion": _served(slots.champion), "challenger": _served(slots.challenger)}
     for arm, line in (("champion", slots.champion), ("challenger", slots.challenger)):
         if line is None or not line.digest or (installation.settings.bundles / line.digest).exists():
@@ -354,7 +340,7 @@ def install_warm_start(installation: Installation) -> dict[str, str]:
 
 def gate_evidence(store: Store, line: Promotion | None) -> Mapping[str, Any]:
     """Return the gate's evidence on the version of a slot: checks, figures, symbol; empty for an empty slot."""
-    verdict = line and verdict_line(store, line.family, str(line.to_version), str(line.digest))
+    verdict = line and store.verdict(line.family, str(line.to_version), str(line.digest))
     return verdict.evidence if verdict else {}
 
 
@@ -362,7 +348,7 @@ def live(installation: Installation) -> dict[str, Arms]:
     """Return family → champion and challenger from stored state alone; works with every server down."""
     families: dict[str, Arms] = {}
     for family in FAMILIES:
-        slots = slots_of(installation.store, family)
+        slots = installation.store.slots(family)
         families[family] = {}
         for arm, line in (("champion", slots.champion), ("challenger", slots.challenger)):
             served = _served(line)

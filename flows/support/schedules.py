@@ -66,6 +66,7 @@ def plan(params: Params) -> dict[str, Plan]:
             on_drift=True,
         ),
         "rollback": Plan(),
+        "verify": Plan((CronSchedule(cron="20 0 * * *", timezone="UTC"),)),
         "lifecycle": Plan(),
     }
 

@@ -11,7 +11,7 @@ from sqlalchemy.types import TypeDecorator
 
 from pipelines.errors import BadTimes
 
-SCHEMA = "0008"  # the revision these tables belong to
+SCHEMA = "0009"  # the revision these tables belong to
 
 
 class NaiveTime(BadTimes, DontWrapMixin):
@@ -89,6 +89,7 @@ decisions = sa.Table(
     sa.Column("record", sa.LargeBinary),  # all three, as `pipelines.record_codec` writes them
     sa.Index("decisions_symbol_as_of", "symbol", "as_of"),
     sa.Index("decisions_as_of", "as_of"),
+    sa.Index("decisions_ingested_at", "ingested_at"),  # a root of the chain is over those that came in a span
 )
 
 record_parts = sa.Table(
@@ -249,4 +250,17 @@ corrections = sa.Table(
     sa.Column("by", sa.String(64), nullable=False),
     sa.Column("at", UtcTime, nullable=False),
     sa.Index("corrections_symbol", "symbol", "id"),
+)
+
+chain = sa.Table(
+    "chain",  # append-only: a keyed line for each row that must not change, see pipelines.store.chain
+    METADATA,
+    sa.Column("chain_id", sa.String(64), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("ref", sa.String(96), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("mac", sa.String(64), nullable=False),
+    sa.Index("chain_kind", "chain_id", "kind", "seq"),
 )

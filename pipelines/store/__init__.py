@@ -1,9 +1,12 @@
-"""The only doorway to SQL: bars, corrections, decisions, promotions, retrain queue, leases, breaker trips, alarms."""
+"""The only doorway to SQL: bars, corrections, decisions, promotions and their chain, retrain queue, leases, trips of
+breakers, alarms."""
 
 from pipelines.record_codec import DecisionRecord
 from pipelines.store.alarms import Alarm, AlarmStore
 from pipelines.store.bars_and_records import BarBatch, BarStore
 from pipelines.store.breakers import BreakerStore, BreakerTrip
+from pipelines.store.chain import ChainStore
+from pipelines.store.chain_lines import Anchor, Fault, Line, Verified
 from pipelines.store.codec import decision_of, decision_payload, packed, unpacked
 from pipelines.store.corrections import Change, Correction, CorrectionStore, HeldBar, Quarantined, Signed, read_with
 from pipelines.store.decisions import DecisionStore, Fill
@@ -19,7 +22,7 @@ from pipelines.store.engine import (
     exists,
 )
 from pipelines.store.leases import Lease, LeaseStore
-from pipelines.store.promotions import Promotion, PromotionStore
+from pipelines.store.promotions import LedgerSlots, Promotion, PromotionStore
 from pipelines.store.retention import Retention
 from pipelines.store.retrain_queue import ATTEMPTS, RetrainAnswer, RetrainQueue, RetrainRequest
 
@@ -29,14 +32,18 @@ __all__ = [
     "OUTAGES",
     "SERVICE_WAIT_MS",
     "Alarm",
+    "Anchor",
     "BarBatch",
     "BreakerTrip",
     "Change",
     "Correction",
     "DecisionRecord",
+    "Fault",
     "Fill",
     "HeldBar",
     "Lease",
+    "LedgerSlots",
+    "Line",
     "PageCheck",
     "Promotion",
     "Quarantined",
@@ -46,6 +53,7 @@ __all__ = [
     "Store",
     "StoreFault",
     "Transaction",
+    "Verified",
     "damage",
     "decision_of",
     "decision_payload",
@@ -70,5 +78,6 @@ class Store(
     BreakerStore,
     AlarmStore,
     Retention,
+    ChainStore,
 ):
     """Join every aggregate of one database: `Store.open(url)`. Thread-safe; close it with `close()`."""

@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection, RowMapping
 from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, OPEN_TIME, Floats, utc
 from pipelines.errors import BadValues, StateError, UnknownName
 from pipelines.migrations import tables as t
+from pipelines.store.chain_lines import chain_row
 from pipelines.store.engine import Database, insert_row, lock_table
 
 
@@ -144,7 +145,7 @@ class CorrectionStore(Database):
         """
         with self.writing() as connection:
             lock_table(connection, t.corrections)
-            made = _correct(connection, symbol, changes, signed)
+            made = self._chained(connection, _correct(connection, symbol, changes, signed))
             for one in made:
                 if one.after is not None:
                     _close(connection, symbol, one.open_time, "released", signed)
@@ -157,7 +158,7 @@ class CorrectionStore(Database):
             held, made = _held(connection, numbers), []
             for symbol in dict.fromkeys(one.symbol for one in held):
                 changes = [Change(one.open_time, one.known_at, one.bar) for one in held if one.symbol == symbol]
-                made += _correct(connection, symbol, changes, signed)
+                made += self._chained(connection, _correct(connection, symbol, changes, signed))
             for one in held:
                 _close(connection, one.symbol, one.open_time, "released", signed)
             return made
@@ -176,10 +177,16 @@ class CorrectionStore(Database):
         opened = float(bar[OPEN_TIME])
         with self.writing() as connection:
             lock_table(connection, t.corrections)
-            made = _correct(connection, symbol, [Change(opened, known_at, None)], signed)
+            made = self._chained(connection, _correct(connection, symbol, [Change(opened, known_at, None)], signed))
             if made:
                 hold(connection, symbol, [HeldBar(bar, known_at, code, signed.reason)], signed.at, signed.by)
             return made
+
+    def _chained(self, connection: Connection, made: list[Correction]) -> list[Correction]:
+        """Write the chain's line of each correction; return them."""
+        for one in made:
+            chain_row(connection, self._chain_key, t.corrections, one.id)
+        return made
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pipelines.contracts import Outcome
 from pipelines.errors import BadValues, StoredAlready, UnknownName
 from pipelines.migrations import tables as t
 from pipelines.record_codec import DecisionRecord, kind_of, message_of, part_digest, read_record, record_of
+from pipelines.store.chain_lines import chain_row
 from pipelines.store.codec import decision_of
 from pipelines.store.engine import LOOKUP, between, lock_row
 from pipelines.store.record_parts import RecordParts
@@ -125,6 +126,7 @@ class DecisionStore(RecordParts):
             stored = connection.execute(query).mappings().first()
             if stored is None:
                 connection.execute(sa.insert(t.outcomes), asdict(outcome))
+                chain_row(connection, self._chain_key, t.outcomes, outcome.decision_id)
                 return True
             if Outcome(**stored) != outcome:
                 raise BadValues(

@@ -44,22 +44,27 @@ class Database:
     aware UTC datetime.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        """Use an engine of `connect_engine`."""
+    def __init__(self, engine: Engine, chain_key: bytes | None = None) -> None:
+        """Use an engine of `connect_engine`, and the key of `pipelines.store.chain`."""
         self._engine = engine
+        self._chain_key = chain_key
         self._writer = engine.execution_options(writes=True)
 
     @classmethod
-    def open(cls, url: str, durability: Literal["process", "power"] = "process", wait_ms: int = FLOW_WAIT_MS) -> Self:
+    def open(
+        cls, url: str, durability: Literal["process", "power"] = "process", wait_ms: int = FLOW_WAIT_MS,
+        chain_key: bytes | None = None,
+    ) -> Self:  # fmt: skip
         """Open `url` and migrate it to the current schema. A new SQLite file is created, with its folder.
 
         durability  SQLite only. "process": every commit survives kill -9; "power": a power cut too, at one disk
                     flush a commit
         wait_ms     how long a call waits for another connection's lock, or for a connection
+        chain_key   under which the chain's lines are written; None writes none, which `verify` finds
         Raises      StateError if a newer release wrote the database
         """
         engine = connect_engine(url, durability, wait_ms)
-        store = cls(engine)
+        store = cls(engine, chain_key)
         with engine.connect() as connection:
             found = known_revision(connection)
         if found != SCHEMA:

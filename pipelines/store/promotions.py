@@ -9,6 +9,7 @@ from sqlalchemy.engine import Connection
 
 from pipelines.contracts import JsonObject
 from pipelines.migrations import tables as t
+from pipelines.store.chain_lines import chain_row, proven_rows
 from pipelines.store.engine import Database, insert_row
 
 
@@ -33,6 +34,14 @@ class Promotion:
     id: int | None = None  # assigned by the store
 
 
+@dataclass(frozen=True, slots=True)
+class LedgerSlots:
+    """Hold the ledger lines that put champion and challenger into the two slots of a family."""
+
+    champion: Promotion | None
+    challenger: Promotion | None
+
+
 class PromotionStore(Database):
     """Store the promotion ledger and the trials that the deflated Sharpe ratio counts."""
 
@@ -41,7 +50,9 @@ class PromotionStore(Database):
         values = asdict(promotion)
         del values["id"]
         with self.writing(within) as connection:
-            return insert_row(connection, t.promotions, values)
+            number = insert_row(connection, t.promotions, values)
+            chain_row(connection, self._chain_key, t.promotions, number)
+            return number
 
     def promotions(self, family: str | None = None, last: int | None = None) -> list[Promotion]:
         """Return the ledger, oldest first; `last` limits it to the newest so many lines."""
@@ -49,6 +60,35 @@ class PromotionStore(Database):
         if family is not None:
             query = query.where(t.promotions.c.family == family)
         return [Promotion(**row) for row in reversed(self._rows(query))]
+
+    def proven_promotions(self, family: str) -> list[Promotion]:
+        """Return the lines of a family that are as the chain says, oldest first; all of them without its key."""
+        with self._engine.connect() as connection:
+            query = sa.select(t.promotions).where(t.promotions.c.family == family).order_by(t.promotions.c.id)
+            rows = proven_rows(connection, self._chain_key, t.promotions, query)
+        return [Promotion(**row) for row in rows]
+
+    def slots(self, family: str) -> LedgerSlots:
+        """Return the slots of a family, derived from its proven ledger lines in order."""
+        champion: Promotion | None = None
+        challenger: Promotion | None = None
+        for line in self.proven_promotions(family):
+            if line.action == "challenge":
+                challenger = line
+            elif line.action in ("promote", "rollback"):
+                champion = line
+                if challenger is not None and challenger.to_version == line.to_version:
+                    challenger = None
+        return LedgerSlots(champion, challenger)
+
+    def verdict(self, family: str, version: str, digest: str) -> Promotion | None:
+        """Return the newest proven verdict on exactly these bytes; None if the gate never judged them."""
+        lines = [
+            line
+            for line in self.proven_promotions(family)
+            if line.action == "challenge" and line.to_version == version and line.digest == digest
+        ]
+        return lines[-1] if lines else None
 
     def add_trial(self, family: str, run_id: str, spec_hash: str, at: datetime) -> int:
         """Record that one specification was fitted and scored; return how many this family has had."""

@@ -22,9 +22,9 @@ K = TypeVar("K")
 class RecordParts(Database):
     """Store parts ahead of the records written against them, and read them back."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, chain_key: bytes | None = None) -> None:
         """Remember no part yet."""
-        super().__init__(engine)
+        super().__init__(engine, chain_key)
         self._durable: dict[Kind, Part] = {}
         self._read: dict[bytes, Part] = {}
         # a part counts for the other transactions only once the one that stored it is durable

@@ -7,12 +7,13 @@ import sqlalchemy as sa
 
 from pipelines.migrations import tables as t
 from pipelines.record_codec import part_digest, read_record
+from pipelines.store.chain import ChainStore
 from pipelines.store.record_parts import RecordParts
 
 ROWS_PER_TRANSACTION = 1000
 
 
-class Retention(RecordParts):
+class Retention(RecordParts, ChainStore):
     """Delete rows that nothing refers to any more."""
 
     def prunable(self, before: datetime) -> dict[str, tuple[int, datetime | None]]:
@@ -34,10 +35,14 @@ class Retention(RecordParts):
         retrain_requests  closed ones, except the newest of each family, from which its cool-down counts
         A thousand rows a transaction, so that the service's own writes come in between. Parts of records stay: there
         are a few for each generation, and decisions that stay may rest on them.
+        Before the first, the chain notes the root of the decisions that stay. Raises StateError if they are not those
+        that were sealed.
         """
         removed = {}
         for table, _, removable in _removable(before):
             key, removed[table.name] = table.c.id, 0
+            if table is t.decisions:
+                self.note_pruning(sa.not_(removable))
             some = sa.select(key).where(removable).limit(ROWS_PER_TRANSACTION).correlate(None)
             while True:
                 with self.writing() as connection:

@@ -22,6 +22,7 @@ ARMS = ("champion", "challenger")
 POLL_SECONDS = 0.25
 
 Alarm = Callable[[str, str, str], object]  # kind, severity, detail
+Disagreement = Callable[[JsonObject], str | None]  # of the families of a generation file
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +87,16 @@ class Snapshot:
 class ModelSlots:
     """Follow the generation file and swap `snapshot` as one reference; not thread-safe."""
 
-    def __init__(self, serving_dir: Path, bundles_dir: Path, alarm: Alarm) -> None:
-        """Start without a snapshot; `refresh` loads the first one."""
+    def __init__(
+        self, serving_dir: Path, bundles_dir: Path, alarm: Alarm, disagreement: Disagreement | None = None
+    ) -> None:
+        """Start without a snapshot; `refresh` loads the first one.
+
+        disagreement  returns what of the families of a generation file the ledger does not bear out, None if nothing;
+                      without it the file alone counts
+        """
         self._serving_dir, self._bundles_dir, self._alarm = serving_dir, bundles_dir, alarm
+        self._disagreement = disagreement
         self.snapshot = Snapshot()
         self.refusal: str | None = None  # why the newest generation file is not in force; None while it is
         self._file_id: tuple[int, int, int] | None = None  # of the generation file: changes with every rename
@@ -103,8 +111,8 @@ class ModelSlots:
     def pending(self) -> Snapshot | None:
         """Load and check what a new generation file names, without swapping; None where nothing is new.
 
-        An invalid file is refused as a whole, with an alarm. Raises OSError if the file cannot be read; the next poll
-        tries again.
+        A file that is invalid, or that the ledger does not bear out, is refused as a whole, with an alarm. Raises
+        OSError if the file cannot be read; the next poll tries again.
         """
         try:
             stat = (self._serving_dir / GENERATION_FILE).stat()
@@ -123,9 +131,18 @@ class ModelSlots:
             return None
         new = None
         if content is not None and content["generation"] != self.snapshot.generation:
+            if self._disagreement is not None and (why := self._disagreement(content["families"])) is not None:
+                self._refuse(f"generation {content['generation']} is not served: {why}")
+                return None
             new = self._load(content)
         self._file_id, self.refusal = file_id, None
         return new
+
+    def _refuse(self, why: str) -> None:
+        """Keep what is served; alarm once. The file is checked again at each poll, as the ledger may follow."""
+        if why != self.refusal:
+            self._alarm("generation_refused", "high", why)
+        self.refusal = why
 
     def swap(self, new: Snapshot) -> None:
         """Serve `new` from now on and acknowledge its generation."""

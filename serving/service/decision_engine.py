@@ -7,7 +7,7 @@ import gc
 from pipelines.contracts import utc
 from pipelines.params import Params
 from pipelines.settings import Settings
-from pipelines.store import SERVICE_WAIT_MS, Store
+from pipelines.store import SERVICE_WAIT_MS
 from serving.inference.generation_watcher import GenerationWatcher
 from serving.inference.model_client import ModelClient
 from serving.inference.model_slots import ModelSlots
@@ -19,8 +19,10 @@ from serving.service.breaker_watch import BreakerWatch
 from serving.service.decider import Decider
 from serving.service.decision_memory import DecisionMemory
 from serving.service.flow_watcher import FlowWatcher
+from serving.service.home_store import open_store
 from serving.service.intake import Intake
 from serving.service.keys import write_key
+from serving.service.ledger_check import disagreement
 from serving.service.live_symbols import LiveSymbols
 from serving.service.readiness import Readiness
 from serving.service.store_executor import StoreExecutor
@@ -43,13 +45,14 @@ class DecisionEngine:
     def __init__(self, where: Settings, params: Params) -> None:
         """Open the store and restore the account. Raises what the store raises where it cannot be opened."""
         self._params, self._flat = params, flatten(params)
-        self._store = Store.open(where.store, where.durability, SERVICE_WAIT_MS)
+        self._store = open_store(where, SERVICE_WAIT_MS)
         self._account = Account.restore(self._store)
         weights = OnlineWeightsStore(where.serving_dir / ONLINE_WEIGHTS_FILE, params)
         self._model_client = model_client(where, params)
         self._alarms, self._executor = AlarmQueue(), StoreExecutor()
         self._ledger = Ledger(self._store)
-        self._slots = ModelSlots(where.serving_dir, where.bundles, self._alarms.raise_alarm)
+        check = functools.partial(disagreement, self._store, where.home)
+        self._slots = ModelSlots(where.serving_dir, where.bundles, self._alarms.raise_alarm, disagreement=check)
         self._symbols = Symbols()
         self._account.newest_closes = lambda name: self._symbols[name].closes
         tier_store = TierStore(where.serving_dir / TIER_FILE, params.tiers)

@@ -43,9 +43,27 @@ def read_key(where: Settings) -> str | None:
 
     Raises StateError if the file is empty, not a regular file, of another user, or accessible to others.
     """
-    if (given := configured_key(where)) is not None:
-        return given
-    file = key_file(where)
+    return configured_key(where) or _read(key_file(where))
+
+
+def write_key(where: Settings) -> str:
+    """Return the key: `BELLWETHER_WRITE_KEY`, else the file `<home>/write_key`, created once with mode 0600.
+
+    Called when a process starts; writes nothing if there is a key. Raises as `read_key` does.
+    """
+    return configured_key(where) or _read_or_create(key_file(where))
+
+
+def chain_key(where: Settings) -> bytes:
+    """Return the key of the ledger's chain, the file `<home>/chain_key`, created once with mode 0600.
+
+    It is never rotated: each line of the chain was made under it. Raises as `read_key` does.
+    """
+    return _read_or_create(where.home / "chain_key").encode()
+
+
+def _read(file: Path) -> str | None:
+    """Return the key in a file, None if there is no file. Raises as `read_key`."""
     try:
         handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):  # a home that is a file is reported by those who need the home
@@ -69,25 +87,21 @@ def read_key(where: Settings) -> str | None:
     return key
 
 
-def write_key(where: Settings) -> str:
-    """Return the key: `BELLWETHER_WRITE_KEY`, else the file `<home>/write_key`, created once with mode 0600.
-
-    Called when a process starts; writes nothing if there is a key. Raises as `read_key` does.
-    """
-    existing = read_key(where)
-    if existing is not None:
+def _read_or_create(file: Path) -> str:
+    """Return the key in a file; create it with mode 0600 if there is none. Raises as `read_key`."""
+    if (existing := _read(file)) is not None:
         return existing
-    where.home.mkdir(parents=True, exist_ok=True)
-    draft = _write_draft(where, _new_key())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = _write_draft(file, _new_key())
     try:
-        os.link(draft, key_file(where))  # fails if another process was first; then its key counts
+        os.link(draft, file)  # fails if another process was first; then its key counts
     except FileExistsError:
         pass
     finally:
         draft.unlink()
-    created = read_key(where)
+    created = _read(file)
     if created is None:
-        raise StateError(f"{key_file(where)} was removed while it was created. Try again.")
+        raise StateError(f"{file} was removed while it was created. Try again.")
     return created
 
 
@@ -101,7 +115,7 @@ def rotate_key(where: Settings) -> None:
             "the key comes from BELLWETHER_WRITE_KEY. Set another there, then `bellwether down` and `bellwether up`."
         )
     where.home.mkdir(parents=True, exist_ok=True)
-    _write_draft(where, _new_key()).replace(key_file(where))
+    _write_draft(key_file(where), _new_key()).replace(key_file(where))
 
 
 def _new_key() -> str:
@@ -109,9 +123,9 @@ def _new_key() -> str:
     return secrets.token_hex(24)
 
 
-def _write_draft(where: Settings, key: str) -> Path:
-    """Write `key` to a new file next to the key file, mode 0600, and return its path."""
-    draft = where.home / f".write_key.{secrets.token_hex(8)}"
+def _write_draft(file: Path, key: str) -> Path:
+    """Write `key` to a new file next to `file`, mode 0600, and return its path."""
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
         opened.write(key)
         opened.flush()

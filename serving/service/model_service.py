@@ -15,13 +15,15 @@ from pipelines.errors import BadColumns, BadShape, ServiceDown, UnknownName
 from pipelines.families import FAMILIES
 from pipelines.permissions import restrict
 from pipelines.settings import settings
-from pipelines.store import SERVICE_WAIT_MS, Store, StoreFault
+from pipelines.store import SERVICE_WAIT_MS, StoreFault
 from serving.inference.generation_watcher import Check, GenerationWatcher, families, refusals, slot_checks
 from serving.inference.model_client import run_inference
 from serving.inference.model_slots import ModelSlots
 from serving.service.alarm_queue import AlarmQueue, report_poll
 from serving.service.answers import PredictBatchResponse, PredictResponse, answer, json_endpoint
+from serving.service.home_store import open_store
 from serving.service.http_stack import add_http_stack
+from serving.service.ledger_check import disagreement
 from serving.service.metrics_folder import keep_in_memory
 from serving.service.schemas import EmptyRequest, PredictBatchRequest, PredictRequest
 from serving.service.startup import starting
@@ -52,9 +54,10 @@ class ModelService:
         restrict()
         with starting():
             where = settings()
-            self._store = Store.open(where.store, where.durability, SERVICE_WAIT_MS)
+            self._store = open_store(where, SERVICE_WAIT_MS)
         self._alarms, self._executor = AlarmQueue(), StoreExecutor()
-        self._slots = ModelSlots(where.serving_dir, where.bundles, self._alarms.raise_alarm)
+        check = functools.partial(disagreement, self._store, where.home)
+        self._slots = ModelSlots(where.serving_dir, where.bundles, self._alarms.raise_alarm, disagreement=check)
         self._watcher = GenerationWatcher(self._poll, functools.partial(report_poll, self._alarms, "model service"))
 
     async def _poll(self) -> None:

@@ -99,7 +99,9 @@ def test_a_warm_start_of_another_catalogue_is_folded_again_and_models_stay(home,
     assert again.history.bars.tobytes() == first.history.bars.tobytes()
     assert again.data_hash == data_hash_of(made)
     assert again.traditional is not None
-    assert sorted(home.home.iterdir()) == [home.home / name for name in ("serving", "store.db", "workspace")]
+    assert sorted(home.home.iterdir()) == [
+        home.home / name for name in ("chain_key", "serving", "store.db", "workspace")
+    ]
     assert before_start(home) == ([], now)
 
 

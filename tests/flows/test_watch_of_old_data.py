@@ -9,7 +9,6 @@ import pytest
 from support.watched_home import EDGE, START, SYMBOL, WatchedHome
 
 from flows.monitor import compare_loss
-from flows.support.promotion import slots_of
 from flows.support.watched import WatchedModel, watched_model
 from pipelines import versioning
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME
@@ -50,7 +49,7 @@ def test_outcomes_are_watched_from_the_end_of_the_training_whatever_snapshots_ca
         home.resolve(number % 2, 0.0)
     home.bars(home.at)
     home.snapshot(home.at)
-    line = slots_of(home.store, "validator").champion
+    line = home.store.slots("validator").champion
     model = WatchedModel(line, START, reference=None, reason="", edge=Edge(**EDGE), predates=False)
     found = compare_loss(home.installation, model, SYMBOL)
     assert found.blocks.n.sum() >= 18  # of 24: one horizon in six is left out
@@ -87,7 +86,7 @@ def test_a_champion_of_an_older_release_is_watched_by_a_reference_of_the_data_it
     (draft / "schema.json").write_text(json.dumps({"trained_through": bars[0, OPEN_TIME] + 900.0 * rows}))
     digest = seal(draft, {"family": "validator", "format": 2})
     draft.rename(draft.with_name(digest))
-    line = replace(slots_of(home.store, "validator").champion, digest=digest, data_hash=data_hash)
+    line = replace(home.store.slots("validator").champion, digest=digest, data_hash=data_hash)
     model = watched_model(installation, line)
     assert (model.reason, model.predates) == ("", True)  # its edge is still not known
     assert (model.reference.n, model.reference.columns) == (rows, WATCHED_COLUMNS)

@@ -14,8 +14,8 @@ from sqlalchemy.exc import DatabaseError
 from support.stack import COMMAND, register_again, until
 
 from bellwether.operations import start_stop
-from flows.support import processes, promotion
-from pipelines.errors import GateRefused, UnknownName
+from flows.support import ledger_chain, processes, promotion
+from pipelines.errors import ChainBroken, GateRefused, UnknownName
 from pipelines.sealed_folder import MANIFEST, sha256
 from pipelines.settings import ROOT
 
@@ -321,3 +321,53 @@ def resume(stack, run_id, **entered):
 
 def connected(stack):
     return {**os.environ, **stack.env, "PATH": f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+# ---- the ledger's chain
+
+
+def rewrite(stack, change):
+    """Change the net result of one outcome by SQL."""
+    with stack.store.writing() as connection:
+        connection.exec_driver_sql(
+            f"UPDATE outcomes SET net_bps = net_bps + {change} "
+            "WHERE decision_id = (SELECT MIN(decision_id) FROM outcomes)"
+        )
+
+
+def test_a_ledger_that_was_edited_moves_no_champion_while_decisions_go_on(stack, first, second):
+    assert stack.json("verify", "--all")["intact"] is True
+    assert stack.json("verify")["since_line"] > 0
+    rewrite(stack, 1.0)
+    try:
+        done = stack.cli("verify", "--all")
+        assert done.returncode == 1
+        assert "was edited" in done.stdout
+        with pytest.raises(ChainBroken, match="was edited"):
+            ledger_chain.require(ledger_chain.verify(stack.installation, everything=True))
+        assert stack.cli("decide").returncode == 0
+        assert stack.champion() == first
+        assert any(alarm.kind == "chain_broken" for alarm in stack.store.alarms())
+    finally:
+        rewrite(stack, -1.0)
+    assert stack.json("verify", "--all")["faults"] == []
+    assert not any(alarm.kind == "chain_broken" for alarm in stack.store.alarms())
+
+
+def test_mlflow_holds_the_newest_anchor(stack, first):
+    anchored = stack.json("verify")["anchored_line"]
+    assert stack.installation.tracking.chain_anchor()[0] == anchored == stack.store.chain_head().seq
+
+
+def test_a_champion_deleted_in_mlflow_is_alarmed_and_serves_on(stack, first):
+    from mlflow import MlflowClient
+
+    original = stack.installation.tracking.version("validator", first)
+    verdict = stack.store.verdict("validator", first, original.digest)
+    version = register_again(stack.installation, original, verdict.evidence)
+    promotion.promote(stack.installation, "validator", version, "tests", "to be deleted")
+    stack.followed(version)
+    MlflowClient(stack.settings.mlflow_url).delete_model_version("validator", version)
+    until(lambda: any(a.kind == "version_deleted" for a in stack.store.alarms()), 20.0, "the alarm")
+    assert stack.cli("decide").returncode == 0
+    assert stack.champion() == version

@@ -47,9 +47,7 @@ def test_a_retrain_killed_half_way_leaves_no_half_candidate_and_is_started_once_
     made = [version for version in stack.installation.tracking.versions("validator") if version.version not in known]
     assert len(made) <= 1  # the same rows may give the same bytes, which are registered already
     assert all(version.digest and version.verdict in ("passed", "refused") for version in made)
-    assert (
-        promotion.slots_of(stack.store, "validator").champion.to_version == served["validator"]["champion"]["version"]
-    )
+    assert stack.store.slots("validator").champion.to_version == served["validator"]["champion"]["version"]
     assert stack.installation.store.retrain_requests("validator")[0].id == request.id
 
 

@@ -20,6 +20,7 @@ from support.service_probes import alarms, bar_with_event, eventually, next_deci
 from support.serving_fixture import HISTORY, SYMBOL, make_bundle, on_wall_clock, slot_entry
 
 from bellwether.operations.breakers import reset
+from benchmarks.fixture import serve_arms
 from pipelines.context_layout import TAPE_WIDTH
 from pipelines.contracts import BOOK_LEVELS, CLOSE, HIGH, OPEN_TIME, Books, Estimate, History
 from pipelines.data.alignment import align
@@ -27,12 +28,11 @@ from pipelines.data.calendars import Calendar
 from pipelines.data.timeframes import Grid, resample
 from pipelines.features.catalog import FEATURES
 from pipelines.params import BreakerParams
-from pipelines.settings import ROOT, load_params
+from pipelines.settings import ROOT, Settings, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
 from pipelines.store import DecisionRecord, Fill, Store
 from pipelines.warm_start import read_warm_start, write_warm_start
-from serving.inference.generation import write_generation
 from serving.risk.breaker_monitor import BreakerMonitor, bar_inputs, fill_inputs, outage_inputs
 from serving.risk.breakers import BREAKERS, BreakerInputs, triggered
 from serving.state.ledger import Ledger
@@ -494,7 +494,7 @@ with TestClient(DecisionService.to_asgi(), base_url="http://127.0.0.1:3000") as 
 def test_kill_9_after_an_answer_leaves_the_breaker_it_named_tripped(stand, home):
     sender = Client(None, home, stand)
     families = {"validator": {"champion": slot_entry("1", sender.champion)}}
-    write_generation(home / "serving", families, sender.warm, AT)
+    serve_arms(Settings(home=home), families, sender.warm, AT)
     bodies = [("/observe", {"symbol": SYMBOL, "bars": sender.bars(8)}), ("/observe", spiked(sender))]
     bodies.append(("/decide", {"symbol": SYMBOL}))
     env = {**os.environ, "BELLWETHER_HOME": str(home), "BELLWETHER_WRITE_KEY": "test-key"}

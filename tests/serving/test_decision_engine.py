@@ -11,13 +11,13 @@ import pytest
 from support.decision_service import AT, as_json
 from support.serving_fixture import SYMBOL, make_bundle, publish, slot_entry
 
+from benchmarks.fixture import serve_arms
 from pipelines.clock import Clock
 from pipelines.contracts import OPEN_TIME
 from pipelines.data.timeframes import Grid
 from pipelines.errors import ClockJumped, InputError, ServiceDown, StoredAlready, UnknownName
 from pipelines.settings import Settings, load_params
 from pipelines.store import Store
-from serving.inference.generation import write_generation
 from serving.service.alarm_queue import AlarmQueue, report_poll
 from serving.service.answers import BriefDecision, brief, decisions_answer
 from serving.service.decision_engine import DecisionEngine
@@ -46,7 +46,7 @@ def where(stand, home):
     where = Settings(home=home, write_key="test-key")
     champion = make_bundle(home / "bundles", stand.columns, stand.rows, 0.1)
     families = {"validator": {"champion": slot_entry("1", champion), "challenger": None}}
-    write_generation(home / "serving", families, publish(stand, home), AT)
+    serve_arms(where, families, publish(stand, home), AT)
     return where
 
 

@@ -16,9 +16,9 @@ import pytest
 from support.bentoml_process import wait_until_ready
 from support.serving_fixture import make_bundle, slot_entry
 
+from benchmarks.fixture import serve_arms
 from pipelines.models.runtime import load_bundle
-from pipelines.settings import ROOT
-from serving.inference.generation import write_generation
+from pipelines.settings import ROOT, Settings
 from serving.inference.model_client import packed, unpacked
 from serving.service.schemas import Packed
 
@@ -42,7 +42,7 @@ def served(stand, tmp_path_factory):
     (home / "bundles").mkdir()
     digest = make_bundle(home / "bundles", stand.columns, stand.rows)
     families = {"validator": {"champion": slot_entry("1", digest), "challenger": None}}
-    write_generation(home / "serving", families, None, datetime(2024, 1, 1, tzinfo=UTC))
+    serve_arms(Settings(home=home), families, None, datetime(2024, 1, 1, tzinfo=UTC))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -23,9 +23,9 @@ from support.decision_service import as_json
 from support.serving_fixture import SYMBOL, make_bundle, publish, slot_entry
 
 from benchmarks import fairness, inputs
+from benchmarks.fixture import serve_arms
 from benchmarks.ports import free_ports
-from pipelines.settings import ROOT
-from serving.inference.generation import write_generation
+from pipelines.settings import ROOT, Settings
 from serving.service.connection_limits import MAX_CONNECTIONS, TRANSFER_TIMEOUT_S
 
 DECIDERS = 64
@@ -50,7 +50,7 @@ def worker(stand, tmp_path_factory):
     (home / "bundles").mkdir()
     champion = make_bundle(home / "bundles", stand.columns, stand.rows)
     arms = {"validator": {"champion": slot_entry("1", champion), "challenger": None}}
-    write_generation(home / "serving", arms, publish(stand, home), datetime(2024, 1, 1, tzinfo=UTC))
+    serve_arms(Settings(home=home), arms, publish(stand, home), datetime(2024, 1, 1, tzinfo=UTC))
     (port,) = free_ports(1)
     bentoml = Path(sys.executable).with_name("bentoml")
     command = [

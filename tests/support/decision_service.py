@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 import numpy as np
 from prometheus_client import REGISTRY
 
+from benchmarks.fixture import serve_arms
 from pipelines.contracts import BAR_FIELDS
 from pipelines.settings import settings
 from pipelines.store import Store
-from serving.inference.generation import acknowledged, write_generation
+from serving.inference.generation import acknowledged
 from support.serving_fixture import SYMBOL, last_close, make_bundle, publish
 
 AT = datetime(2024, 1, 1, tzinfo=UTC)
@@ -37,7 +38,7 @@ class Client:
     def serve(self, champion=None, challenger=None):
         """Write a generation and wait, as an operator would, until this process acknowledges it."""
         families = {"validator": {"champion": champion, "challenger": challenger}}
-        generation = write_generation(self.home / "serving", families, self.warm, AT)
+        generation = serve_arms(settings(), families, self.warm, AT)
         for _ in range(2000):  # a machine that compiles its kernels first takes a while
             if acknowledged(self.home / "serving") == {os.getpid(): generation}:
                 return generation

@@ -27,9 +27,10 @@ from flows.support.installation import Installation
 from pipelines.contracts import Check, Verdict
 from pipelines.permissions import restrict
 from pipelines.settings import ROOT, Settings, load_params
-from pipelines.store import Store
+from pipelines.store import LedgerSlots, Store
 from pipelines.tracking import Version
 from serving.client import Client
+from serving.service.home_store import open_store
 from serving.service.keys import write_key
 
 TURN_SECONDS = 600.0
@@ -99,7 +100,7 @@ class Stack:
 
     @cached_property
     def installation(self) -> Installation:
-        return Installation(self.settings, load_params(self.settings.params_file), Store.open(self.settings.store))
+        return Installation(self.settings, load_params(self.settings.params_file), open_store(self.settings))
 
     @property
     def store(self) -> Store:
@@ -115,9 +116,9 @@ class Stack:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def slots(self, family: str = "validator") -> promotion.LedgerSlots:
+    def slots(self, family: str = "validator") -> LedgerSlots:
         """Return the slots of a family on the ledger."""
-        return promotion.slots_of(self.store, family)
+        return self.store.slots(family)
 
     def champion(self) -> str | None:
         """Return the version on which ledger, generation file and the answering process agree."""

@@ -1,0 +1,144 @@
+"""The comparison of a store with its chain: which lines, rows, roots and anchors are not as they were written."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from pipelines.migrations import tables as t
+from pipelines.record_codec import digest_of
+from pipelines.store.chain_lines import (
+    ACCEPTED,
+    CHAINED,
+    GENESIS,
+    NO_LINE,
+    ROWS_AT_ONCE,
+    Anchor,
+    Fault,
+    Line,
+    Span,
+    Verified,
+    count_rows,
+    digests_of,
+    key_name,
+    key_of,
+    mac_after,
+    read_lines,
+    root_of,
+    spans_of,
+)
+
+ALWAYS_READ = t.promotions.name  # few rows, and what is served depends on each
+
+
+def verify(connection: Connection, key: bytes, anchors: Sequence[Anchor], since: int) -> Verified:
+    """Return what is wrong with the chain and its rows, as this connection sees them."""
+    lines = list(read_lines(connection, 0))
+    faults = [*_wrong_lines(lines, key), *_wrong_anchors(lines, anchors)]
+    read, decisions = 0, 0
+    if lines:
+        for table in CHAINED.values():
+            own = {line.ref: line for line in lines if line.kind == table.name}
+            n, wrong = _wrong_rows(connection, table, own, 0 if table.name == ALWAYS_READ else since)
+            read, faults = read + n, [*faults, *wrong]
+        decisions, wrong = _wrong_roots(connection, lines, since)
+        faults += [*wrong, *_wrong_parts(connection)]
+    known = {(ref, what) for line in lines if line.kind == ACCEPTED for ref, what in json.loads(line.detail)["faults"]}
+    left = [fault for fault in faults if (fault.ref, fault.what) not in known]
+    left.sort(key=lambda fault: len(lines) + 1 if fault.seq is None else fault.seq)
+    head = (lines[-1].seq, lines[-1].mac) if lines else (0, NO_LINE)
+    return Verified(head, since, len(lines), read, decisions, tuple(left), len(faults) - len(left))
+
+
+def _wrong_lines(lines: Sequence[Line], key: bytes) -> Iterator[Fault]:
+    """Yield the lines whose mac is not that of their content and of the line before, and holes between lines."""
+    if lines and lines[0].kind == GENESIS and lines[0].seq == 1:
+        made_by = json.loads(lines[0].detail)["key"]
+        if made_by != key_name(key):
+            yield Fault(1, "chain", f"was made under another key, {made_by}; this home's is {key_name(key)}")
+            return
+    before, expected = NO_LINE, 1
+    for line in lines:
+        if line.seq != expected:
+            missing = f"line {expected}" if line.seq == expected + 1 else f"lines {expected} to {line.seq - 1}"
+            yield Fault(expected, "chain", f"lacks {missing}")
+        elif line.mac != mac_after(key, before, line):
+            yield Fault(line.seq, f"{line.kind} {line.ref}", "has a line that was edited, moved or not made by us")
+        before, expected = line.mac, line.seq + 1
+
+
+def _wrong_anchors(lines: Sequence[Line], anchors: Sequence[Anchor]) -> Iterator[Fault]:
+    """Yield the first anchor that the chain does not reach, and the first whose line is another one now."""
+    macs = {line.seq: line.mac for line in lines}
+    last = lines[-1].seq if lines else 0
+    for anchor in sorted(anchors, key=lambda each: each.seq):
+        if anchor.seq > last:
+            named = f"{anchor.where} of {anchor.at}"
+            what = f"ends at line {last}, and {named} names line {anchor.seq}: cut off, or an older backup was restored"
+            yield Fault(last, "chain", what)
+            return
+        if macs.get(anchor.seq) not in (None, anchor.mac):
+            yield Fault(anchor.seq, "chain", f"is another one than {anchor.where} of {anchor.at} names at this line")
+            return
+
+
+def _wrong_rows(
+    connection: Connection, table: sa.Table, own: Mapping[str, Line], since: int
+) -> tuple[int, list[Fault]]:
+    """Return how many rows of a table were compared, and those that are not as their line says.
+
+    own  key → line of every row that has one
+    """
+    compared, faults = 0, []
+    if since and count_rows(connection, table) == len(own):  # as many rows as lines: only those of new lines are read
+        wanted = {ref: line for ref, line in own.items() if line.seq > since}
+        found = dict(_of_keys(connection, table, list(wanted)))
+    else:
+        wanted, found = dict(own), dict(digests_of(connection, table))
+    for ref, line in wanted.items():
+        compared += 1
+        if ref not in found:
+            faults.append(Fault(line.seq, f"{table.name} {ref}", "was deleted"))
+        elif found[ref] != line.digest:
+            faults.append(Fault(line.seq, f"{table.name} {ref}", "was edited"))
+    for ref in found:
+        if ref not in own:
+            faults.append(Fault(None, f"{table.name} {ref}", "was inserted without a line"))
+    return compared, faults
+
+
+def _of_keys(connection: Connection, table: sa.Table, refs: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield (key, digest) of the rows with these keys."""
+    key = key_of(table)
+    keys = [int(ref) if isinstance(key.type, sa.Integer) else ref for ref in refs]
+    for i in range(0, len(keys), ROWS_AT_ONCE // 2):
+        yield from digests_of(connection, table, key.in_(keys[i : i + ROWS_AT_ONCE // 2]))
+
+
+def _wrong_roots(connection: Connection, lines: Sequence[Line], since: int) -> tuple[int, list[Fault]]:
+    """Return how many decisions were read, and the spans whose decisions are not those that were sealed."""
+    read, faults = 0, []
+    for sealed in spans_of(lines).values():
+        newest = sealed[-1]
+        if newest.seq <= since:
+            continue
+        span = Span.of(newest)
+        root, n = root_of(connection, span)
+        read += n
+        if root == newest.digest:
+            continue
+        what = "are not those that were sealed: one was edited"
+        if n != span.n:
+            what = f"are not those that were sealed: {n:,} are there"
+            if len(sealed) > 1 and span.n < n <= Span.of(sealed[-2]).n:
+                what = f"were to be pruned to so many, and {n:,} are there: run `bellwether prune` to its end"
+        faults.append(Fault(newest.seq, span.describe(), what))
+    return read, faults
+
+
+def _wrong_parts(connection: Connection) -> Iterator[Fault]:
+    """Yield the parts of records whose content is not that of their digest, which the records under a root name."""
+    for digest, content in connection.execute(sa.select(t.record_parts.c.digest, t.record_parts.c.content)):
+        if digest_of(bytes(content)) != bytes(digest):
+            yield Fault(None, f"record_parts {bytes(digest).hex()}", "was edited")

@@ -30,7 +30,7 @@ from pipelines.store import Store
 from pipelines.warm_start import read_warm_start
 from serving.inference.model_slots import ModelSlots, Snapshot
 from serving.policy.decide import decide
-from serving.policy.decision_row import flatten
+from serving.policy.decision_row import policy_of
 from serving.risk.exposure import AssetCloses, scenarios_of
 from serving.state.account import Account
 from serving.state.ledger import Ledger
@@ -69,7 +69,7 @@ class DecisionPath:
         """Start from the fixture's warm start, with an empty account and a ledger on `store`."""
         self.params, self.snapshot = at.params, snapshot
         self.symbol = Symbol(read_warm_start(Path(at.warm["path"]), at.warm["digest"]))
-        self.flat, self.ledger = flatten(at.params), Ledger(store)
+        self.policy, self.ledger = policy_of(at.params), Ledger(store)
         closes = AssetCloses(self.symbol.grid, self.symbol.warm.closes)
         scenarios = scenarios_of({self.symbol.name: closes}, at.params.labels.horizon_bars, at.params.risk.tail)
         self.account = Account(scenarios=scenarios, newest_closes=lambda _: self.symbol.closes)
@@ -80,7 +80,7 @@ class DecisionPath:
         close, self.n = utc(self.symbol.closed.close_time), self.n + 1
         portfolio = partial(self.account.portfolio, close, self.symbol.name)
         return decide(
-            self.symbol, snapshot, self.params, self.flat, portfolio, (), tier=TIER, id=f"{self.n}", known_at=close,
+            self.symbol, snapshot, self.policy, portfolio, (), tier=TIER, id=f"{self.n}", known_at=close,
             now=close,
         )  # fmt: skip
 

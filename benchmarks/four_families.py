@@ -25,7 +25,7 @@ from pipelines.warm_start import publish_warm_start, read_warm_start
 from serving.inference.generation import write_generation
 from serving.inference.model_slots import ModelSlots
 from serving.policy.decide import decide
-from serving.policy.decision_row import flatten
+from serving.policy.decision_row import policy_of
 from serving.risk.exposure import AssetCloses, scenarios_of
 from serving.state.account import Account
 from serving.state.symbols import Symbol
@@ -108,7 +108,7 @@ def _decide(at: Served, most: int | None) -> list[DecisionRecord]:
     snapshot = slots.pending()
     assert snapshot is not None
     assert not snapshot.refused, snapshot.refused
-    symbol, flat = Symbol(read_warm_start(Path(at.warm["path"]), at.warm["digest"])), flatten(at.params)
+    symbol, policy = Symbol(read_warm_start(Path(at.warm["path"]), at.warm["digest"])), policy_of(at.params)
     closes = AssetCloses(symbol.grid, symbol.warm.closes)
     scenarios = scenarios_of({symbol.name: closes}, at.params.labels.horizon_bars, at.params.risk.tail)
     account = Account(scenarios=scenarios, newest_closes=lambda _: symbol.closes)
@@ -120,7 +120,7 @@ def _decide(at: Served, most: int | None) -> list[DecisionRecord]:
         if i % 20 == 0:  # as after an outcome
             learned[CATEGORIES[i // 20 % len(CATEGORIES)]] = float(rng.uniform(0.8, 1.2))
         made = decide(
-            symbol, snapshot, at.params, flat, partial(account.portfolio, close, symbol.name), (), tier=TIER,
+            symbol, snapshot, policy, partial(account.portfolio, close, symbol.name), (), tier=TIER,
             learned=dict(learned), id=hex_of(str(i)), known_at=close, now=utc(close.timestamp() + rng.random()),
         )  # fmt: skip
         account.add_decision(made)

@@ -17,6 +17,7 @@ from pipelines.contracts import Outcome
 from pipelines.errors import StateError, UnreadableFile, WouldOverwrite
 from pipelines.migrations.tables import METADATA, SCHEMA
 from pipelines.store import BarBatch, Fill, Promotion, Signed, Store
+from pipelines.store.chain_lines import sha256_of
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 KEY = b"k" * 32
@@ -39,6 +40,7 @@ def source(url):
     store.set_aside("BTC/USDT", store.bars("BTC/USDT")[0], T0.timestamp(), "SET_ASIDE", signed)
     store.add_fill(Fill("f1", "d1", T0, T0, "filled", 42290.1, 0.1 + 0.2))
     store.add_fill(Fill("f2", "d1", T0, T0, "rejected", None, None, "margin"))
+    store.add_parameters(sha256_of("{}"), "{}", T0)
     store.close()
     return url
 

@@ -12,7 +12,7 @@ from pipelines.contracts import Decision, Outcome
 from pipelines.errors import StateError
 from pipelines.migrations import tables as t
 from pipelines.store import Anchor, Change, DecisionRecord, Promotion, Signed, Store
-from pipelines.store.chain_lines import CHAIN, Fault, merkle_root
+from pipelines.store.chain_lines import CHAIN, Fault, merkle_root, sha256_of
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
@@ -57,7 +57,7 @@ def tamper(store, statement):
     """Execute SQL as one would who owns the database: without the triggers that refuse it."""
     with store._engine.begin() as connection:
         if connection.dialect.name == "postgresql":
-            for table in ("promotions", "corrections", "chain", "record_parts"):
+            for table in ("promotions", "corrections", "chain", "record_parts", "parameters"):
                 connection.exec_driver_sql(f"ALTER TABLE {table} DISABLE TRIGGER USER")
         else:
             for (name,) in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").all():
@@ -204,6 +204,18 @@ def test_an_edited_part_of_records_is_named(store):
     fill(store)
     tamper(store, "UPDATE record_parts SET content = digest")
     assert {fault.ref.split()[0] for fault in store.verify_chain().faults} == {"record_parts"}
+
+
+def test_edited_parameters_are_named_and_not_read(store):
+    fill(store)
+    digest = sha256_of('{"fee": 10}')
+    store.add_parameters(digest, '{"fee": 10}', T0)
+    store.add_parameters(digest, "another text changes nothing", T0)
+    assert store.parameters(digest) == '{"fee": 10}'
+    tamper(store, "UPDATE parameters SET content = '{\"fee\": 1}'")
+    assert [fault.describe() for fault in store.verify_chain().faults] == [f"parameters {digest} were edited"]
+    with pytest.raises(StateError, match="someone changed them"):
+        store.parameters(digest)
 
 
 def test_a_root_leaves_out_what_may_not_be_committed_yet(store):

@@ -428,7 +428,15 @@ def test_a_store_of_an_earlier_release_is_migrated_and_keeps_every_row_bit_for_b
     assert all(before.values())
     store = Store.open(url)
     after = contents(url)
-    assert set(after) - set(before) == {"records", "fills", "quarantine", "corrections", "record_parts", "chain"}
+    assert set(after) - set(before) == {
+        "records",
+        "fills",
+        "quarantine",
+        "corrections",
+        "record_parts",
+        "chain",
+        "parameters",
+    }
     after["retrain_requests"] = [
         row[:-1] for row in after["retrain_requests"] if row[-1] == 0
     ]  # attempts were added later

@@ -1,5 +1,7 @@
 """Trace a decision back to everything it rests on (L4), with each link checked against what is stored."""
 
+import json
+
 from flows.support.installation import Installation
 from pipelines.contracts import JsonObject, ModelAnswer
 from pipelines.errors import BundleError, UnknownName
@@ -33,6 +35,8 @@ def trace(installation: Installation, decision_id: str | None) -> JsonObject:
         "warm_start": decision.lineage.get("warm_start"),
         "live_data_hash": decision.lineage.get("data_hash"),
         "cpu": decision.lineage.get("cpu"),
+        "release": decision.lineage.get("release"),
+        "parameters": decision.lineage.get("params"),
     }
     broken = [] if record.features else ["feature bytes: none stored"]
     for arms in decision.models.values():
@@ -40,6 +44,9 @@ def trace(installation: Installation, decision_id: str | None) -> JsonObject:
             broken += _model_links(installation, arm, answer, links)
     if not decision.models:
         links["model"] = "none: the traditional tier decided"
+    digest = decision.lineage.get("params")
+    if digest is not None and installation.store.parameters(digest) is None:
+        broken.append(f"parameters {digest[:12]} are not stored")
     live = decision.lineage.get("data_hash")
     if live and not (installation.versions / live / "data.dvc").is_file():
         broken.append(f"data version {live} is not in {installation.versions}")
@@ -67,7 +74,10 @@ def _model_links(installation: Installation, arm: str, answer: ModelAnswer, link
     links[f"{name}.ledger_line"] = f"{line.id}: {line.action} by {line.actor}, {line.reason[:120]}"
     broken = []
     try:
-        read_manifest(installation.settings.bundles / answer.digest, answer.digest)
+        bundle = installation.settings.bundles / answer.digest
+        read_manifest(bundle, answer.digest)
+        made_under = json.loads((bundle / "schema.json").read_text()).get("runtime")  # None before release 0.10.0
+        links[f"{name}.runtime"] = made_under and ", ".join(f"{library} {v}" for library, v in made_under.items())
     except BundleError as error:
         broken.append(f"{name}: {error}")
     if not (installation.versions / str(line.data_hash) / "data.dvc").is_file():

@@ -1,10 +1,11 @@
 """Decide again what was decided, from stored bars, records and bundles alone, and compare (L4).
 
-A decision names its warm start, its models by digest, the account, the tripped breakers, the digest of the policy and
-the type of the CPU; bundle and warm start hold what a missed target returns. From these and the observed bars the same
-code makes it again; differences are named by field. Bars are read as the decision read them, or with every correction
-since. On the same CPU type every number must be equal to the last bit, on another one within OTHER_CPU_TOLERANCE. What
-an earlier release decided followed other rules and is not made again.
+A decision names its warm start, its models by digest, the account, the tripped breakers, the digest of its parameters
+(which are stored) and the type of the CPU; bundle and warm start hold what a missed target returns. From these and the
+observed bars the same code makes it again; differences are named by field. Bars are read as the decision read them, or
+with every correction since. On the same CPU type every number must be equal to the last bit, on another one within
+OTHER_CPU_TOLERANCE. What another release decided, and this one decides otherwise, is named so; what an earlier release
+decided without recording what it rests on is not made again.
 """
 
 from collections import Counter, defaultdict
@@ -28,6 +29,7 @@ from serving.inference.model_slots import Slot, Snapshot
 from serving.inference.predictions import faulty
 from serving.policy import decision_row
 from serving.policy.decide import decide, predict_all
+from serving.policy.decision_row import policy_of_content
 from serving.state.symbols import Symbol
 from serving.state.tiers import Tier
 
@@ -81,6 +83,7 @@ def replay_decisions(
     reading  then: on the bars as each decision read them; now: with every correction made since
     """
     found, bundles = Replayed(decisions=len(records), reading=reading), _Bundles(installation)
+    policies = _Policies(installation)
     groups: dict[tuple[str, str, str], list[DecisionRecord]] = defaultdict(list)
     for record in records:
         lineage = record.decision.lineage
@@ -93,7 +96,7 @@ def replay_decisions(
             walks.clear()  # one symbol's history at a time
             walks[key] = _walk(installation, groups[key], *key)
         walk = walks[key]
-        why = walk if isinstance(walk, str) else _replay_one(installation, walk, bundles, record, found)
+        why = walk if isinstance(walk, str) else _replay_one(walk, bundles, policies, record, found)
         if why is not None:
             found.not_replayable[why] += 1
     return found
@@ -110,7 +113,6 @@ class _Walk:
 
     symbol: Symbol
     bars: Floats
-    flat: Floats
     at: int = 0
 
     def to(self, close: float) -> bool:
@@ -144,11 +146,11 @@ def _walk(
     symbol.ingest_records(*installation.store.records(name, symbol.closed.close_time, last))
     moment = datetime.fromisoformat(reading) if reading else None
     bars = installation.store.bars(name, warm.last_open_time, last, moment)
-    return _Walk(symbol, bars, decision_row.flatten(installation.params))
+    return _Walk(symbol, bars)
 
 
 def _replay_one(
-    installation: Installation, walk: _Walk, bundles: "_Bundles", record: DecisionRecord, found: Replayed
+    walk: _Walk, bundles: "_Bundles", policies: "_Policies", record: DecisionRecord, found: Replayed
 ) -> str | None:
     """Make one decision again and add the comparison to `found`; return why that is impossible, None if it is not."""
     old = record.decision
@@ -156,8 +158,9 @@ def _replay_one(
         return "the account was not recorded: an earlier release wrote it"
     if "miss" not in old.lineage:
         return "an earlier release decided it: edge and size followed other rules"
-    if old.lineage.get("policy") != decision_row.policy_digest(installation.params, walk.flat):
-        return f"params.yaml has changed since: policy {str(old.lineage.get('policy'))[:12]} decided"
+    policy = policies.policy(old)
+    if isinstance(policy, str):
+        return policy
     if not walk.to(old.as_of.timestamp()):
         return f"no stored bar of {old.symbol} closes at its as_of"
     try:
@@ -165,7 +168,7 @@ def _replay_one(
     except (BellwetherError, OSError) as error:
         return str(error)
     new = decide(
-        walk.symbol, snapshot, installation.params, walk.flat,
+        walk.symbol, snapshot, policy,
         lambda *_: decision_row.ExposureSnapshot.from_dict(old.account), old.breakers,
         tier=Tier(old.tier, old.tier_reason), learned=old.learned,
         predictions=_predict_again(walk.symbol, snapshot, old), id=old.id, known_at=old.known_at, now=old.ingested_at,
@@ -199,14 +202,17 @@ def _compare(record: DecisionRecord, new: Decision, symbol: Symbol, found: Repla
     if not differs:
         found.equal += 1
         return
+    if (made_by := old.lineage.get("release")) not in (None, new.lineage["release"]):
+        found.not_replayable[f"other release: {made_by} decided otherwise than this one, {new.lineage['release']}"] += 1
+        return
     where = f"other CPU: {made_on}, this is {cpu_type()}" if tolerance else made_on or "not recorded"
     found.different.append({"id": old.id, "as_of": old.as_of.isoformat(), "fields": differs, "made_on": where})
 
 
 def _comparable(decision: Decision) -> JsonObject:
-    """Return the decision as plain JSON without the CPU that made it, and without the name of its reading."""
+    """Return the decision as plain JSON without the CPU and release that made it, and the name of its reading."""
     record = decision.to_dict()
-    lineage = {name: value for name, value in record["lineage"].items() if name not in ("cpu", "reading")}
+    lineage = {name: value for name, value in record["lineage"].items() if name not in ("cpu", "reading", "release")}
     return record | {"lineage": lineage}
 
 
@@ -250,6 +256,33 @@ def _close(old: object, new: object, tolerance: float) -> bool:
     if isinstance(old, list) and isinstance(new, list):
         return len(old) == len(new) and all(a == b or _close(a, b, tolerance) for a, b in zip(old, new, strict=True))
     return isinstance(old, float) and isinstance(new, float) and isclose(old, new, rel_tol=tolerance, abs_tol=tolerance)
+
+
+class _Policies:
+    """Make the policies that decisions were made by, each once, from the parameters stored with them."""
+
+    def __init__(self, installation: Installation) -> None:
+        """Make the policy of the present params.yaml."""
+        self._store = installation.store
+        self._present = decision_row.policy_of(installation.params)
+        self._made: dict[str, decision_row.Policy | str] = {self._present.digest: self._present}
+
+    def policy(self, decision: Decision) -> "decision_row.Policy | str":
+        """Return what a decision was made by, or why that is not known."""
+        digest, rules = decision.lineage.get("params"), str(decision.lineage.get("policy"))
+        if digest is None:  # release 0.9.0 and earlier named the rules and stored no parameters
+            return self._present if rules == self._present.rules else f"params.yaml has changed since: {rules[:12]}"
+        if digest not in self._made:
+            self._made[digest] = self._read(digest)
+        return self._made[digest]
+
+    def _read(self, digest: str) -> "decision_row.Policy | str":
+        """Return the policy of stored parameters, or why there is none."""
+        try:
+            content = self._store.parameters(digest)
+            return f"parameters {digest[:12]} are not stored" if content is None else policy_of_content(content)
+        except BellwetherError as error:
+            return str(error)
 
 
 class _Bundles:

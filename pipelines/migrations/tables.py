@@ -11,7 +11,7 @@ from sqlalchemy.types import TypeDecorator
 
 from pipelines.errors import BadTimes
 
-SCHEMA = "0009"  # the revision these tables belong to
+SCHEMA = "0010"  # the revision these tables belong to
 
 
 class NaiveTime(BadTimes, DontWrapMixin):
@@ -263,4 +263,12 @@ chain = sa.Table(
     sa.Column("detail", sa.Text, nullable=False),
     sa.Column("mac", sa.String(64), nullable=False),
     sa.Index("chain_kind", "chain_id", "kind", "seq"),
+)
+
+parameters = sa.Table(
+    "parameters",  # append-only: what decisions were made by, each set once
+    METADATA,
+    sa.Column("digest", sa.String(64), primary_key=True),  # sha256 of the content
+    sa.Column("content", sa.Text, nullable=False),  # params.yaml as it was read, JSON
+    sa.Column("at", UtcTime, nullable=False),  # first used
 )

@@ -5,7 +5,9 @@ A bundle is written once by training, compared with the native model there, and 
 
 import io
 import json
+import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from pipelines.models.calibration_and_novelty import Novelty
 from pipelines.models.runtime import load_bundle
 from pipelines.sealed_folder import seal
 
+LIBRARIES = ("numpy", "onnxruntime", "scikit-learn", "xgboost", "torch")
 GOLDEN_ROWS = 16
 
 
@@ -35,6 +38,11 @@ def npz_bytes(**arrays: Any) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
+
+
+def runtime() -> dict[str, str]:
+    """Return library → version under which a bundle is made and its golden rows are predicted."""
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
 
 
 def write_bundle(
@@ -61,7 +69,7 @@ def write_bundle(
     (path / "novelty.npz").write_bytes(
         npz_bytes(mean=novelty.mean, precision=novelty.precision, limit=np.float64(novelty.limit))
     )
-    write_json(path / "schema.json", {**schema, **export.schema, "kind": export.kind})
+    write_json(path / "schema.json", {**schema, **export.schema, "kind": export.kind, "runtime": runtime()})
     (path / "card.md").write_text(card)
     chosen = inputs[np.linspace(0, len(inputs) - 1, GOLDEN_ROWS).astype(int)].copy()
     chosen[-1].reshape(-1)[-1] = np.nan  # the last golden row must abstain: an export that predicts it is broken

@@ -22,6 +22,7 @@ from pipelines.store.engine import (
     exists,
 )
 from pipelines.store.leases import Lease, LeaseStore
+from pipelines.store.parameters import ParameterStore
 from pipelines.store.promotions import LedgerSlots, Promotion, PromotionStore
 from pipelines.store.retention import Retention
 from pipelines.store.retrain_queue import ATTEMPTS, RetrainAnswer, RetrainQueue, RetrainRequest
@@ -77,6 +78,7 @@ class Store(
     LeaseStore,
     BreakerStore,
     AlarmStore,
+    ParameterStore,
     Retention,
     ChainStore,
 ):

@@ -18,13 +18,13 @@ from pipelines.store.chain_lines import (
     Line,
     Span,
     Verified,
-    _sha256,
     append_line,
     begin,
     count_rows,
     head_line,
     read_lines,
     root_of,
+    sha256_of,
     spans_of,
 )
 from pipelines.store.chain_verify import verify
@@ -121,7 +121,7 @@ class ChainStore(Database):
         with self.writing() as connection:
             lock_table(connection, t.chain)
             begin(connection, self._chain_key)
-            return append_line(connection, self._chain_key, ACCEPTED, f"{len(known)} faults", _sha256(detail), detail)
+            return append_line(connection, self._chain_key, ACCEPTED, f"{len(known)} faults", sha256_of(detail), detail)
 
     def verify_chain(self, anchors: Sequence[Anchor] = (), since: int = 0) -> Verified:
         """Compare the store with its chain, as of one moment, while others may write.

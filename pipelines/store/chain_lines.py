@@ -92,7 +92,7 @@ class Verified:
 def row_digest(table: str, row: Mapping[str, Any]) -> str:
     """Return the sha256 of a row as both databases return it; a column that holds nothing leaves no trace in it."""
     values = {name: _plain(value) for name, value in row.items() if value is not None}
-    return _sha256(json.dumps([table, values], sort_keys=True, separators=(",", ":"), allow_nan=False))
+    return sha256_of(json.dumps([table, values], sort_keys=True, separators=(",", ":"), allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
@@ -102,7 +102,7 @@ def _plain(value: Any) -> Any:
     return base64.b64encode(bytes(value)).decode() if isinstance(value, bytes | memoryview) else value
 
 
-def _sha256(text: str) -> str:
+def sha256_of(text: str) -> str:
     """Return the sha256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -194,7 +194,7 @@ def begin(connection: Connection, key: bytes) -> bool:
     tables = (*CHAINED.values(), t.decisions)
     counts = {table.name: count_rows(connection, table) for table in tables}
     detail = json.dumps({"key": key_name(key), "schema": t.SCHEMA, "rows": counts}, separators=(",", ":"))
-    line = append_line(connection, key, GENESIS, "the rows that were there", _sha256(detail), detail)
+    line = append_line(connection, key, GENESIS, "the rows that were there", sha256_of(detail), detail)
     lines = []
     for table in CHAINED.values():
         for row_key, digest in digests_of(connection, table):

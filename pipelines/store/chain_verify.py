@@ -26,6 +26,7 @@ from pipelines.store.chain_lines import (
     mac_after,
     read_lines,
     root_of,
+    sha256_of,
     spans_of,
 )
 
@@ -138,7 +139,10 @@ def _wrong_roots(connection: Connection, lines: Sequence[Line], since: int) -> t
 
 
 def _wrong_parts(connection: Connection) -> Iterator[Fault]:
-    """Yield the parts of records whose content is not that of their digest, which the records under a root name."""
+    """Yield the parts of records and the parameters whose content is not that of the digest that decisions name."""
     for digest, content in connection.execute(sa.select(t.record_parts.c.digest, t.record_parts.c.content)):
         if digest_of(bytes(content)) != bytes(digest):
             yield Fault(None, f"record_parts {bytes(digest).hex()}", "was edited")
+    for digest, content in connection.execute(sa.select(t.parameters.c.digest, t.parameters.c.content)):
+        if sha256_of(str(content)) != digest:
+            yield Fault(None, f"parameters {digest}", "were edited")

@@ -139,7 +139,7 @@ def _drop_tables(connection: Connection) -> None:
     t.METADATA.drop_all(connection)
     connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
     if connection.dialect.name == "postgresql":
-        for table in ("promotions", "corrections", "record_parts", "chain"):  # the append-only ones
+        for table in ("promotions", "corrections", "record_parts", "chain", "parameters"):  # the append-only ones
             connection.exec_driver_sql(f"DROP FUNCTION IF EXISTS {table}_refuse()")
 
 

@@ -9,6 +9,8 @@ model predicts in shadow.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache
+from importlib.metadata import version
 
 import numpy as np
 import numpy.typing as npt
@@ -77,8 +79,7 @@ def tier_at(state: tiers.State, age_bars: float, limit_bars: float) -> tiers.Tie
 def decide(
     symbol: Symbol,
     snapshot: Snapshot,
-    params: Params,
-    flat: Floats,
+    policy: decision_row.Policy,
     portfolio: Callable[[str, float], decision_row.ExposureSnapshot],
     breakers: tuple[str, ...],
     *,
@@ -91,6 +92,7 @@ def decide(
 ) -> Decision:
     """Return the decision on the last closed bar of `symbol`.
 
+    policy       what it is made by; its digests go into the lineage
     portfolio    (signal, side) → the account that a new position is measured against; ("", 0) where there is no event
     tier         tier to decide in: serving.state.tiers in live service, the record in a replay
     learned      category → weight learned from outcomes so far, recorded; in force only with `learning.use: act`
@@ -98,7 +100,7 @@ def decide(
     known_at     now by the clock of this market, `known_at` of the decision; BadTimes if the bar had not closed by then
     now          becomes `ingested_at`
     """
-    closed, warm = symbol.closed, symbol.warm
+    closed, warm, params = symbol.closed, symbol.warm, policy.params
     age_bars = age_in_bars(symbol, known_at)
     ready = symbol.reason is None
     answers = predictions if predictions is not None else predict_all(symbol, snapshot)
@@ -138,7 +140,7 @@ def decide(
             embargo=window_at(closed.close_time, warm.events),
         ),
         params,
-        flat,
+        policy.flat,
         id=id,
         symbol=symbol.name,
         as_of=utc(closed.close_time),
@@ -157,7 +159,9 @@ def decide(
             "warm_start": warm.digest,
             "regime": regime_source,
             "costs": symbol.costs(params.costs).row,
-            "policy": decision_row.policy_digest(params, flat),
+            "policy": policy.rules,
+            "params": policy.digest,
+            "release": _release(),
             "cpu": cpu_type(),
             "tail": params.risk.tail.method(symbol.grid.timeframe),
         }
@@ -165,6 +169,12 @@ def decide(
     )
     waiting = () if symbol.reason is None else (symbol.reason,)
     return replace(decision, reasons=(*waiting, *decision.reasons, tier.reason))
+
+
+@cache
+def _release() -> str:
+    """Return the release of this code, as it is installed."""
+    return version("bellwether")
 
 
 @dataclass(frozen=True, slots=True)

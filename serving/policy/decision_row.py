@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 from pipelines.contracts import (
     REGIMES,
@@ -167,6 +168,37 @@ def policy_digest(params: Params, flat: Floats) -> str:
     if params.risk.account_currency != "USD":  # the currency of every release that had none to state
         rest.append(params.risk.account_currency)
     return sha256(flat.tobytes() + "".join(rest).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Hold what decisions are made by: params.yaml as it was read, and the row the kernel reads.
+
+    content   the parameters as JSON, from which `policy_of_content` makes the same policy again
+    digest    sha256 of the content; rules: of the part of it that `decide` rests on
+    """
+
+    params: Params
+    flat: Floats
+    content: str
+    digest: str
+    rules: str
+
+
+def policy_of(params: Params) -> Policy:
+    """Return the policy of parameters. Raises BadValues as `flatten`."""
+    flat, content = flatten(params), params.model_dump_json()
+    return Policy(params, flat, content, sha256(content.encode()).hexdigest(), policy_digest(params, flat))
+
+
+def policy_of_content(content: str) -> Policy:
+    """Return the policy of stored parameters. Raises BadValues for parameters this release cannot read."""
+    try:
+        return policy_of(Params.model_validate_json(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadValues(f"stored parameters: {where}: {first['msg']}; another release decided by them") from error
 
 
 def to_rows(

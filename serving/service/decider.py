@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 
-from pipelines.contracts import Decision, Floats, ModelAnswers, utc
+from pipelines.contracts import Decision, ModelAnswers, utc
 from pipelines.errors import ServiceDown
-from pipelines.params import Params
 from pipelines.store import StoreFault
 from serving.inference.model_client import ModelClient
 from serving.inference.model_slots import ModelSlots, Snapshot
 from serving.inference.predictions import events_at_close, inference_requests, prediction_records
 from serving.policy.decide import age_in_bars, decide, predict_all, tier_at
+from serving.policy.decision_row import Policy
 from serving.service.breaker_watch import BreakerWatch
 from serving.service.decision_memory import DecisionKey, DecisionMemory, PendingDecision, id_of, subject_of
 from serving.service.live_symbols import LiveSymbols
@@ -32,8 +32,7 @@ class Decider:
 
     def __init__(
         self,
-        params: Params,
-        flat: Floats,
+        policy: Policy,
         *,
         slots: ModelSlots,
         live: LiveSymbols,
@@ -47,8 +46,8 @@ class Decider:
         clock: ClockMonitor,
         model_client: ModelClient | None,
     ) -> None:
-        """Take the collaborators. `flat`: parameters for the kernel; `model_client` None: models run in process."""
-        self._params, self._flat = params, flat
+        """Take the collaborators. `model_client` None: models run in process."""
+        self._policy, self._params = policy, policy.params
         self._slots, self._live, self._ledger = slots, live, ledger
         self._account, self._weights, self._breakers = account, weights, breakers
         self._tiers, self._memory, self._store_monitor = tiers, memory, store_monitor
@@ -131,8 +130,7 @@ class Decider:
         decision = decide(
             symbol,
             snapshot,
-            self._params,
-            self._flat,
+            self._policy,
             functools.partial(self._account.portfolio, utc(symbol.closed.close_time), symbol.name),
             self._breakers.names,
             tier=tier_at(state, age_bars, self._params.risk.max_data_age_bars),

@@ -11,7 +11,7 @@ from pipelines.store import SERVICE_WAIT_MS
 from serving.inference.generation_watcher import GenerationWatcher
 from serving.inference.model_client import ModelClient
 from serving.inference.model_slots import ModelSlots
-from serving.policy.decision_row import flatten
+from serving.policy.decision_row import policy_of
 from serving.risk.breaker_monitor import BreakerMonitor
 from serving.risk.utilisation import utilisation
 from serving.service.alarm_queue import AlarmQueue, report_poll
@@ -44,8 +44,9 @@ class DecisionEngine:
 
     def __init__(self, where: Settings, params: Params) -> None:
         """Open the store and restore the account. Raises what the store raises where it cannot be opened."""
-        self._params, self._flat = params, flatten(params)
+        self._params, self._policy = params, policy_of(params)
         self._store = open_store(where, SERVICE_WAIT_MS)
+        self._store.add_parameters(self._policy.digest, self._policy.content, utc_now())
         self._account = Account.restore(self._store)
         weights = OnlineWeightsStore(where.serving_dir / ONLINE_WEIGHTS_FILE, params)
         self._model_client = model_client(where, params)
@@ -75,8 +76,7 @@ class DecisionEngine:
             alarms=self._alarms,
         )
         live = LiveSymbols(
-            params,
-            self._flat,
+            self._policy,
             where,
             symbols=self._symbols,
             store=self._store,
@@ -101,8 +101,7 @@ class DecisionEngine:
             rules=params.data.quality,
         )
         self.decider = Decider(
-            params,
-            self._flat,
+            self._policy,
             slots=self._slots,
             live=live,
             ledger=self._ledger,
@@ -167,7 +166,9 @@ class DecisionEngine:
         closes = [symbol.closed.close_time for symbol in self._symbols.values()]
         at = utc(max(closes)) if closes else utc_now()
         tiers = {name: self.tiers.state(name).tier for name in self._symbols}
-        return utilisation(self._account, self._symbols, at, self._params, self._flat, self._breakers.names, tiers)
+        return utilisation(
+            self._account, self._symbols, at, self._params, self._policy.flat, self._breakers.names, tiers
+        )
 
 
 def model_client(where: Settings, params: Params) -> ModelClient | None:

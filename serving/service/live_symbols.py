@@ -16,12 +16,12 @@ from pipelines.contracts import OPEN_TIME, Decision, Floats, utc
 from pipelines.data.admission import CLOCK_SKEW
 from pipelines.errors import BellwetherError, ServiceDown
 from pipelines.families import DECISION_FAMILY
-from pipelines.params import Params
 from pipelines.settings import Settings
 from pipelines.store import DecisionRecord, Store
 from pipelines.warm_start import WarmStart, read_warm_start
 from serving.inference.model_slots import ModelSlots, Snapshot
 from serving.policy.decide import age_in_bars, decide
+from serving.policy.decision_row import Policy
 from serving.risk.exposure import AssetCloses, Scenarios, scenarios_of
 from serving.service.alarm_queue import AlarmQueue
 from serving.service.decision_memory import DecisionKey, DecisionMemory
@@ -40,8 +40,7 @@ class LiveSymbols:
 
     def __init__(
         self,
-        params: Params,
-        flat: Floats,
+        policy: Policy,
         where: Settings,
         *,
         symbols: Symbols,
@@ -53,8 +52,8 @@ class LiveSymbols:
         memory: DecisionMemory,
         alarms: AlarmQueue,
     ) -> None:
-        """Take the collaborators. `symbols` is filled here and read by others; `flat`: parameters for the kernel."""
-        self._params, self._flat, self._where = params, flat, where
+        """Take the collaborators. `symbols` is filled here and read by others."""
+        self._policy, self._params, self._where = policy, policy.params, where
         self.symbols = symbols
         self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._store, self._executor, self._slots, self._tiers = store, executor, slots, tiers
@@ -144,8 +143,7 @@ class LiveSymbols:
         decide(
             symbol,
             snapshot,
-            self._params,
-            self._flat,
+            self._policy,
             functools.partial(account.portfolio, close, symbol.name),
             (),
             tier=Tier(FULL if snapshot.slot(DECISION_FAMILY, "champion") else NO_SYMBOL.tier, "warm-up"),

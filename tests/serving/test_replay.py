@@ -29,7 +29,7 @@ from pipelines.warm_start import publish_warm_start, read_warm_start, write_warm
 from serving.inference.generation import write_generation
 from serving.inference.model_slots import ModelSlots, Snapshot
 from serving.policy.decide import decide
-from serving.policy.decision_row import flatten
+from serving.policy.decision_row import policy_of
 from serving.risk.exposure import AssetCloses, scenarios_of
 from serving.state.account import Account
 from serving.state.ledger import Ledger
@@ -102,7 +102,8 @@ def installation(tmp_path_factory):
     for version, digest in enumerate(digests, 1):
         store.add_promotion(line(str(version), digest))
     slots, account, ledger = ModelSlots(home / "serving", home / "bundles", lambda *_: None), Account(), Ledger(store)
-    flat, warm, symbol, waiting, live = flatten(PARAMS), first, None, [], bars[HISTORY:]
+    policy, warm, symbol, waiting, live = policy_of(PARAMS), first, None, [], bars[HISTORY:]
+    store.add_parameters(policy.digest, policy.content, utc(bars[0, OPEN_TIME]))
 
     def observed(shown):
         known = shown[:, OPEN_TIME] + STEP_S
@@ -126,7 +127,7 @@ def installation(tmp_path_factory):
         close = utc(bar[OPEN_TIME] + STEP_S)
         symbol.advance(bar[np.newaxis])
         decision = decide(
-            symbol, slots.snapshot, PARAMS, flat, partial(account.portfolio, close, SYMBOL), (), tier=TIER, id=f"d{i}",
+            symbol, slots.snapshot, policy, partial(account.portfolio, close, SYMBOL), (), tier=TIER, id=f"d{i}",
             known_at=close, now=close,
         )  # fmt: skip
         account.add_decision(decision)
@@ -177,7 +178,7 @@ def test_in_tier_three_it_is_what_the_traditional_consensus_returned_or_the_whol
     slips = PARAMS.costs.venues["simulator"]["spot"].model_copy(update={"stop_slippage_bps": 3.0})
     costs = PARAMS.costs.model_copy(update={"venues": {"simulator": {"spot": slips}}})
     params = PARAMS.model_copy(update={"costs": costs})
-    flat, three = flatten(params), Tier(3, "TIER_3: no model")
+    three = Tier(3, "TIER_3: no model")
     for folder in (installation.settings.serving_dir / "warm").iterdir():
         symbol, account = Symbol(read_warm_start(folder)), Account()
         account.scenarios = scenarios_for(symbol)
@@ -186,7 +187,7 @@ def test_in_tier_three_it_is_what_the_traditional_consensus_returned_or_the_whol
             symbol.advance(bar[np.newaxis])
             close = utc(symbol.closed.close_time)
             d = decide(
-                symbol, Snapshot(), params, flat, partial(account.portfolio, close, SYMBOL), (), tier=three,
+                symbol, Snapshot(), policy_of(params), partial(account.portfolio, close, SYMBOL), (), tier=three,
                 predictions={}, id="t", known_at=close, now=close,
             )  # fmt: skip
             if d.edge_bps is not None:
@@ -230,13 +231,49 @@ def test_a_lost_link_is_named_and_its_decision_does_not_count_as_equal(installat
         found = replay_decisions(Installation(installation.settings, installation.params, empty), [record])
         empty.close()
     else:
-        changed = installation.params.model_copy(
-            update={"labels": installation.params.labels.model_copy(update={"horizon_bars": 17})}
-        )
-        found = replay_decisions(Installation(installation.settings, changed, installation.store), [record])
+        found = replay_decisions(installation, [changed(record, "lineage", record.decision.lineage | {"params": "0"})])
     assert (found.equal, found.bit_for_bit, sum(found.not_replayable.values())) == (0, False, 1)
-    word = {"bundle": digest[:12], "warm start": "is not kept", "bars": "no stored bar", "params": "params.yaml"}[lost]
-    assert word in next(iter(found.not_replayable))
+    words = {"bundle": digest[:12], "warm start": "is not kept", "bars": "no stored bar", "params": "are not stored"}
+    assert words[lost] in next(iter(found.not_replayable))
+
+
+def changed(record, name, value):
+    """Return a record whose decision has another value."""
+    return replace(record, decision=replace(record.decision, **{name: value}))
+
+
+def dearer():
+    """Return params.yaml with another fee."""
+    venue = PARAMS.costs.venues["simulator"]["spot"]
+    costs = {"venues": {**PARAMS.costs.venues, "simulator": {"spot": venue.model_copy(update={"taker_bps": 9.0})}}}
+    return PARAMS.model_copy(update={"costs": PARAMS.costs.model_copy(update=costs)})
+
+
+def test_yesterday_is_replayed_by_the_parameters_of_yesterday(installation):
+    records = installation.store.decisions(last=300)
+    today = replace(installation, params=dearer())
+    assert policy_of(today.params).digest != records[0].decision.lineage["params"]
+    assert replay_decisions(today, records).bit_for_bit
+    older = [changed(record, "lineage", {k: v for k, v in record.decision.lineage.items() if k != "params"})
+             for record in records]  # fmt: skip
+    (why,) = replay_decisions(today, older).not_replayable
+    assert why.startswith("params.yaml has changed since")
+
+
+def test_parameters_that_are_not_stored_are_named(installation):
+    (record,) = installation.store.decisions(last=1)
+    lost = changed(record, "lineage", record.decision.lineage | {"params": "0" * 64})
+    assert replay_decisions(installation, [lost]).not_replayable == {"parameters 000000000000 are not stored": 1}
+
+
+def test_a_decision_of_another_release_that_is_made_otherwise_is_named_so_and_is_no_difference(installation):
+    (record,) = installation.store.decisions(last=1)
+    older = changed(record, "lineage", record.decision.lineage | {"release": "0.0.1"})
+    assert replay_decisions(installation, [older]).bit_for_bit
+    found = replay_decisions(installation, [changed(older, "size", 0.9)])
+    assert not found.different
+    ((why, n),) = found.not_replayable.items()
+    assert ("other release: 0.0.1" in why, n) == (True, 1)
 
 
 def test_a_decision_of_an_earlier_release_loads_and_is_not_replayable_with_the_reason(installation):

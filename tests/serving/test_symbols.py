@@ -43,7 +43,7 @@ from pipelines.store import BarBatch, Store
 from pipelines.warm_start import hit_rate, publish_warm_start, read_warm_start, write_warm_start
 from serving.inference.model_slots import Snapshot
 from serving.policy.decide import age_in_bars, decide
-from serving.policy.decision_row import flatten
+from serving.policy.decision_row import policy_of
 from serving.risk.breaker_monitor import outage_inputs
 from serving.state.account import Account
 from serving.state.symbols import Symbol, Symbols, restore_symbol
@@ -504,7 +504,7 @@ def test_the_last_bar_of_a_session_closes_with_it_and_the_next_days_first_follow
 def decided(symbol, params):
     close, account = utc(symbol.closed.close_time), Account()
     return decide(
-        symbol, Snapshot(), params, flatten(params), partial(account.portfolio, close, SYMBOL), (), id="t",
+        symbol, Snapshot(), policy_of(params), partial(account.portfolio, close, SYMBOL), (), id="t",
         tier=Tier(3, "TIER_3: no model"), predictions={}, known_at=close, now=close,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from pipelines.store import DecisionRecord
 from pipelines.warm_start import read_warm_start
 from serving.inference.model_slots import Slot, Snapshot
 from serving.policy.decide import decide
-from serving.policy.decision_row import flatten
+from serving.policy.decision_row import policy_of
 from serving.risk.exposure import AssetCloses, scenarios_of
 from serving.state.account import Account
 from serving.state.symbols import Symbol
@@ -92,7 +92,7 @@ def four_families(rng):
 def decisions_of(stand, n):
     """Return n decisions of four families in both arms, with their bytes, as the service makes them."""
     params, rng = load_params(), np.random.default_rng(7)
-    flat, snapshot, symbol = flatten(params), four_families(rng), Symbol(read_warm_start(stand.stage))
+    policy, snapshot, symbol = policy_of(params), four_families(rng), Symbol(read_warm_start(stand.stage))
     closes = AssetCloses(symbol.grid, symbol.warm.closes)
     scenarios = scenarios_of({symbol.name: closes}, params.labels.horizon_bars, params.risk.tail)
     account = Account(scenarios=scenarios, newest_closes=lambda _: symbol.closes)
@@ -102,7 +102,7 @@ def decisions_of(stand, n):
         symbol.advance(bars)
         close = utc(symbol.closed.close_time)
         decision = decide(
-            symbol, snapshot, params, flat, partial(account.portfolio, close, symbol.name), (),
+            symbol, snapshot, policy, partial(account.portfolio, close, symbol.name), (),
             tier=Tier(1, "TIER_1: all answer"), learned={"cmt": 1.0, "ict": 1.1, "order_flow": 0.9, "fpdom": 1.0,
             "sentiment": 1.0}, id=rng.bytes(16).hex(), known_at=close, now=close,
         )  # fmt: skip

@@ -104,10 +104,12 @@ NEW = {"promotions": "77", "outcomes": "d005", "corrections": "77"}
 @pytest.mark.parametrize("since", ["all", "anchor"])
 def test_an_edited_deleted_or_inserted_row_is_named(store, table, since):
     fill(store)
-    since = 0 if since == "all" else 1  # an incremental run reads every row after its anchor
+    begun = store.chain_lines()[0]  # an incremental run reads every row after its anchor
+    anchors = () if since == "all" else [Anchor(begun.seq, begun.mac, "then", "the anchor")]
     for statements, row, what in ((EDITS, SECOND, "edited"), (INSERTIONS, NEW, "inserted"), (DELETIONS, SECOND, "del")):
         tamper(store, statements[table])
-        assert f"{table} {row[table]}" in {f.ref for f in store.verify_chain((), since).faults if what in f.what}
+        found = store.verify_chain(anchors, incremental=since == "anchor").faults
+        assert f"{table} {row[table]}" in {fault.ref for fault in found if what in fault.what}
     assert {f.ref.split()[0] for f in store.verify_chain().faults} == {table}
 
 
@@ -197,7 +199,8 @@ def test_decisions_are_sealed_once_and_a_changed_one_is_found(store):
         tamper(store, statement)
         assert what in store.verify_chain().faults[-1].what
     assert [f.seq for f in store.verify_chain().faults] == [seals[0].seq, seals[1].seq]
-    assert [f.seq for f in store.verify_chain((), since=seals[0].seq).faults] == [seals[1].seq]
+    first = Anchor(seals[0].seq, seals[0].mac, "then", "the anchor")
+    assert [f.seq for f in store.verify_chain([first], incremental=True).faults] == [seals[1].seq]
 
 
 def test_an_edited_part_of_records_is_named(store):
@@ -274,13 +277,34 @@ def test_a_store_of_an_earlier_release_begins_with_what_it_holds(url):
 
 def test_what_a_person_accepts_is_no_fault_any_more_but_the_next_one_is(store):
     fill(store)
+    store.seal_decisions(T0 + DAY)
+    old, gone = anchor(store), Anchor(99, "ab" * 32, "2024-01-03", "the anchor")
     tamper(store, EDITS["promotions"])
-    faults = store.verify_chain().faults
-    store.accept_faults(faults, "me", "restored from the backup of Monday")
-    found = store.verify_chain()
-    assert (found.faults, found.accepted) == ((), 1)
+    tamper(store, "DELETE FROM decisions WHERE id = 'd009'")
+    found = store.verify_chain([old, gone])
+    assert len(found.faults) == 3
+    store.accept(found, [old, gone], "me", "restored from the backup of Monday", T0 + DAY)
+    again = store.verify_chain([old, gone])
+    assert (again.faults, again.accepted, again.rows, again.decisions) == ((), 3, 9, 9)
+    assert store.missed_anchor([old, gone]) is None
+    assert store.slots("validator").challenger.to_version == "2"
+    store.add_promotion(promotion("9"))
+    store.seal_decisions(T0 + 2 * DAY)
+    new = anchor(store)
+    assert store.verify_chain([old, gone, new], incremental=True).since == new.seq
     tamper(store, EDITS["outcomes"])
-    assert [f.ref for f in store.verify_chain().faults] == ["outcomes d001"]
+    tamper(store, "UPDATE promotions SET reason = 'y' WHERE id = 2")
+    assert {f.ref for f in store.verify_chain([old, gone, new]).faults} == {"outcomes d001", "promotions 2"}
+
+
+def test_a_chain_whose_key_was_lost_goes_on_under_the_new_one_once_a_person_accepts_it(store, url):
+    fill(store)
+    other = Store.open(url, chain_key=OTHER)
+    assert other.slots("validator").challenger is None  # nothing is proven
+    other.accept(other.verify_chain(), (), "me", "the key was on the disk that failed", T0 + DAY)
+    assert (other.verify_chain().faults, other.slots("validator").challenger.to_version) == ((), "2")
+    assert "under another key" in store.verify_chain().faults[0].what
+    other.close()
 
 
 def test_two_writers_make_one_sequence(store, url):

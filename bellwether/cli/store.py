@@ -133,7 +133,7 @@ def prune(
 @app.command()
 def verify(
     everything: Annotated[bool, typer.Option("--all", help="From the first line, not from the newest anchor.")] = False,
-    accept: Annotated[bool, typer.Option("--accept", help="Go on with the faults found: needs --reason.")] = False,
+    accept: Annotated[bool, typer.Option("--accept", help="Let it count as it is now; needs --reason.")] = False,
     reason: Reason = "",
     by: Annotated[str | None, typer.Option(help="Who accepts; your user name by default.")] = None,
     as_json: AsJson = False,
@@ -152,11 +152,9 @@ def verify(
         raise BadValues("--accept needs --reason: why the ledger may stay as it is; nothing was accepted")
     installation = open_installation()
     with promotion_lease(installation):
-        found = ledger_chain.verify(installation, everything or accept)
-        accepted = found.faults if accept else ()
-        if accepted:
-            installation.store.accept_faults(accepted, by or user(), reason)
-            found = ledger_chain.verify(installation, everything=True)
+        before = found = ledger_chain.verify(installation, everything or accept)
+        if accept:
+            before, found = ledger_chain.accept(installation, by or user(), reason)
         anchored = None if found.faults else ledger_chain.anchor(installation)
     if as_json:
         emit({
@@ -165,7 +163,7 @@ def verify(
             "accepted": found.accepted, "anchored_line": None if anchored is None else anchored.seq,
         })  # fmt: skip
     else:
-        _show_verified(found, len(accepted), None if anchored is None else anchored.seq)
+        _show_verified(found, len(before.faults) - len(found.faults), None if anchored is None else anchored.seq)
     if found.faults:
         raise typer.Exit(1)
 
@@ -176,7 +174,7 @@ def _show_verified(found: "Verified", accepted_now: int, anchored_line: int | No
         ["lines of the chain", f"{found.lines:,}"],
         ["rows compared", f"{found.rows:,}, of lines after {found.since:,} and all promotions"],
         ["decisions under roots computed again", f"{found.decisions:,}"],
-        ["faults a person accepted", f"{found.accepted:,}"],
+        ["faults accepted when it began anew", f"{found.accepted:,}"],
         ["faults", f"{len(found.faults):,}"],
     ]
     table("the ledger and its chain", ["what", "found"], rows)
@@ -185,7 +183,9 @@ def _show_verified(found: "Verified", accepted_now: int, anchored_line: int | No
     if len(found.faults) > SHOWN_FAULTS:
         line(f"and {len(found.faults) - SHOWN_FAULTS:,} more; --json has all")
     if accepted_now:
-        line(f"{accepted_now:,} faults accepted; the chain says by whom and why.")
+        paragraph(
+            f"{accepted_now:,} faults accepted; what the ledger holds counts from here on, by whom and why is in it."
+        )
     if anchored_line is not None:
         line(f"intact; anchored at line {anchored_line}")
     else:

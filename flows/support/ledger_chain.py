@@ -4,7 +4,7 @@ from flows.support import processes
 from flows.support.installation import Installation, now
 from pipelines.errors import ChainBroken
 from pipelines.store import Anchor, Verified
-from serving.service.home_store import add_anchor, newest, read_anchors
+from serving.service.home_store import add_anchor, read_anchors
 
 BROKEN = "chain_broken"  # kind of the alarm
 SHOWN = 3  # faults that a message names
@@ -17,11 +17,22 @@ def verify(installation: Installation, everything: bool = False) -> Verified:
                 An anchor is only written on what was verified.
     MLflow's anchor counts where MLflow answers.
     """
-    anchors = [*read_anchors(installation.settings.home), *_anchor_of_mlflow(installation)]
-    since = newest(anchors)
-    found = installation.store.verify_chain(anchors, 0 if everything or since is None else since.seq)
+    found = installation.store.verify_chain(anchors_of(installation), incremental=not everything)
     _show_as_alarm(installation, found)
     return found
+
+
+def accept(installation: Installation, by: str, reason: str) -> tuple[Verified, Verified]:
+    """Begin the chain anew over what the ledger holds now; return what was found before, and after."""
+    before = verify(installation, everything=True)
+    if before.faults:
+        installation.store.accept(before, anchors_of(installation), by, reason, now())
+    return before, verify(installation, everything=True)
+
+
+def anchors_of(installation: Installation) -> list[Anchor]:
+    """Return the anchors of this home, and the one that MLflow holds."""
+    return [*read_anchors(installation.settings.home), *_anchor_of_mlflow(installation)]
 
 
 def require_intact(installation: Installation) -> None:

@@ -145,7 +145,9 @@ def _move(installation: Installation, line: Promotion) -> None:
     family = line.family
     installation.tracking.set_alias(family, "champion", line.to_version)
     installation.store.add_promotion(line)
-    installation.tracking.set_alias(family, "previous", next(iter(champions(installation.store, family)[-2:-1]), None))
+    there = {version.version for version in installation.tracking.versions(family)}
+    previous = [version for version in champions(installation.store, family)[-2:-1] if version in there]
+    installation.tracking.set_alias(family, "previous", next(iter(previous), None))
     challenger = installation.store.slots(family).challenger
     installation.tracking.set_alias(family, "challenger", challenger.to_version if challenger else None)
     _publish(installation)

@@ -14,21 +14,25 @@ from pipelines.store.chain_lines import (
     DECISIONS,
     PRUNED,
     Anchor,
-    Fault,
     Line,
     Span,
     Verified,
+    accepted_anchors,
     append_line,
     begin,
     count_rows,
     head_line,
+    in_force,
+    key_name,
+    line_each_row,
+    line_of,
     read_lines,
     root_of,
     sha256_of,
     spans_of,
 )
 from pipelines.store.chain_verify import verify
-from pipelines.store.engine import Database, lock_table
+from pipelines.store.engine import Database, Transaction, lock_table
 
 COMMIT_MARGIN = timedelta(minutes=1)  # a decision is committed within seconds of its stamp: a root leaves the last out
 
@@ -51,12 +55,19 @@ class ChainStore(Database):
 
     def missed_anchor(self, anchors: Sequence[Anchor]) -> str | None:
         """Return why the chain is not the one of the newest anchor; None if it is, or where there is no anchor."""
-        newest = max(anchors, key=lambda each: each.seq, default=None)
-        if newest is None or self._chain_key is None:
+        if self._chain_key is None or not anchors:
             return None
-        query = sa.select(t.chain.c.mac).where(t.chain.c.chain_id == CHAIN, t.chain.c.seq == newest.seq)
+        query = sa.select(t.chain).where(t.chain.c.chain_id == CHAIN)
         with self._engine.connect() as connection:
-            found = connection.scalar(query)
+            rows = connection.execute(query.where(t.chain.c.kind == ACCEPTED)).mappings().all()
+            known = accepted_anchors(line_of(dict(row)) for row in rows)
+            left = [anchor for anchor in anchors if (anchor.seq, anchor.mac) not in known]
+            if not left:
+                return None
+            newest = max(left, key=lambda each: each.seq)
+            found = connection.scalar(
+                sa.select(t.chain.c.mac).where(t.chain.c.chain_id == CHAIN, t.chain.c.seq == newest.seq)
+            )
         return None if found == newest.mac else f"{newest.where} of {newest.at} names another line {newest.seq}"
 
     def chain_lines(self, after: int = 0) -> list[Line]:
@@ -77,13 +88,15 @@ class ChainStore(Database):
             roots = sa.select(t.chain.c.detail).where(t.chain.c.chain_id == CHAIN, t.chain.c.kind == DECISIONS)
             last = connection.scalar(roots.order_by(t.chain.c.seq.desc()).limit(1))
             since = None if last is None else datetime.fromisoformat(json.loads(last)["until"])
-            until = at - COMMIT_MARGIN
-            if since is None or until > since:
-                root, n = root_of(connection, Span(since, until, 0))
-                if n:
-                    span = Span(since, until, n)
-                    append_line(connection, self._chain_key, DECISIONS, until.isoformat(), root, span.to_text())
+            if since is None or at - COMMIT_MARGIN > since:
+                self._seal(connection, self._chain_key, since, at - COMMIT_MARGIN)
             return head_line(connection)
+
+    def _seal(self, connection: Transaction, key: bytes, since: datetime | None, until: datetime) -> None:
+        """Write the root of the decisions that came in a span, if there are any, under the lock of the caller."""
+        root, n = root_of(connection, Span(since, until, 0))
+        if n:
+            append_line(connection, key, DECISIONS, until.isoformat(), root, Span(since, until, n).to_text())
 
     def note_pruning(self, kept: sa.ColumnElement[bool]) -> None:
         """Write, for each root over decisions of which some are about to be deleted, the root of those `kept`.
@@ -92,7 +105,7 @@ class ChainStore(Database):
         """
         if self._chain_key is None:
             return
-        for newest in [lines[-1] for lines in spans_of(self.chain_lines()).values()]:
+        for newest in [lines[-1] for lines in spans_of(in_force(self.chain_lines())).values()]:
             span = Span.of(newest)
             with self.writing() as connection:
                 lock_table(connection, t.chain)
@@ -109,26 +122,32 @@ class ChainStore(Database):
                     pruned = Span(span.since, span.until, remaining)
                     append_line(connection, self._chain_key, PRUNED, newest.ref, left, pruned.to_text())
 
-    def accept_faults(self, faults: Sequence[Fault], by: str, reason: str) -> Line:
-        """Write a line by which a person accepts that these faults stay; they are no faults from then on.
+    def accept(self, found: Verified, anchors: Sequence[Anchor], by: str, reason: str, at: datetime) -> None:
+        """Begin the chain anew over what is there: a person accepts it, with the faults found, by name and reason.
 
         Raises  StateError without a key
         """
         if self._chain_key is None:
             raise StateError("this store was opened without the key of its chain; nothing was accepted")
-        known = [[fault.ref, fault.what] for fault in faults]
-        detail = json.dumps({"by": by, "reason": reason, "faults": known}, separators=(",", ":"))
         with self.writing() as connection:
             lock_table(connection, t.chain)
-            begin(connection, self._chain_key)
-            return append_line(connection, self._chain_key, ACCEPTED, f"{len(known)} faults", sha256_of(detail), detail)
+            macs = {line.seq: line.mac for line in read_lines(connection, 0)}
+            detail = {
+                "key": key_name(self._chain_key), "by": by, "reason": reason, "at": at.isoformat(),
+                "faults": [fault.describe() for fault in found.faults],
+                "anchors": [[each.seq, each.mac] for each in anchors if macs.get(each.seq) != each.mac],
+            }  # fmt: skip
+            text = json.dumps(detail, separators=(",", ":"))
+            append_line(connection, self._chain_key, ACCEPTED, f"{len(found.faults)} faults", sha256_of(text), text)
+            line_each_row(connection, self._chain_key)
+            self._seal(connection, self._chain_key, None, at - COMMIT_MARGIN)
 
-    def verify_chain(self, anchors: Sequence[Anchor] = (), since: int = 0) -> Verified:
+    def verify_chain(self, anchors: Sequence[Anchor] = (), incremental: bool = False) -> Verified:
         """Compare the store with its chain, as of one moment, while others may write.
 
-        anchors  what the chain ended with earlier, as written down outside of the store
-        since    rows of lines up to this seq were verified before and are not read again, but those of promotions
-        Raises   StateError without a key
+        anchors      what the chain ended with earlier, as written down outside of the store
+        incremental  rows of lines up to the newest anchor are not read again, but those of promotions
+        Raises       StateError without a key
         """
         if self._chain_key is None:
             raise StateError("this store was opened without the key of its chain; it cannot be verified")
@@ -136,4 +155,4 @@ class ChainStore(Database):
             if connection.dialect.name == "postgresql":
                 connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             with connection.begin():
-                return verify(connection, self._chain_key, anchors, since)
+                return verify(connection, self._chain_key, anchors, incremental)

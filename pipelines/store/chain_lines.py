@@ -75,9 +75,9 @@ class Verified:
     """Hold what a verification found.
 
     head     seq and mac of the last line; (0, NO_LINE) of a store without one
-    since    lines up to here were only checked by their macs and promotions, their rows were verified before
+    since    of lines up to here only promotions were read, the others were verified before
     rows     rows compared; decisions: decisions under the roots that were computed again
-    faults   what is wrong, in the order of the chain; accepted: faults that a person accepted, with a reason
+    faults   what is wrong, in the order of the chain; accepted: how many a person accepted, after which it began anew
     """
 
     head: tuple[int, str]
@@ -162,7 +162,9 @@ def proven_rows(
     own, before = t.chain.alias("own"), t.chain.alias("before")
     joined = own.outerjoin(before, sa.and_(before.c.chain_id == own.c.chain_id, before.c.seq == own.c.seq - 1))
     lines = sa.select(own, before.c.mac.label("mac_before")).select_from(joined)
-    lines = lines.where(own.c.chain_id == CHAIN, own.c.kind == table.name)
+    begun = sa.select(sa.func.max(t.chain.c.seq)).where(t.chain.c.chain_id == CHAIN)
+    begun = begun.where(t.chain.c.kind.in_((GENESIS, ACCEPTED)))
+    lines = lines.where(own.c.chain_id == CHAIN, own.c.kind == table.name, own.c.seq > begun.scalar_subquery())
     digests = {
         found["ref"]: found["digest"]
         for found in connection.execute(lines).mappings()
@@ -194,7 +196,15 @@ def begin(connection: Connection, key: bytes) -> bool:
     tables = (*CHAINED.values(), t.decisions)
     counts = {table.name: count_rows(connection, table) for table in tables}
     detail = json.dumps({"key": key_name(key), "schema": t.SCHEMA, "rows": counts}, separators=(",", ":"))
-    line = append_line(connection, key, GENESIS, "the rows that were there", sha256_of(detail), detail)
+    append_line(connection, key, GENESIS, "the rows that were there", sha256_of(detail), detail)
+    line_each_row(connection, key)
+    return True
+
+
+def line_each_row(connection: Connection, key: bytes) -> None:
+    """Give every row of the chained tables a line, under the lock of the caller, after a line that begins a chain."""
+    line = head_line(connection)
+    assert line is not None
     lines = []
     for table in CHAINED.values():
         for row_key, digest in digests_of(connection, table):
@@ -203,7 +213,23 @@ def begin(connection: Connection, key: bytes) -> bool:
             lines.append({"chain_id": CHAIN, **_values(line)})
     if lines:
         connection.execute(sa.insert(t.chain), lines)
-    return True
+
+
+def in_force(lines: Sequence[Line]) -> Sequence[Line]:
+    """Return the lines from the last one on that began the chain: its first, or one by which a person accepted what
+    was there."""
+    starts = [i for i, line in enumerate(lines) if line.kind in (GENESIS, ACCEPTED)]
+    return lines[starts[-1] :] if starts else lines
+
+
+def accepted_anchors(lines: Iterable[Line]) -> set[tuple[int, str]]:
+    """Return (seq, mac) of the anchors that a person accepted to be off the chain."""
+    return {
+        (int(seq), str(mac))
+        for line in lines
+        if line.kind == ACCEPTED
+        for seq, mac in json.loads(line.detail)["anchors"]
+    }
 
 
 def count_rows(connection: Connection, table: sa.Table, where: sa.ColumnElement[bool] | None = None) -> int:

@@ -19,8 +19,10 @@ from pipelines.store.chain_lines import (
     Line,
     Span,
     Verified,
+    accepted_anchors,
     count_rows,
     digests_of,
+    in_force,
     key_name,
     key_of,
     mac_after,
@@ -33,10 +35,18 @@ from pipelines.store.chain_lines import (
 ALWAYS_READ = t.promotions.name  # few rows, and what is served depends on each
 
 
-def verify(connection: Connection, key: bytes, anchors: Sequence[Anchor], since: int) -> Verified:
+def verify(connection: Connection, key: bytes, anchors: Sequence[Anchor], incremental: bool) -> Verified:
     """Return what is wrong with the chain and its rows, as this connection sees them."""
-    lines = list(read_lines(connection, 0))
-    faults = [*_wrong_lines(lines, key), *_wrong_anchors(lines, anchors)]
+    every = list(read_lines(connection, 0))
+    lines = in_force(every)
+    macs, off = {line.seq: line.mac for line in every}, accepted_anchors(every)
+    anchors = [anchor for anchor in anchors if (anchor.seq, anchor.mac) not in off]
+    reached = [
+        anchor.seq for anchor in anchors if macs.get(anchor.seq) == anchor.mac and lines and anchor.seq >= lines[0].seq
+    ]
+    since = max(reached, default=0) if incremental else 0
+    before = every[len(every) - len(lines) - 1].mac if len(lines) < len(every) else NO_LINE
+    faults = [*_wrong_lines(lines, key, before), *_wrong_anchors(anchors, macs)]
     read, decisions = 0, 0
     if lines:
         for table in CHAINED.values():
@@ -45,21 +55,24 @@ def verify(connection: Connection, key: bytes, anchors: Sequence[Anchor], since:
             read, faults = read + n, [*faults, *wrong]
         decisions, wrong = _wrong_roots(connection, lines, since)
         faults += [*wrong, *_wrong_parts(connection)]
-    known = {(ref, what) for line in lines if line.kind == ACCEPTED for ref, what in json.loads(line.detail)["faults"]}
-    left = [fault for fault in faults if (fault.ref, fault.what) not in known]
-    left.sort(key=lambda fault: len(lines) + 1 if fault.seq is None else fault.seq)
-    head = (lines[-1].seq, lines[-1].mac) if lines else (0, NO_LINE)
-    return Verified(head, since, len(lines), read, decisions, tuple(left), len(faults) - len(left))
+    faults.sort(key=lambda fault: every[-1].seq + 1 if fault.seq is None and every else fault.seq or 0)
+    head = (every[-1].seq, every[-1].mac) if every else (0, NO_LINE)
+    accepted = len(json.loads(lines[0].detail)["faults"]) if lines and lines[0].kind == ACCEPTED else 0
+    return Verified(head, since, len(every), read, decisions, tuple(faults), accepted)
 
 
-def _wrong_lines(lines: Sequence[Line], key: bytes) -> Iterator[Fault]:
-    """Yield the lines whose mac is not that of their content and of the line before, and holes between lines."""
-    if lines and lines[0].kind == GENESIS and lines[0].seq == 1:
+def _wrong_lines(lines: Sequence[Line], key: bytes, before: str) -> Iterator[Fault]:
+    """Yield the lines whose mac is not that of their content and of the line before, and holes between lines.
+
+    before  mac of the line before the first
+    """
+    if lines and lines[0].kind in (GENESIS, ACCEPTED):
         made_by = json.loads(lines[0].detail)["key"]
         if made_by != key_name(key):
-            yield Fault(1, "chain", f"was made under another key, {made_by}; this home's is {key_name(key)}")
+            what = f"was made under another key, {made_by}; this home's is {key_name(key)}"
+            yield Fault(lines[0].seq, "chain", what)
             return
-    before, expected = NO_LINE, 1
+    expected = lines[0].seq if lines and lines[0].kind == ACCEPTED else 1
     for line in lines:
         if line.seq != expected:
             missing = f"line {expected}" if line.seq == expected + 1 else f"lines {expected} to {line.seq - 1}"
@@ -69,18 +82,17 @@ def _wrong_lines(lines: Sequence[Line], key: bytes) -> Iterator[Fault]:
         before, expected = line.mac, line.seq + 1
 
 
-def _wrong_anchors(lines: Sequence[Line], anchors: Sequence[Anchor]) -> Iterator[Fault]:
-    """Yield the first anchor that the chain does not reach, and the first whose line is another one now."""
-    macs = {line.seq: line.mac for line in lines}
-    last = lines[-1].seq if lines else 0
-    for anchor in sorted(anchors, key=lambda each: each.seq):
+def _wrong_anchors(anchors: Sequence[Anchor], macs: Mapping[int, str]) -> Iterator[Fault]:
+    """Yield the anchors that are not on the chain: the newest one that its end does not reach, and others."""
+    last = max(macs, default=0)
+    for anchor in sorted(anchors, key=lambda each: -each.seq):
+        named = f"{anchor.where} of {anchor.at}"
         if anchor.seq > last:
-            named = f"{anchor.where} of {anchor.at}"
             what = f"ends at line {last}, and {named} names line {anchor.seq}: cut off, or an older backup was restored"
             yield Fault(last, "chain", what)
             return
         if macs.get(anchor.seq) not in (None, anchor.mac):
-            yield Fault(anchor.seq, "chain", f"is another one than {anchor.where} of {anchor.at} names at this line")
+            yield Fault(anchor.seq, "chain", f"is another one than {named} names at line {anchor.seq}")
             return
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.settings import Settings
@@ -43,8 +42,3 @@ def add_anchor(home: Path, anchor: Anchor) -> None:
         opened.write(text)
         opened.flush()
         os.fsync(opened.fileno())
-
-
-def newest(anchors: Sequence[Anchor]) -> Anchor | None:
-    """Return the anchor that is furthest on the chain."""
-    return max(anchors, key=lambda each: each.seq, default=None)

@@ -342,7 +342,7 @@ def test_a_ledger_that_was_edited_moves_no_champion_while_decisions_go_on(stack,
     try:
         done = stack.cli("verify", "--all")
         assert done.returncode == 1
-        assert "was edited" in done.stdout
+        assert "edited" in done.stdout
         with pytest.raises(ChainBroken, match="was edited"):
             ledger_chain.require(ledger_chain.verify(stack.installation, everything=True))
         assert stack.cli("decide").returncode == 0

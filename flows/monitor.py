@@ -95,7 +95,7 @@ def resolve_outcomes(symbol: str) -> int:
     rates = funding_known(installation, symbol) if costs.funding_hours is not None else NO_FUNDING
     grid = grid_of(manifest, bars[:, OPEN_TIME])
     found = resolve(pending, np.concatenate([bars, newer]), grid, costs, rates)
-    return sum(installation.store.add_outcome(outcome) for outcome in found)
+    return sum(installation.store.add_outcome(outcome, now()) for outcome in found)
 
 
 def funding_known(installation: Installation, symbol: str) -> Floats:

@@ -46,7 +46,7 @@ def fill(store, first=0):
     store.add_decisions([decision(first + n, event="fvg" if n < 3 else None) for n in range(10)])
     for n in range(3):
         store.add_promotion(promotion(str(first + n)))
-        store.add_outcome(Outcome(f"d{first + n:03}", T0 + DAY, 1, "target", 12.5, 10.1, 2.4))
+        store.add_outcome(Outcome(f"d{first + n:03}", T0 + DAY, 1, "target", 12.5, 10.1, 2.4), T0 + DAY)
         bar = np.array([T0.timestamp() + 60 * (first + n), 1.0, 2.0, 1.0, 1.5, np.nan, np.nan, np.nan, np.nan])
         store.correct(
             "BTC/USDT", [Change(float(bar[0]), float(bar[0]) + 60, bar)], Signed("me", T0 + n * HOUR, "a typing error")
@@ -91,8 +91,8 @@ DELETIONS = {
 INSERTIONS = {
     "promotions": "INSERT INTO promotions (id, at, actor, action, family, arm, reason, evidence) SELECT 77, at, actor, "
     "action, family, arm, reason, evidence FROM promotions WHERE id = 1",
-    "outcomes": "INSERT INTO outcomes SELECT 'd005', resolved_at, label, barrier, gross_bps, net_bps, cost_bps FROM "
-    "outcomes WHERE decision_id = 'd001'",
+    "outcomes": "INSERT INTO outcomes SELECT 'd005', resolved_at, label, barrier, gross_bps, net_bps, cost_bps, "
+    "ingested_at FROM outcomes WHERE decision_id = 'd001'",
     "corrections": 'INSERT INTO corrections (id, symbol, open_time, known_at, reason, "by", at) SELECT 77, symbol, '
     'open_time, known_at, reason, "by", at FROM corrections WHERE id = 1',
 }

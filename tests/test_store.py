@@ -151,6 +151,8 @@ def test_bars_out_of_order_are_refused(store):
         lambda s, at: s.acquire_lease("a", "me", at, HOUR),
         lambda s, at: s.request_retrain("validator", "age", at, HOUR),
         lambda s, at: s.decisions(since=at),
+        lambda s, at: s.decisions(known_by=at),
+        lambda s, at: s.resolved(known_by=at),
     ],
 )
 def test_a_naive_time_is_refused_everywhere(store, write):
@@ -185,14 +187,14 @@ def test_a_figure_that_is_not_finite_cannot_enter_a_decision(store):
 def test_an_outcome_is_stored_once_and_only_for_a_decision_we_made(store):
     store.add_decisions([record()])
     assert [r.decision.id for r in store.unresolved(T0)] == ["d1"]
-    assert store.add_outcome(outcome()) is True
-    assert store.add_outcome(outcome()) is False
+    assert store.add_outcome(outcome(), T0 + HOUR) is True
+    assert store.add_outcome(outcome(), T0 + 2 * HOUR) is False  # sent again later
     assert store.unresolved(T0) == []
     assert store.resolved() == [(record(), outcome())]
     with pytest.raises(BadValues, match="kept the first"):
-        store.add_outcome(outcome(label=0))
+        store.add_outcome(outcome(label=0), T0 + HOUR)
     with pytest.raises(UnknownName):
-        store.add_outcome(outcome("never"))
+        store.add_outcome(outcome("never"), T0 + HOUR)
 
 
 def test_one_transaction_is_all_or_nothing(store):
@@ -314,7 +316,7 @@ def test_a_reset_records_the_newest_event_time_of_the_ledger(store):
     store.add_decisions([record("d1"), record("d2", as_of=T0 - HOUR)])
     store.trip("drawdown", T0, "-9 %")
     store.reset("drawdown", T0 + 9 * HOUR, "ann", "seen")
-    store.add_outcome(outcome(resolved_at=T0 + 3 * HOUR))
+    store.add_outcome(outcome(resolved_at=T0 + 3 * HOUR), T0 + 3 * HOUR)
     store.trip("drawdown", T0, "-10 %")
     store.reset("drawdown", T0 + 9 * HOUR, "ann", "seen")
     assert [trip.reset_as_of for trip in store.breaker_trips(tripped_only=False)] == [None, T0, T0 + 3 * HOUR]
@@ -443,6 +445,7 @@ def test_a_store_of_an_earlier_release_is_migrated_and_keeps_every_row_bit_for_b
     after["bars"] = [row[:-1] for row in after["bars"] if row[-1] is None]  # no half spread was recorded then
     after["latches"] = [row[:-1] for row in after["latches"] if row[-1] is None]  # as was what a reset accepted
     after["decisions"] = [row[:-1] for row in after["decisions"] if row[-1] is None]  # no record: JSON stays JSON
+    after["outcomes"] = [row[:-1] for row in after["outcomes"] if row[-1] is None]  # when it was stored is not known
     assert {table: after[table] for table in before} == before
     assert repr(after["bars"]) == repr(before["bars"])  # -0.0 equals 0.0, and its sign is a bit too
     assert after["records"] == []

@@ -109,6 +109,7 @@ outcomes = sa.Table(
     sa.Column("gross_bps", sa.Double, nullable=False),
     sa.Column("net_bps", sa.Double, nullable=False),
     sa.Column("cost_bps", sa.Double, nullable=False),
+    sa.Column("ingested_at", UtcTime),  # NULL before revision 0009: `resolved_at` counts as the moment it was known
     sa.Index("outcomes_resolved_at", "resolved_at"),
 )
 

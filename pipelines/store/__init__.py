@@ -3,13 +3,13 @@ breakers, alarms."""
 
 from pipelines.record_codec import DecisionRecord
 from pipelines.store.alarms import Alarm, AlarmStore
-from pipelines.store.bars_and_records import BarBatch, BarStore
+from pipelines.store.bars_and_records import BarBatch, BarStore, ContextValue
 from pipelines.store.breakers import BreakerStore, BreakerTrip
 from pipelines.store.chain import ChainStore
 from pipelines.store.chain_lines import Anchor, Fault, Line, Verified
 from pipelines.store.codec import decision_of, decision_payload, packed, unpacked
 from pipelines.store.corrections import Change, Correction, CorrectionStore, HeldBar, Quarantined, Signed, read_with
-from pipelines.store.decisions import DecisionStore, Fill
+from pipelines.store.decisions import DecisionStore, Fill, ReceivedOutcome
 from pipelines.store.dump import nonempty_tables, open_dump, refuse_nonempty, refuse_unknown
 from pipelines.store.engine import (
     FLOW_WAIT_MS,
@@ -37,6 +37,7 @@ __all__ = [
     "BarBatch",
     "BreakerTrip",
     "Change",
+    "ContextValue",
     "Correction",
     "DecisionRecord",
     "Fault",
@@ -48,6 +49,7 @@ __all__ = [
     "PageCheck",
     "Promotion",
     "Quarantined",
+    "ReceivedOutcome",
     "RetrainAnswer",
     "RetrainRequest",
     "Signed",

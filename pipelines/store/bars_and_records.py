@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 import numpy as np
 import sqlalchemy as sa
@@ -11,9 +12,9 @@ from sqlalchemy.engine import Connection
 from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, Books, ContextFeed, Floats, utc
 from pipelines.errors import BadShape, BadTimes, BadValues
 from pipelines.migrations import tables as t
-from pipelines.store.codec import packed, padded, unpacked
+from pipelines.store.codec import context_value, packed, padded, unpacked
 from pipelines.store.corrections import HeldBar, corrections_by, hold, opening_in, read_with, withdraw_held
-from pipelines.store.engine import Database, lock_table
+from pipelines.store.engine import Database, known, lock_table
 
 ADMISSION = "admission"  # who put a bar into quarantine, if no person did
 
@@ -36,6 +37,15 @@ class BarBatch:
     books: Books | None = None
     feed: ContextFeed | None = None
     held: Sequence[HeldBar] = ()
+
+
+class ContextValue(NamedTuple):
+    """Hold one context value of a symbol: when it could be known (epoch s), and when we received it; NaN = none."""
+
+    kind: str
+    value: float
+    known_at: float
+    ingested_at: datetime
 
 
 class BarStore(Database):
@@ -62,15 +72,15 @@ class BarStore(Database):
         with self.writing(within) as connection:
             lock_table(connection, t.bars)
             span = (float(rows[0, 0]), float(rows[-1, 0])) if n else (0.0, 0.0)  # drivers accept no numpy numbers
-            known = {row[0]: row for row in _stored_bars(connection, batch.symbol, *span)}
+            stored = {row[0]: row for row in _stored_bars(connection, batch.symbol, *span)}
             fresh: list[dict[str, object]] = []
             for bar, known_at in zip(rows.tolist(), batch.known_at.tolist(), strict=True):
-                if bar[0] not in known:
+                if bar[0] not in stored:
                     values = dict(zip(BAR_FIELDS, (None if v != v else v for v in bar), strict=True))
                     stamps = {"known_at": known_at, "ingested_at": batch.ingested_at}
                     fresh.append({"symbol": batch.symbol} | values | stamps)
-                elif not np.array_equal(known[bar[0]], bar, equal_nan=True):
-                    raise BadValues(_conflict(batch.symbol, known[bar[0]], bar))
+                elif not np.array_equal(stored[bar[0]], bar, equal_nan=True):
+                    raise BadValues(_conflict(batch.symbol, stored[bar[0]], bar))
             if fresh:
                 connection.execute(sa.insert(t.bars), fresh)
             hold(connection, batch.symbol, batch.held, batch.ingested_at, ADMISSION)
@@ -78,16 +88,24 @@ class BarStore(Database):
         return len(fresh)
 
     def bars(
-        self, symbol: str, after: float = -np.inf, until: float = np.inf, reading: datetime | None = None
+        self,
+        symbol: str,
+        after: float = -np.inf,
+        until: float = np.inf,
+        reading: datetime | None = None,
+        known_by: datetime | None = None,
     ) -> Floats:
         """Return observed bars (n, 9), ascending, with after < open_time <= until in epoch seconds; NaN = not
         recorded.
 
-        reading  moment (aware) whose corrections are applied, and no later ones; None = all, the bars as of now
+        reading   moment (aware) whose corrections are applied, and no later ones; None = all, the bars as of now
+        known_by  moment (aware): bars and corrections that came later are left out
         """
+        limits = [moment for moment in (reading, known_by) if moment is not None]
         with self._engine.connect() as connection:
-            observed = _observed(connection, symbol, after, until)
-            return read_with(observed, opening_in(corrections_by(connection, symbol, reading), after, until))
+            observed = _observed(connection, symbol, after, until, known_by)
+            made = corrections_by(connection, symbol, min(limits, default=None))
+        return read_with(observed, opening_in(made, after, until))
 
     def bar_readings(self, symbol: str, after: float = -np.inf, until: float = np.inf) -> Floats:
         """Return bars (m, 9) with after < open_time <= until in every reading: as observed, then each correction."""
@@ -121,12 +139,13 @@ class BarStore(Database):
         return None if newest is None else float(newest)
 
     def records(
-        self, symbol: str, after: float = -np.inf, until: float = np.inf
+        self, symbol: str, after: float = -np.inf, until: float = np.inf, known_by: datetime | None = None
     ) -> tuple[Books | None, ContextFeed | None]:
         """Return observed books and context with after < known_at <= until (epoch seconds), ascending; None = none."""
         query = sa.select(t.records.c.kind, t.records.c.known_at, t.records.c.payload).where(
             t.records.c.symbol == symbol
         )
+        query = known(query, t.records.c.ingested_at, known_by)
         if np.isfinite(after):
             query = query.where(t.records.c.known_at > float(after))
         if np.isfinite(until):
@@ -135,14 +154,27 @@ class BarStore(Database):
             rows = connection.execute(query.order_by(t.records.c.known_at, t.records.c.kind)).all()
         return unpacked([(str(kind), float(at), bytes(payload)) for kind, at, payload in rows])
 
+    def context(self, symbol: str, last: int | None = None, known_by: datetime | None = None) -> list[ContextValue]:
+        """Return context values by the time they could be known; `last` limits them to the newest so many."""
+        r = t.records.c
+        query = sa.select(r.kind, r.payload, r.known_at, r.ingested_at).where(r.symbol == symbol, r.kind != "book")
+        query = known(query, r.ingested_at, known_by).order_by(r.known_at.desc(), r.kind.desc()).limit(last)
+        return [
+            ContextValue(row["kind"], context_value(bytes(row["payload"])), row["known_at"], row["ingested_at"])
+            for row in reversed(self._rows(query))
+        ]
+
     def symbols(self) -> tuple[str, ...]:
         """Return the symbols with at least one observed bar, in alphabetical order."""
         return tuple(r["symbol"] for r in self._rows(sa.select(t.bars.c.symbol).distinct().order_by(t.bars.c.symbol)))
 
 
-def _observed(connection: Connection, symbol: str, after: float, until: float) -> Floats:
+def _observed(
+    connection: Connection, symbol: str, after: float, until: float, known_by: datetime | None = None
+) -> Floats:
     """Return bars (n, 9) as they were observed, ascending, with after < open_time <= until in epoch seconds."""
     query = sa.select(*(t.bars.c[name] for name in BAR_FIELDS)).where(t.bars.c.symbol == symbol)
+    query = known(query, t.bars.c.ingested_at, known_by)
     if np.isfinite(after):
         query = query.where(t.bars.c.open_time > float(after))
     if np.isfinite(until):
@@ -185,9 +217,9 @@ def _add_records(batch: BarBatch, connection: Connection) -> None:
     query = sa.select(t.records.c.kind, t.records.c.known_at, t.records.c.payload).where(
         t.records.c.symbol == batch.symbol, t.records.c.known_at.between(min(moments), max(moments))
     )
-    known = {(kind, at): padded(kind, bytes(payload)) for kind, at, payload in connection.execute(query)}
+    stored = {(kind, at): padded(kind, bytes(payload)) for kind, at, payload in connection.execute(query)}
     for (kind, at), payload in sent.items():
-        if known.get((kind, at), payload) != payload:
+        if stored.get((kind, at), payload) != payload:
             raise BadValues(
                 f"{batch.symbol}: another {kind} is stored as known at {utc(at):%F %T}. What was observed is never "
                 "rewritten; nothing of this batch was stored."
@@ -195,7 +227,7 @@ def _add_records(batch: BarBatch, connection: Connection) -> None:
     fresh = [
         {"symbol": batch.symbol, "kind": kind, "known_at": at, "payload": payload, "ingested_at": batch.ingested_at}
         for (kind, at), payload in sent.items()
-        if (kind, at) not in known
+        if (kind, at) not in stored
     ]
     if fresh:
         connection.execute(sa.insert(t.records), fresh)

@@ -90,6 +90,11 @@ def padded(kind: str, payload: bytes) -> bytes:
     return payload + _NOT_RECORDED * (short // 8) if kind == "book" and short > 0 else payload
 
 
+def context_value(payload: bytes) -> float:
+    """Return the context value of a payload; NaN = not recorded."""
+    return float(np.frombuffer(payload, dtype="<f8")[0])
+
+
 def unpacked(rows: Iterable[tuple[str, float, bytes]]) -> tuple[Books | None, ContextFeed | None]:
     """Return the books and context of (kind, known_at, payload) rows, the inverse of `packed`.
 
@@ -110,6 +115,6 @@ def unpacked(rows: Iterable[tuple[str, float, bytes]]) -> tuple[Books | None, Co
         feed = ContextFeed(
             np.array([at for at, *_ in context_rows]),
             np.array([field for _, field, _ in context_rows], dtype=np.int64),
-            np.array([np.frombuffer(payload, dtype="<f8")[0] for *_, payload in context_rows]),
+            np.array([context_value(payload) for *_, payload in context_rows]),
         )
     return books, feed

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
@@ -15,10 +15,12 @@ from pipelines.migrations import tables as t
 from pipelines.record_codec import DecisionRecord, kind_of, message_of, part_digest, read_record, record_of
 from pipelines.store.chain_lines import chain_row
 from pipelines.store.codec import decision_of
-from pipelines.store.engine import LOOKUP, between, lock_row
+from pipelines.store.engine import LOOKUP, between, known, lock_row
 from pipelines.store.record_parts import RecordParts
 
 _IN_RECORD = {"payload": {}, "features": b"", "signals": b""}  # columns of rows before revision 0008
+_OUTCOME = [t.outcomes.c[f.name] for f in fields(Outcome)]
+_RECEIVED = sa.func.coalesce(t.outcomes.c.ingested_at, t.outcomes.c.resolved_at, type_=t.UtcTime())
 _DECISION_COLUMNS = tuple(c.name for c in t.decisions.columns if c.name not in (*_IN_RECORD, "record"))
 
 
@@ -42,6 +44,13 @@ class Fill:
     reason: str = ""
 
 
+class ReceivedOutcome(NamedTuple):
+    """Hold an outcome and when it was stored; of one that an earlier release stored, when it was resolved."""
+
+    outcome: Outcome
+    ingested_at: datetime
+
+
 class DecisionStore(RecordParts):
     """Store the decision ledger with outcomes and fills."""
 
@@ -63,11 +72,17 @@ class DecisionStore(RecordParts):
         except IntegrityError as error:
             raise StoredAlready("a decision with this id is stored already; ids are never reused") from error
 
-    def decision(self, decision_id: str) -> DecisionRecord:
-        """Return one decision. Raises UnknownName."""
+    def decision(self, decision_id: str, known_by: datetime | None = None) -> DecisionRecord:
+        """Return one decision. Raises UnknownName for none, and for one that was stored after `known_by`."""
         found = self._rows(sa.select(t.decisions).where(t.decisions.c.id == decision_id))
         if not found:
             raise UnknownName(f"no decision {decision_id!r} in the ledger; `bellwether decide` prints ids of new ones")
+        came = found[0]["ingested_at"]
+        if known_by is not None and came > known_by:
+            raise UnknownName(
+                f"decision {decision_id} was not known at {known_by.isoformat()}: it was stored at {came.isoformat()}. "
+                "Give that moment or a later one"
+            )
         return self._records(found)[0]
 
     def decisions(
@@ -78,9 +93,11 @@ class DecisionStore(RecordParts):
         last: int | None = None,
         events_only: bool = False,
         emitted_only: bool = False,
+        known_by: datetime | None = None,
     ) -> list[DecisionRecord]:
         """Return decisions with since <= as_of < until, oldest first; `last` limits them to the newest so many."""
         query = between(sa.select(t.decisions), t.decisions.c.as_of, since, until)
+        query = known(query, t.decisions.c.ingested_at, known_by)
         if symbol is not None:
             query = query.where(t.decisions.c.symbol == symbol)
         if events_only:
@@ -113,19 +130,19 @@ class DecisionStore(RecordParts):
         )
         return self._records(self._rows(query))
 
-    def add_outcome(self, outcome: Outcome, within: Connection | None = None) -> bool:
-        """Store what became of a decision; return False if exactly this is stored already.
+    def add_outcome(self, outcome: Outcome, at: datetime, within: Connection | None = None) -> bool:
+        """Store what became of a decision, received at `at`; return False if exactly this is stored already, whenever
+        it arrived.
 
         Raises  UnknownName for a decision we never made, BadValues if another outcome is stored for it
         """
         with self.writing(within) as connection:
-            known = lock_row(connection, t.decisions, t.decisions.c.id == outcome.decision_id)
-            if known is None:
+            if lock_row(connection, t.decisions, t.decisions.c.id == outcome.decision_id) is None:
                 raise UnknownName(f"no decision {outcome.decision_id!r} in the ledger: outcomes belong to decisions")
-            query = sa.select(t.outcomes).where(t.outcomes.c.decision_id == outcome.decision_id)
+            query = sa.select(*_OUTCOME).where(t.outcomes.c.decision_id == outcome.decision_id)
             stored = connection.execute(query).mappings().first()
-            if stored is None:
-                connection.execute(sa.insert(t.outcomes), asdict(outcome))
+            if stored is None:  # the line of the chain covers `ingested_at`, so the moment is never written later
+                connection.execute(sa.insert(t.outcomes), asdict(outcome) | {"ingested_at": at})
                 chain_row(connection, self._chain_key, t.outcomes, outcome.decision_id)
                 return True
             if Outcome(**stored) != outcome:
@@ -134,26 +151,33 @@ class DecisionStore(RecordParts):
                 )
             return False
 
-    def outcomes_of(self, decision_ids: Sequence[str]) -> list[Outcome]:
+    def outcomes_of(self, decision_ids: Sequence[str], known_by: datetime | None = None) -> list[Outcome]:
         """Return the outcomes of these decisions, as far as they are known."""
-        found = []
+        return [received.outcome for received in self.received_outcomes(decision_ids, known_by)]
+
+    def received_outcomes(self, decision_ids: Sequence[str], known_by: datetime | None = None) -> list[ReceivedOutcome]:
+        """Return the outcomes of these decisions, as far as they are known, with the moment each was stored."""
+        query, found = known(sa.select(*_OUTCOME, _RECEIVED.label("received")), _RECEIVED, known_by), []
         for i in range(0, len(decision_ids), LOOKUP):
-            some = t.outcomes.c.decision_id.in_(decision_ids[i : i + LOOKUP])
-            found += [Outcome(**row) for row in self._rows(sa.select(t.outcomes).where(some))]
+            for row in self._rows(query.where(t.outcomes.c.decision_id.in_(decision_ids[i : i + LOOKUP]))):
+                found.append(ReceivedOutcome(_outcome(row), row["received"]))
         return found
 
     def resolved(
-        self, since: datetime | None = None, until: datetime | None = None, ended_since: datetime | None = None
+        self,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        ended_since: datetime | None = None,
+        known_by: datetime | None = None,
     ) -> list[tuple[DecisionRecord, Outcome]]:
         """Return decisions joined with their outcomes, since <= as_of < until, ended_since <= resolved_at; oldest
         decision first."""
         joined = t.decisions.join(t.outcomes, t.outcomes.c.decision_id == t.decisions.c.id)
-        query = between(sa.select(t.decisions, t.outcomes).select_from(joined), t.decisions.c.as_of, since, until)
+        query = between(sa.select(t.decisions, *_OUTCOME).select_from(joined), t.decisions.c.as_of, since, until)
         query = between(query, t.outcomes.c.resolved_at, ended_since, None)
-        names = [f.name for f in fields(Outcome)]
+        query = known(known(query, t.decisions.c.ingested_at, known_by), _RECEIVED, known_by)
         rows = self._rows(query.order_by(t.decisions.c.as_of))
-        ended = [Outcome(**{name: row[name] for name in names}) for row in rows]
-        return list(zip(self._records(rows), ended, strict=True))
+        return list(zip(self._records(rows), map(_outcome, rows), strict=True))
 
     # ---- fills ----------------------------------------------------------------------------------------------------
 
@@ -178,10 +202,18 @@ class DecisionStore(RecordParts):
                 raise BadValues(f"fill {fill.id}: stored {before}, now {fill}; kept the first")
             return False
 
-    def fills(self, since: datetime | None = None, last: int | None = None) -> list[Fill]:
+    def fills(
+        self, since: datetime | None = None, last: int | None = None, known_by: datetime | None = None
+    ) -> list[Fill]:
         """Return fills that arrived after `since`, oldest arrival first; `last` limits them to the newest so many."""
         f = t.fills
         query = sa.select(f).order_by(f.c.ingested_at.desc(), f.c.at.desc(), f.c.id.desc()).limit(last)
+        query = known(query, f.c.ingested_at, known_by)
         if since is not None:
             query = query.where(f.c.ingested_at > since)
         return [Fill(**row) for row in reversed(self._rows(query))]
+
+
+def _outcome(row: RowMapping) -> Outcome:
+    """Return the outcome of a row, which may have further columns."""
+    return Outcome(**{column.name: row[column.name] for column in _OUTCOME})

@@ -41,7 +41,7 @@ class Database:
     """Hold an open database, thread-safe. The store's classes add one aggregate each; close it with `close()`.
 
     Every method is one transaction unless `within` passes an open one from `writing()`. Time is always an argument, an
-    aware UTC datetime.
+    aware UTC datetime. Readers with `known_by` leave out what was stored after that moment; None = as of now.
     """
 
     def __init__(self, engine: Engine, chain_key: bytes | None = None) -> None:
@@ -208,6 +208,11 @@ def between(
     if since is not None:
         query = query.where(column >= since)
     return query if until is None else query.where(column < until)
+
+
+def known(query: sa.Select[Any], column: sa.ColumnElement[datetime], by: datetime | None) -> sa.Select[Any]:
+    """Return `query` restricted to rows that were stored by a moment (aware); None sets no limit."""
+    return query if by is None else query.where(column <= by)
 
 
 def lock_table(connection: Connection, table: sa.Table) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 from pipelines.contracts import JsonObject
 from pipelines.migrations import tables as t
 from pipelines.store.chain_lines import chain_row, proven_rows
-from pipelines.store.engine import Database, insert_row
+from pipelines.store.engine import Database, insert_row, known
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +54,29 @@ class PromotionStore(Database):
             chain_row(connection, self._chain_key, t.promotions, number)
             return number
 
-    def promotions(self, family: str | None = None, last: int | None = None) -> list[Promotion]:
+    def promotions(
+        self, family: str | None = None, last: int | None = None, known_by: datetime | None = None
+    ) -> list[Promotion]:
         """Return the ledger, oldest first; `last` limits it to the newest so many lines."""
         query = sa.select(t.promotions).order_by(t.promotions.c.id.desc()).limit(last)
+        query = known(query, t.promotions.c.at, known_by)
         if family is not None:
             query = query.where(t.promotions.c.family == family)
         return [Promotion(**row) for row in reversed(self._rows(query))]
 
-    def proven_promotions(self, family: str) -> list[Promotion]:
+    def proven_promotions(self, family: str, known_by: datetime | None = None) -> list[Promotion]:
         """Return the lines of a family that are as the chain says, oldest first; all of them without its key."""
         with self._engine.connect() as connection:
             query = sa.select(t.promotions).where(t.promotions.c.family == family).order_by(t.promotions.c.id)
+            query = known(query, t.promotions.c.at, known_by)
             rows = proven_rows(connection, self._chain_key, t.promotions, query)
         return [Promotion(**row) for row in rows]
 
-    def slots(self, family: str) -> LedgerSlots:
+    def slots(self, family: str, known_by: datetime | None = None) -> LedgerSlots:
         """Return the slots of a family, derived from its proven ledger lines in order."""
         champion: Promotion | None = None
         challenger: Promotion | None = None
-        for line in self.proven_promotions(family):
+        for line in self.proven_promotions(family, known_by):
             if line.action == "challenge":
                 challenger = line
             elif line.action in ("promote", "rollback"):

@@ -155,7 +155,7 @@ class Intake:
     async def _outcome(self, outcome: Outcome) -> Resolved:
         """Store the outcome, book it, and evaluate the losses."""
         self._store_monitor.refuse_writes()
-        new = await asyncio.wrap_future(self._ledger.resolve(outcome))
+        new = await asyncio.wrap_future(self._ledger.resolve(outcome, utc_now()))
         self._account.resolve(outcome)
         self._breakers.evaluate_account()
         return {"decision_id": outcome.decision_id, "new": new}

@@ -57,9 +57,9 @@ class Ledger:
         """Return a future of the number of new bars, done when they are durable."""
         return self._put(lambda within: self._store.add_bars(batch, within))
 
-    def resolve(self, outcome: Outcome) -> "Future[bool]":
-        """Return a future, done when the outcome is durable; False if it was stored already."""
-        return self._put(lambda within: self._store.add_outcome(outcome, within))
+    def resolve(self, outcome: Outcome, at: datetime) -> "Future[bool]":
+        """Return a future, done when the outcome, received at `at`, is durable; False if it was stored already."""
+        return self._put(lambda within: self._store.add_outcome(outcome, at, within))
 
     def trip(self, name: str, at: datetime, reason: str) -> "Future[bool]":
         """Return a future, done when the trip is durable, ahead of every later decision; False if it was tripped."""

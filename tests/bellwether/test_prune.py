@@ -69,7 +69,7 @@ def test_only_old_decisions_without_trade_event_or_outcome_go(installation):
     decide(installation, "emitted", action="BUY")
     decide(installation, "on an event", event="fvg")
     decide(installation, "resolved")
-    installation.store.add_outcome(Outcome("resolved", OLD, 1, "target", 1.0, 1.0, 0.0))
+    installation.store.add_outcome(Outcome("resolved", OLD, 1, "target", 1.0, 1.0, 0.0), OLD)
     assert counts(plan(installation, BEFORE))["decisions"] == 1
     assert counts(prune(installation, BEFORE))["decisions"] == 1
     assert sorted(left(installation)) == ["emitted", "on an event", "resolved", "young"]

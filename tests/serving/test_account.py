@@ -80,7 +80,7 @@ def test_a_restart_rebuilds_the_same_account_from_the_ledger(tmp_path):
         if i < 3:
             outcome = ended(str(i), 80.0 - 60.0 * i, T0 + i * HOUR + HOUR / 2)
             account.resolve(outcome)
-            store.add_outcome(outcome)
+            store.add_outcome(outcome, outcome.resolved_at)
     at = T0 + 5 * HOUR
     assert Account.restore(store).portfolio(at).to_dict() == account.portfolio(at).to_dict()
     store.close()
@@ -151,7 +151,7 @@ def test_a_restart_replays_resets_where_they_were(tmp_path):
         store.add_decisions([DecisionRecord(bought(str(i), T0 + i * HOUR, size=0.5), b"", b"")])
         account.add_decision(bought(str(i), T0 + i * HOUR, size=0.5))
         outcome = ended(str(i), -300.0, T0 + i * HOUR + HOUR / 2)
-        store.add_outcome(outcome)
+        store.add_outcome(outcome, outcome.resolved_at)
         account.resolve(outcome)
         if i in (1, 2):  # in the wall time of today, in the event time of T0
             name = ("drawdown", "daily_loss")[i - 1]

@@ -129,9 +129,8 @@ class WatchedHome:
 
     def resolve(self, label, net_bps):
         """Give the decision of now its outcome."""
-        self.store.add_outcome(Outcome(
-            f"d{self.at:%j%H%M}", self.at + QUARTER, label, "time", net_bps + 5.0, net_bps, 5.0
-        ))  # fmt: skip
+        ended = Outcome(f"d{self.at:%j%H%M}", self.at + QUARTER, label, "time", net_bps + 5.0, net_bps, 5.0)
+        self.store.add_outcome(ended, self.at + QUARTER)
 
     def watch(self):
         """Run the watch once, as the flow does; return (watch, reasons due now)."""

@@ -1,7 +1,9 @@
-"""The chain: a keyed line for each row that must not change."""
+"""The chain: a keyed line for each row that must not change. Also when each outcome was stored; NULL in rows before."""
 
 import sqlalchemy as sa
 from alembic import op
+
+from pipelines.migrations.tables import UtcTime
 
 revision = "0009"
 down_revision = "0008"
@@ -9,7 +11,8 @@ APPEND_ONLY = "chain is append-only: write a new row instead"
 
 
 def upgrade() -> None:
-    """Create the table."""
+    """Create the table, add the column."""
+    op.add_column("outcomes", sa.Column("ingested_at", UtcTime))
     op.create_table(
         "chain",
         sa.Column("chain_id", sa.String(64), primary_key=True),
@@ -40,9 +43,13 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the table. Refuse where it holds a line: what proves the rows would be lost."""
+    """Drop table and column. Refuse where one holds something: what proves the rows, when outcomes came, is lost."""
     if op.get_bind().scalar(sa.select(sa.func.count()).select_from(sa.table("chain"))):
         raise NotImplementedError("the chain would be lost: restore a backup of the release before instead")
+    received = sa.table("outcomes", sa.column("ingested_at")).c.ingested_at
+    if op.get_bind().scalar(sa.select(sa.func.count(received))):
+        raise NotImplementedError("when outcomes came would be lost: restore a backup of the release before instead")
+    op.drop_column("outcomes", "ingested_at")
     op.drop_index("decisions_ingested_at", "decisions")
     op.drop_table("chain")
     if op.get_bind().dialect.name == "postgresql":

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bellwether.cli.options import AsJson, NewestMarket, canonical, day_or_moment, new_group
-from bellwether.cli.output import emit, err, number, paragraph, table
+from bellwether.cli.options import AsJson, AsOf, NewestMarket, canonical, day_or_moment, new_group, past_moment
+from bellwether.cli.output import as_known, emit, err, number, paragraph, table
 from pipelines.errors import BadValues
 from pipelines.settings import load_params, settings
 
@@ -211,19 +211,25 @@ def replay(
 @app.command()
 def lineage(
     decision_id: Annotated[str | None, typer.Argument(help="A decision's id; the newest decision by default.")] = None,
+    as_of: AsOf = None,
     as_json: AsJson = False,
 ) -> None:
     """Trace a decision to its models, code and data.
 
-    From its feature bytes over models, run, commit and data to the promotion record.
+    From its feature bytes over models, run, commit and data to the promotion record, with its outcome and the
+    corrections made since. --as-of shows what was known of it by a moment.
     """
     from bellwether.operations.lineage import trace
     from flows.support.installation import open_installation
 
-    chain = trace(open_installation(), decision_id)
+    chain = trace(open_installation(), decision_id, past_moment(as_of))
     if as_json:
         emit(chain)
         return
-    table(f"lineage of {chain['decision']['id']}", ["link", "value"], list(chain["links"].items()))
+    table(
+        f"lineage of {chain['decision']['id']}{as_known(chain['known_by'])}",
+        ["link", "value"],
+        list(chain["links"].items()),
+    )
     for gap in chain["broken"]:
         paragraph(gap, lead="broken")

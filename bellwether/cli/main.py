@@ -26,6 +26,8 @@ COMMANDS = {  # name → (module, help). `bellwether --help` reads this and load
     "risk": ("decisions", "Show what is used of every risk limit"),
     "limits": ("decisions", "List every limit of params.yaml"),
     "weights": ("decisions", "Show stated and learned weights of the categories"),
+    "decisions": ("history", "List the newest decisions with their outcomes"),
+    "context": ("history", "List context values and when they came"),
     "replay": ("decisions", "Recompute stored decisions and compare every bit"),
     "verify": ("store", "Verify that the ledger is as it was written"),
     "lineage": ("decisions", "Trace a decision to its models, code and data"),

@@ -177,10 +177,7 @@ def _signed(reason: str, by: str | None) -> "Signed":
 
 def _opened(time: str) -> datetime:
     """Return the moment a bar opens. Raises BadTimes for text that is none, or has no zone."""
-    try:
-        found = moment(time, "TIME")
-    except ValueError as error:
-        raise BadTimes(f"TIME {time} is no moment ({error}); write 2024-01-31T09:15Z") from error
+    found = moment(time, "TIME")
     if found is None:
         raise BadTimes("TIME is missing; write 2024-01-31T09:15Z")
     return found

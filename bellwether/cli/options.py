@@ -9,6 +9,8 @@ import typer
 
 from pipelines.errors import BadTimes
 
+DAY = "2024-01-31"  # how a day is written
+
 
 def canonical(text: str | None) -> str | None:
     """Return the canonical name of the symbol that was typed; None for none. Raises UnknownName."""
@@ -56,6 +58,9 @@ NoBar = Annotated[
     Literal["missing", "no-trade"] | None,
     typer.Option(help="Where a file has no bar: it is lost, or nothing traded."),
 ]
+AsOf = Annotated[
+    str | None, typer.Option("--as-of", help="Only what was known by this moment, such as 2024-01-31T09:15Z.")
+]
 Page = Annotated[Path | None, typer.Option(help="The page to write; one under <home>/reports by default.")]
 
 
@@ -77,20 +82,42 @@ def user() -> str:
 
 
 def moment(text: str | None, option: str) -> datetime | None:
-    """Return an ISO 8601 moment; None for None. Raises BadTimes without a time zone."""
-    if text is None:
-        return None
-    found = datetime.fromisoformat(text)
-    if found.tzinfo is None:
-        raise BadTimes(f"{option} {text} has no time zone; write {text}+00:00 for UTC")
-    return found
-
-
-def day_or_moment(text: str | None) -> datetime | None:
-    """Return the moment given with --since: `2024-01-31` is midnight UTC of that day; a time of day needs its zone."""
+    """Return an ISO 8601 moment; None for None. Raises BadTimes for text that is none, or has no time zone."""
     if text is None:
         return None
     try:
-        return moment(f"{text}T00:00+00:00" if len(text) == len("2024-01-31") else text, "--since")
+        found = datetime.fromisoformat(text)
     except ValueError as error:
-        raise BadTimes(f"--since {text} is no day or moment ({error}); write 2024-01-31") from error
+        raise BadTimes(f"{option} {text} is no moment ({error}); write 2024-01-31T09:15Z") from error
+    if found.tzinfo is None:
+        raise BadTimes(f"{option} {text} has no time zone; write {_with_zone(text)} for UTC")
+    return found
+
+
+def _with_zone(text: str) -> str:
+    """Return a moment without a zone as it is written in UTC; a day begins at midnight."""
+    return f"{text}T00:00+00:00" if len(text) == len(DAY) else f"{text}+00:00"
+
+
+def past_moment(text: str | None) -> datetime | None:
+    """Return the moment given with --as-of; None for None. Raises as `moment`, and for one that is still to come."""
+    from flows.support.installation import now
+
+    found = moment(text, "--as-of")
+    if found is not None and found > (at := now()):
+        raise BadTimes(
+            f"--as-of {text} is still to come: it is {at:%F %T} UTC, and more may come until then. Leave the option "
+            "out for all that is known now"
+        )
+    return found
+
+
+def day_or_moment(text: str | None, option: str = "--since") -> datetime | None:
+    """Return the moment given with an option: `2024-01-31` is midnight UTC of that day; a time needs its zone."""
+    if text is None:
+        return None
+    try:
+        datetime.fromisoformat(text)
+    except ValueError as error:
+        raise BadTimes(f"{option} {text} is no day or moment ({error}); write {DAY}") from error
+    return moment(_with_zone(text) if len(text) == len(DAY) else text, option)

@@ -115,6 +115,11 @@ def _longest_word(text: str) -> int:
     return max(map(len, text.split()), default=0)
 
 
+def as_known(known_by: str | None) -> str:
+    """Return the end of the title of a table of what was known by a moment in ISO 8601; nothing for None."""
+    return f", as known at {known_by}" if known_by else ""
+
+
 def number(value: float | None, digits: int) -> str | None:
     """Return a number with so many decimals; None stays None."""
     return None if value is None else f"{value:.{digits}f}"

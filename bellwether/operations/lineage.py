@@ -1,27 +1,34 @@
 """Trace a decision back to everything it rests on (L4), with each link checked against what is stored."""
 
 import json
+from datetime import datetime
 
 from flows.support.installation import Installation
-from pipelines.contracts import JsonObject, ModelAnswer
+from pipelines.contracts import Decision, JsonObject, ModelAnswer
 from pipelines.errors import BundleError, UnknownName
 from pipelines.models.runtime import read_manifest
 from pipelines.sealed_folder import sha256
 
 
-def trace(installation: Installation, decision_id: str | None) -> JsonObject:
+def trace(installation: Installation, decision_id: str | None, known_by: datetime | None = None) -> JsonObject:
     """Return the links from a decision to its bytes, models, runs, code, data and promotion records.
 
     decision_id  None = the newest decision
-    Returns      {"decision", "links", "broken"}; `broken` names every link that does not hold
-    Raises       UnknownName if there is no such decision
+    known_by     moment (aware): decision, outcome, corrections and ledger lines that came later are left out; whether
+                 the files they name hold is checked on those of now
+    Returns      {"decision", "known_by", "links", "broken"}; `broken` names every link that does not hold
+    Raises       UnknownName if there is no such decision, or was none by then
     """
     if decision_id is None:
-        newest = installation.store.decisions(last=1)
+        newest = installation.store.decisions(last=1, known_by=known_by)
+        if not newest and known_by is not None:
+            raise UnknownName(
+                f"no decision was known at {known_by.isoformat()}; `bellwether decisions` shows when each was made"
+            )
         if not newest:
             raise UnknownName("no decision in the ledger yet; run `bellwether run --once`")
         decision_id = newest[0].decision.id
-    record = installation.store.decision(decision_id)
+    record = installation.store.decision(decision_id, known_by)
     decision = record.decision
     links: JsonObject = {
         "as_of": decision.as_of.isoformat(),
@@ -37,11 +44,13 @@ def trace(installation: Installation, decision_id: str | None) -> JsonObject:
         "cpu": decision.lineage.get("cpu"),
         "release": decision.lineage.get("release"),
         "parameters": decision.lineage.get("params"),
+        **_readings(installation, decision, known_by),
+        **_outcome(installation, decision, known_by),
     }
     broken = [] if record.features else ["feature bytes: none stored"]
     for arms in decision.models.values():
         for arm, answer in arms.items():
-            broken += _model_links(installation, arm, answer, links)
+            broken += _model_links(installation, arm, answer, links, known_by)
     if not decision.models:
         links["model"] = "none: the traditional tier decided"
     digest = decision.lineage.get("params")
@@ -52,18 +61,48 @@ def trace(installation: Installation, decision_id: str | None) -> JsonObject:
         broken.append(f"data version {live} is not in {installation.versions}")
     return {
         "decision": {"id": decision.id, "symbol": decision.symbol, "action": decision.action},
+        "known_by": known_by.isoformat() if known_by else None,
         "links": links,
         "broken": broken,
     }
 
 
-def _model_links(installation: Installation, arm: str, answer: ModelAnswer, links: JsonObject) -> list[str]:
+def _readings(installation: Installation, decision: Decision, known_by: datetime | None) -> JsonObject:
+    """Return up to which correction the decision's bars were read, and how many of its bars' were made since."""
+    reading = decision.lineage.get("reading")
+    read_at = datetime.fromisoformat(reading) if reading else None  # None: before any correction
+    until = decision.as_of.timestamp()
+    made = [
+        one
+        for one in installation.store.corrections(decision.symbol, known_by)
+        if (read_at is None or one.at > read_at) and one.open_time < until
+    ]
+    return {"bars_corrected_until": reading, "corrections_since": len(made)}
+
+
+def _outcome(installation: Installation, decision: Decision, known_by: datetime | None) -> JsonObject:
+    """Return what became of the decision, as far as it is known."""
+    found = installation.store.received_outcomes([decision.id], known_by)
+    if not found:
+        return {"outcome": None}
+    outcome, received = found[0]
+    return {
+        "outcome": outcome.barrier,
+        "outcome.net_bps": outcome.net_bps,
+        "outcome.resolved_at": outcome.resolved_at.isoformat(),
+        "outcome.ingested_at": received.isoformat(),
+    }
+
+
+def _model_links(
+    installation: Installation, arm: str, answer: ModelAnswer, links: JsonObject, known_by: datetime | None
+) -> list[str]:
     """Add the links of one model to `links` and return those that do not hold."""
     name = f"{answer.family}.{arm}"
     links[f"{name}.version"], links[f"{name}.digest"] = answer.version, answer.digest
     promotions = [
         p
-        for p in installation.store.promotions(answer.family)
+        for p in installation.store.promotions(answer.family, known_by=known_by)
         if p.to_version == answer.version and p.digest == answer.digest
     ]
     if not promotions:

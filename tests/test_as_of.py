@@ -10,7 +10,10 @@ import pytest
 import sqlalchemy as sa
 from support.command_line import bellwether
 from support.legacy_store import alembic_to
+from typer.testing import CliRunner
 
+from bellwether.cli import output
+from bellwether.cli.main import app
 from bellwether.cli.options import day_or_moment, past_moment
 from bellwether.operations.history import context_known, decisions_known
 from bellwether.operations.lineage import trace
@@ -370,31 +373,45 @@ def home(tmp_path_factory):
     return folder
 
 
-def answer(home, *words):
-    done = bellwether(home, *words, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+@pytest.fixture
+def shown(home, monkeypatch):
+    """Run a command on that home, 80 columns wide, in this process; return what it prints."""
+    opened = open_store(Settings(home=home))
+    installation = SimpleNamespace(store=opened, settings=Settings(home=home), versions=home / "versions")
+    monkeypatch.setattr("flows.support.installation.open_installation", lambda: installation)
+    monkeypatch.setattr(output.out, "width", 80)
+
+    def run(*words):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    yield run
+    opened.close()
 
 
-def test_the_commands_show_what_was_known_then(home):
-    found = answer(home, "decisions", "--as-of", "2024-01-02T00:00Z")
+def test_the_commands_show_what_was_known_then(shown):
+    found = json.loads(shown("decisions", "--as-of", "2024-01-02T00:00Z", "--json"))
     assert [(one["id"], one["outcome"]) for one in found["decisions"]] == [("d1", None)]
     assert found["known_by"] == TUESDAY.isoformat()
-    assert answer(home, "lineage", "d1", "--as-of", "2024-01-02T00:00Z")["links"]["outcome"] is None
-    assert answer(home, "context", "btcusdt")["context"] == [
+    traced = json.loads(shown("lineage", "d1", "--as-of", "2024-01-02T00:00Z", "--json"))
+    assert (traced["known_by"], traced["links"]["outcome"]) == (TUESDAY.isoformat(), None)
+    assert json.loads(shown("context", SYMBOL, "--as-of", "2024-01-02T00:00Z", "--json"))["context"] == []
+    assert json.loads(shown("context", "btcusdt", "--json"))["context"] == [
         {"kind": "funding_rate", "value": 1e-4, "known_at": "2024-01-01T00:01:00+00:00",
          "ingested_at": THURSDAY.isoformat()}
     ]  # fmt: skip
 
 
-def test_the_tables_fit_80_columns(home):
-    listed = bellwether(home, "decisions", "--since", "2024-01-01", "--until", "2024-01-02")
-    lines = listed.stdout.splitlines()
+def test_the_tables_fit_80_columns(shown):
+    lines = shown("decisions", "--since", "2024-01-01", "--until", "2024-01-02").splitlines()
     assert lines[0] == "2 newest decisions"
     assert lines[3].split() == ["2024-01-01", "00:00", "BTC/USDT", "BUY", "fvg", "0.600", "0.0500", "target", "145.0"]
-    shown = bellwether(home, "context", SYMBOL)
-    assert "2024-01-01 00:01:00" in shown.stdout
-    assert max(map(len, [*lines, *shown.stdout.splitlines()])) <= 80
+    context_lines = shown("context", SYMBOL).splitlines()
+    assert any("2024-01-01 00:01:00" in line for line in context_lines)
+    title, *_ = shown("lineage", "d1", "--as-of", "2024-01-03T00:00Z").splitlines()
+    assert title == "lineage of d1, as known at 2024-01-03T00:00:00+00:00"
+    assert max(map(len, [*lines, *context_lines])) <= 80
 
 
 def test_a_decision_that_was_not_known_then_is_refused_with_when_it_was(home):

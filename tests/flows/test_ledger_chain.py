@@ -1,0 +1,73 @@
+"""A ledger that was changed moves no champion, on either database, and goes on once a person accepts it."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+import sqlalchemy as sa
+
+from flows.support.installation import Installation
+from flows.support.ledger_chain import BROKEN, accept, anchor, anchors_of, require_intact, verify
+from pipelines.errors import ChainBroken
+from pipelines.settings import Settings, load_params
+from pipelines.store import Promotion
+from serving.service.home_store import open_store
+
+T0 = datetime(2024, 1, 1, tzinfo=UTC)
+LINE = Promotion(
+    T0, "policy", "challenge", "validator", "challenger", None, "1", "ab" * 32, "r", "d", "c", True, "passed"
+)
+CHANGES = {
+    "edited": "UPDATE promotions SET verdict_passed = FALSE WHERE id = 2",
+    "deleted": "DELETE FROM promotions WHERE id = 2",
+    "inserted": "INSERT INTO promotions (id, at, actor, action, family, arm, reason, evidence) SELECT 90, at, actor, "
+    "action, family, arm, reason, evidence FROM promotions WHERE id = 1",
+    "exchanged": "UPDATE promotions SET to_version = CASE id WHEN 1 THEN '3' ELSE '1' END WHERE id IN (1, 3)",
+    "cut off": "DELETE FROM chain WHERE seq > 2",
+}
+
+
+@pytest.fixture
+def installation(url, tmp_path):
+    """An installation whose ledger has four lines and an anchor; MLflow is down."""
+    where = Settings(home=tmp_path / "home", store_url=url, mlflow_port=9)
+    opened = Installation(where, load_params(), open_store(where))
+    for version in "1234":
+        opened.store.add_promotion(replace(LINE, to_version=version))
+    require_intact(opened)
+    assert anchor(opened).seq == opened.store.chain_head().seq
+    yield opened
+    opened.store.close()
+
+
+def change(installation, statement):
+    """Execute SQL as one who owns the database: without the triggers that refuse it."""
+    with installation.store._engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            for table in ("promotions", "chain"):
+                connection.exec_driver_sql(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+        else:
+            for (name,) in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").all():
+                connection.exec_driver_sql(f"DROP TRIGGER {name}")
+        connection.execute(sa.text(statement))
+
+
+@pytest.mark.parametrize("statement", CHANGES.values(), ids=CHANGES)
+def test_a_changed_ledger_stops_promotions_with_one_alarm_until_a_person_accepts_it(installation, statement):
+    change(installation, statement)
+    for _ in range(2):
+        with pytest.raises(ChainBroken, match="No champion moves; what is served stays"):
+            require_intact(installation)
+    assert [alarm.kind for alarm in installation.store.alarms()] == [BROKEN]
+    before, after = accept(installation, "ann", "a restored backup")
+    assert (len(before.faults) > 0, after.faults) == (True, ())
+    require_intact(installation)
+    assert installation.store.alarms() == []
+    anchor(installation)
+    assert verify(installation).since == installation.store.chain_head().seq == anchors_of(installation)[-1].seq
+
+
+def test_accepting_an_intact_ledger_changes_nothing(installation):
+    head = installation.store.chain_head()
+    accept(installation, "ann", "no reason")
+    assert installation.store.chain_head() == head

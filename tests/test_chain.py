@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from pipelines.contracts import Decision, Outcome
 from pipelines.errors import StateError
 from pipelines.migrations import tables as t
 from pipelines.store import Anchor, Change, DecisionRecord, Promotion, Signed, Store
-from pipelines.store.chain_lines import CHAIN, Fault, merkle_root, sha256_of
+from pipelines.store.chain_lines import CHAIN, Fault, merkle_proofs, merkle_root, sha256_of
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
@@ -336,6 +337,26 @@ def test_the_tree_of_a_known_set_has_its_root():
     assert merkle_root([]) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert merkle_root([one, two]) != merkle_root([two, one])
     assert merkle_root([one, two, three]) not in (merkle_root([one, two]), merkle_root([one, two, three, three]))
+
+
+def climbed(digest, proof):
+    """The root that a proof leads to."""
+    node = sha256(b"\0" + bytes.fromhex(digest)).digest()
+    for side, beside in proof:
+        other = bytes.fromhex(beside)
+        node = sha256(b"\1" + (other + node if side == "L" else node + other)).digest()
+    return node.hex()
+
+
+def test_the_proof_of_every_leaf_leads_to_the_root_and_that_of_another_does_not():
+    for n in range(1, 20):
+        digests = [sha256(bytes([i])).hexdigest() for i in range(n)]
+        proofs = list(merkle_proofs(digests, range(n)))
+        assert {climbed(*pair) for pair in zip(digests, proofs, strict=True)} == {merkle_root(digests)}
+        assert max(map(len, proofs)) == (n - 1).bit_length()
+        assert all(climbed("ff" * 32, proof) != merkle_root(digests) for proof in proofs)
+        assert all(climbed(d, p) != merkle_root(digests) for d, p in zip(digests, proofs[1:], strict=False))
+    assert list(merkle_proofs(["01" * 32], [0])) == [[]]
 
 
 def test_without_a_key_nothing_is_verified(url):

@@ -18,6 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from pipelines.contracts import JsonObject
 from pipelines.migrations import tables as t
 from pipelines.store.engine import lock_table
 
@@ -26,6 +27,8 @@ GENESIS, DECISIONS, PRUNED, ACCEPTED = "genesis", "decisions", "pruned", "accept
 CHAINED = {table.name: table for table in (t.promotions, t.outcomes, t.corrections)}  # in the order of genesis
 ROWS_AT_ONCE = 1000
 NO_LINE = "0" * 64  # what the first line has before it
+
+Proof = list[tuple[str, str]]  # of a leaf of a Merkle tree, see `merkle_proofs`
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +94,12 @@ class Verified:
 
 def row_digest(table: str, row: Mapping[str, Any]) -> str:
     """Return the sha256 of a row as both databases return it; a column that holds nothing leaves no trace in it."""
-    values = {name: _plain(value) for name, value in row.items() if value is not None}
-    return sha256_of(json.dumps([table, values], sort_keys=True, separators=(",", ":"), allow_nan=False))
+    return sha256_of(json.dumps([table, plain_row(row)], sort_keys=True, separators=(",", ":"), allow_nan=False))
+
+
+def plain_row(row: Mapping[str, Any]) -> JsonObject:
+    """Return the columns of a row that hold something, as the JSON that its digest is made of."""
+    return {name: _plain(value) for name, value in row.items() if value is not None}
 
 
 def _plain(value: Any) -> Any:
@@ -109,13 +116,34 @@ def sha256_of(text: str) -> str:
 
 def merkle_root(digests: Sequence[str]) -> str:
     """Return the root of a tree over these digests as RFC 6962 builds it; the sha256 of nothing for none."""
+    *_, top = _merkle_levels(digests)
+    return top[0].hex() if top else hashlib.sha256(b"").hexdigest()
+
+
+def merkle_proofs(digests: Sequence[str], places: Iterable[int]) -> Iterator[Proof]:
+    """Yield, for each place in `digests`, what leads from that digest to the root: the hash next to it, level by level.
+
+    Returns  from the leaf up, ("L" if the hash stands to the left, else "R", the hash); a node that is carried up
+             alone has no step
+    """
+    *levels, _ = _merkle_levels(digests)
+    for place in places:
+        proof = []
+        for depth, level in enumerate(levels):
+            beside = (place >> depth) ^ 1
+            if beside < len(level):
+                proof.append(("R" if beside & 1 else "L", level[beside].hex()))
+        yield proof
+
+
+def _merkle_levels(digests: Sequence[str]) -> Iterator[list[bytes]]:
+    """Yield the levels of the tree over these digests, leaves first; the last one has a node, or none without any."""
     level = [hashlib.sha256(b"\x00" + bytes.fromhex(each)).digest() for each in digests]
-    if not level:
-        return hashlib.sha256(b"").hexdigest()
+    yield level
     while len(level) > 1:
         odd = level[-1:] if len(level) % 2 else []
         level = [hashlib.sha256(b"\x01" + a + b).digest() for a, b in zip(level[::2], level[1::2], strict=False)] + odd
-    return level[0].hex()
+        yield level
 
 
 def mac_of(key: bytes, before: str, seq: int, kind: str, ref: str, digest: str, detail: str) -> str:

@@ -129,6 +129,24 @@ def part_digest(record: bytes) -> bytes:
 
 def read_record(record: bytes, part: Part) -> DecisionRecord:
     """Return the decision and its bytes. Raises StateError if the record is damaged."""
+    body, features, signals = _read_message(record, part)
+    try:
+        return DecisionRecord(_DECISION.decode(body), features, signals)
+    except msgspec.ValidationError:  # a value of another type than its field states was stored as it was
+        return DecisionRecord(Decision.from_dict(_json_of(body)), features, signals)
+
+
+def read_as_stored(record: bytes, part: Part) -> tuple[JsonObject, bytes, bytes]:
+    """Return the decision as JSON with the fields that were stored and no others, its features and its signals.
+
+    Raises  StateError if the record is damaged
+    """
+    body, features, signals = _read_message(record, part)
+    return _json_of(body), features, signals
+
+
+def _read_message(record: bytes, part: Part) -> tuple[bytes, bytes, bytes]:
+    """Return the MessagePack map of the decision, features and signals. Raises StateError if the record is damaged."""
     inflate = zlib.decompressobj(zdict=part.message)
     try:
         message = inflate.decompress(record[_HEAD:])
@@ -137,12 +155,7 @@ def read_record(record: bytes, part: Part) -> DecisionRecord:
     if not inflate.eof:
         raise StateError("a decision record is cut short: restore a backup")
     bare, floats, features, signals = _MESSAGE.decode(message)
-    body = _joined(bare, floats)
-    try:
-        return DecisionRecord(_DECISION.decode(body), features, signals)
-    except msgspec.ValidationError:  # a value of another type than its field states was stored as it was
-        decision: JsonObject = msgspec.msgpack.decode(body)
-        return DecisionRecord(Decision.from_dict(_json_times(decision)), features, signals)
+    return _joined(bare, floats), features, signals
 
 
 def _joined(bare: bytes, floats: bytes) -> bytes:
@@ -154,6 +167,7 @@ def _joined(bare: bytes, floats: bytes) -> bytes:
     return b"".join(whole)
 
 
-def _json_times(decision: JsonObject) -> JsonObject:
+def _json_of(body: bytes) -> JsonObject:
     """Return the map of a decision with its times as JSON has them."""
+    decision: JsonObject = msgspec.msgpack.decode(body)
     return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in decision.items()}

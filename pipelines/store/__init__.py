@@ -9,6 +9,7 @@ from pipelines.store.chain import ChainStore
 from pipelines.store.chain_lines import Anchor, Fault, Line, Verified
 from pipelines.store.codec import decision_of, decision_payload, packed, unpacked
 from pipelines.store.corrections import Change, Correction, CorrectionStore, HeldBar, Quarantined, Signed, read_with
+from pipelines.store.day import DayStore, StoredDay, StoredDecision
 from pipelines.store.decisions import DecisionStore, Fill, ReceivedOutcome
 from pipelines.store.dump import nonempty_tables, open_dump, refuse_nonempty, refuse_unknown
 from pipelines.store.engine import (
@@ -55,6 +56,8 @@ __all__ = [
     "Signed",
     "Store",
     "StoreFault",
+    "StoredDay",
+    "StoredDecision",
     "Transaction",
     "Verified",
     "damage",
@@ -83,5 +86,6 @@ class Store(
     ParameterStore,
     Retention,
     ChainStore,
+    DayStore,
 ):
     """Join every aggregate of one database: `Store.open(url)`. Thread-safe; close it with `close()`."""

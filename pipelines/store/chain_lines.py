@@ -116,7 +116,9 @@ def sha256_of(text: str) -> str:
 
 def merkle_root(digests: Sequence[str]) -> str:
     """Return the root of a tree over these digests as RFC 6962 builds it; the sha256 of nothing for none."""
-    *_, top = _merkle_levels(digests)
+    top: list[bytes] = []
+    for level in _merkle_levels(digests):
+        top = level
     return top[0].hex() if top else hashlib.sha256(b"").hexdigest()
 
 

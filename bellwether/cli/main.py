@@ -30,6 +30,7 @@ COMMANDS = {  # name → (module, help). `bellwether --help` reads this and load
     "context": ("history", "List context values and when they came"),
     "replay": ("decisions", "Recompute stored decisions and compare every bit"),
     "verify": ("store", "Verify that the ledger is as it was written"),
+    "audit": ("store", "Prove a day of decisions to somebody else"),
     "lineage": ("decisions", "Trace a decision to its models, code and data"),
     "promote": ("models", "Make a version champion of its family"),
     "rollback": ("models", "Restore the previous champion of a family"),

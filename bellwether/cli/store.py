@@ -1,4 +1,4 @@
-"""The store of an installation: backup, restore, prune, verify."""
+"""The store of an installation: backup, restore, prune, verify, audit."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bellwether.cli.options import AsJson, DryRun, Reason, new_group, user
-from bellwether.cli.output import emit, line, paragraph, table
+from bellwether.cli.output import emit, err, line, paragraph, table
 from pipelines.errors import BadValues
 from pipelines.settings import settings
 
 if TYPE_CHECKING:
+    from bellwether.operations.audit import Audit
     from pipelines.store import Verified
 
 SHOWN_FAULTS = 10
@@ -190,3 +191,58 @@ def _show_verified(found: "Verified", accepted_now: int, anchored_line: int | No
         line(f"intact; anchored at line {anchored_line}")
     else:
         paragraph("no champion moves, what is served stays; docs/runbook.md says what to do.", lead="NOT intact:")
+
+
+@app.command()
+def audit(
+    day: Annotated[str, typer.Argument(help="A day of decisions, UTC, such as 2024-01-31.")],
+    to: Annotated[Path | None, typer.Option(help="The file to write; <home>/audits/DAY.zip by default.")] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prove a day of decisions to somebody else.
+
+    Writes one zip with the decisions of the day, their outcomes, the verdicts and promotions up to its end, the chain
+    with its anchors, parameters and model cards, and a verifier that needs Python alone. The key of the chain stays
+    here. `bellwether verify` first seals what came in. Exit code 1 if the verifier finds a fault in what was written.
+    """
+    from bellwether.operations import audit as audits
+    from flows.support.installation import now, open_installation
+    from flows.support.progress import progress_display
+
+    installation, of = open_installation(), audits.day_of(day)
+    file = to or audits.default_file(installation.settings, of)
+    if dry_run:
+        counts = audits.preview(installation, of, file)
+        if as_json:
+            emit({"file": str(file), "written": False, "day": str(of), "counts": counts})
+        else:
+            table(f"audit of {of}", ["what", "n"], [[name, f"{n:,}"] for name, n in counts.items()])
+            line(f"would be written to {file}")
+        return
+    with progress_display(err):
+        made = audits.make(installation, of, file, now())
+    if as_json:
+        emit({"file": str(file), "written": True, "day": str(of), "over": made.over, "counts": made.counts,
+              "missing": made.missing, "intact": made.intact, "checks": made.checks,
+              "bytes": file.stat().st_size})  # fmt: skip
+    else:
+        _show_audit(of, made)
+    if not made.intact:
+        raise typer.Exit(1)
+
+
+def _show_audit(day: object, made: "Audit") -> None:
+    """Print what an audit has, what it lacks, and what its verifier found."""
+    table(f"audit of {day}", ["what", "n"], [[name, f"{n:,}"] for name, n in made.counts.items()])
+    for text in made.missing:
+        paragraph(text, lead="missing:")
+    if not made.over:
+        line("The day is not over: a later audit has more.")
+    if unsealed := made.counts["not sealed"]:
+        line(f"{unsealed:,} decisions are not sealed yet; `bellwether verify` seals them.")
+    for text in made.checks:
+        if not text.startswith("ok "):
+            paragraph(text)
+    verified = "its verifier found no fault" if made.intact else "its verifier found FAULTS"
+    line(f"written to {made.file}; {verified}")

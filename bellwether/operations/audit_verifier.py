@@ -1,19 +1,17 @@
 """Verify an audit: `python verify.py [FOLDER or ZIP] [--key FILE]`. Python 3.8 or later; exit code 1 for any fault."""
 from __future__ import annotations
-import argparse, datetime, hashlib, hmac, io, json, pathlib, struct, sys, zipfile, zlib
-from base64 import b64decode, b64encode
-from typing import Any, Callable, Iterable, Iterator
+import argparse, base64, datetime, hashlib, hmac, io, json, pathlib, struct, sys, typing, zipfile, zlib
 SIZES = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
 text_of = lambda values: json.dumps(values, sort_keys=True, separators=(",", ":")).encode()  # what digests are made of
 
-def sha(parts: Iterable[bytes]) -> str:
+def sha(parts: typing.Iterable[bytes]) -> str:
     """Return the sha256 of some bytes, or of an open file."""
     found = hashlib.sha256()
     for part in parts:
         found.update(part)
     return found.hexdigest()
 
-def unpack(read: Callable[[int], bytes]) -> Any:
+def unpack(read: typing.Callable[[int], bytes]) -> typing.Any:
     """Return the next MessagePack value of a stream."""
     c = read(1)[0]
     if c < 0x80 or 0xC0 <= c < 0xC4 or c >= 0xE0:
@@ -28,25 +26,24 @@ def unpack(read: Callable[[int], bytes]) -> Any:
         return read(n) if 0xC3 < c < 0xC7 else read(n).decode()
     return [unpack(read) for _ in range(n)] if 0x8F < c < 0xDE else {unpack(read): unpack(read) for _ in range(n)}
 
-def content(row: Any, parts: dict[bytes, bytes]) -> list[Any]:
+def content(row: typing.Any, parts: dict[bytes, bytes]) -> list[typing.Any]:
     """Return decision, features and signals of a row: its record is deflated against a part, its floats stand apart."""
     if "record" not in row:
         return [row["payload"], row["features"], row["signals"]]
-    record = b64decode(row["record"])
-    message = zlib.decompressobj(zdict=parts[record[1:17]]).decompress(record[17:])
-    bare, floats, *rest = unpack(io.BytesIO(message).read)
+    record = base64.b64decode(row["record"])
+    bare, floats, *rest = unpack(io.BytesIO(zlib.decompressobj(zdict=parts[record[1:17]]).decompress(record[17:])).read)
     first, *others = bare.split(b"\xcb", len(floats) // 8)
     body = first + b"".join(b"\xcb" + floats[8 * n : 8 * n + 8] + other for n, other in enumerate(others))
-    return [unpack(io.BytesIO(body).read), *(b64encode(each).decode() for each in rest)]
+    return [unpack(io.BytesIO(body).read), *(base64.b64encode(each).decode() for each in rest)]
 
-def root(row: Any, proof: Any) -> str:
+def root(row: typing.Any, proof: typing.Any) -> str:
     """Return the root that the proof of a decision leads to, as in RFC 6962."""
     node = sha([b"\0", bytes.fromhex(sha([text_of(["decisions", row])]))])
     for side, beside in proof:
         node = sha([b"\1", *map(bytes.fromhex, (beside, node) if side == "L" else (node, beside))])
     return node
 
-def faults(opened: Callable[[str], Any], key: bytes) -> Iterator[tuple[str, Iterator[str]]]:
+def faults(opened: typing.Callable[[str], typing.Any], key: bytes) -> typing.Iterator[tuple[str, typing.Iterator[str]]]:
     """Yield what each check compares, and what it finds wrong."""
     manifest, rows = json.load(opened("manifest.json")), lambda name: map(json.loads, opened(name + ".jsonl"))
     day, cards = manifest["day"], {name: opened(f"cards/{name}.manifest.json").read() for name in manifest["cards"]}
@@ -74,7 +71,7 @@ def faults(opened: Callable[[str], Any], key: bytes) -> Iterator[tuple[str, Iter
         f"decision {each['row']['id']} was edited or inserted" for each in rows("decisions")
         if (root(each["row"], each["seal"][1]) != roots.get(each["seal"][0]) if each["seal"]
             else each["row"]["ingested_at"] <= until))
-    contents = (b64decode(each["content"]) for each in rows("record_parts"))
+    contents = (base64.b64decode(each["content"]) for each in rows("record_parts"))
     parts = {hashlib.blake2b(each, digest_size=16).digest(): zlib.decompress(each) for each in contents}
     yield "decisions: read as their rows", (f"decision {each['row']['id']}" for each in rows("decisions")
         if content(each["row"], parts) != [each["decision"], each["features"], each["signals"]]
@@ -89,11 +86,14 @@ def main() -> int:
     parser.add_argument("--key", type=pathlib.Path)
     given = parser.parse_args()
     files = zipfile.ZipFile(given.where) if given.where.is_file() else None
-    opened = lambda name: files.open(name) if files else (given.where / name).open("rb")
-    for name, found in faults(opened, given.key.read_bytes().strip() if given.key else b""):
-        first = next(found, None)
-        wrong |= first is not None
-        print(f"ok     {name}" if first is None else f"FAULT  {name}: {first}")
+    opened = lambda name: files.open(name) if files else io.BytesIO((given.where / name).read_bytes())
+    try:
+        for name, found in faults(opened, given.key.read_bytes().strip() if given.key else b""):
+            first = next(found, None)
+            wrong |= first is not None
+            print(f"ok     {name}" if first is None else f"FAULT  {name}: {first}")
+    except (OSError, ValueError, KeyError, zlib.error) as error:
+        sys.exit(f"FAULT  a file cannot be read: {error!r}")
     return wrong
 if __name__ == "__main__":
     sys.exit(main())

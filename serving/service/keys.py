@@ -54,12 +54,17 @@ def write_key(where: Settings) -> str:
     return configured_key(where) or _read_or_create(key_file(where))
 
 
+def chain_key_file(where: Settings) -> Path:
+    """Return the path of the file with the key of the ledger's chain."""
+    return where.home / "chain_key"
+
+
 def chain_key(where: Settings) -> bytes:
     """Return the key of the ledger's chain, the file `<home>/chain_key`, created once with mode 0600.
 
     It is never rotated: each line of the chain was made under it. Raises as `read_key` does.
     """
-    return _read_or_create(where.home / "chain_key").encode()
+    return _read_or_create(chain_key_file(where)).encode()
 
 
 def _read(file: Path) -> str | None:

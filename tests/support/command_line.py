@@ -21,7 +21,7 @@ def environment(home):
     return {**outside, **closed, "BELLWETHER_HOME": str(home)}
 
 
-def bellwether(home, *words):
-    """Run one command and return the finished process."""
-    return subprocess.run([COMMAND, *words], cwd=ROOT, env=environment(home), capture_output=True, text=True,
-                          timeout=60, check=False)  # fmt: skip
+def bellwether(home, *words, **variables):
+    """Run one command, with more variables if any, and return the finished process."""
+    return subprocess.run([COMMAND, *words], cwd=ROOT, env=environment(home) | variables, capture_output=True,
+                          text=True, timeout=60, check=False)  # fmt: skip

@@ -1,6 +1,7 @@
 """Records of decisions: small, exact to the last bit, readable for ever, and never without their part."""
 
 import json
+from base64 import b64encode
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -13,6 +14,7 @@ from support.four_families import decisions_of
 from support.legacy_store import add_json_decision, alembic_to, contents
 from support.serving_fixture import stand
 
+from bellwether.operations.audit_verifier import content
 from pipelines.contracts import Decision, EnsembleVote, ModelAnswer, ThresholdCheck
 from pipelines.errors import BadValues, StateError, StoredAlready
 from pipelines.migrations import tables as t
@@ -23,6 +25,7 @@ from pipelines.record_codec import (
     new_part,
     part_digest,
     part_of,
+    read_as_stored,
     read_record,
     record_of,
 )
@@ -138,6 +141,29 @@ def test_any_decision_comes_back_whole_whatever_part_it_was_written_against(deci
         found = through_a_record(record, part)
         assert found == record
         assert as_json(found.decision) == as_json(decision)  # -0.0 and the order of keys too
+
+
+def assert_a_stranger_reads(record, part=None):
+    """The verifier of an audit, which has a reader of its own, reads the record as we do."""
+    message = message_of(record)
+    part = part or new_part(message)[0]
+    stored = record_of(message, part)
+    decision, *inputs = read_as_stored(stored, part)
+    row = {"record": b64encode(stored).decode()}
+    assert content(row, {part.digest: part.message}) == [decision, *(b64encode(each).decode() for each in inputs)]
+    assert Decision.from_dict(json.loads(json.dumps(decision, allow_nan=False))) == record.decision
+
+
+@settings(max_examples=100, deadline=None)
+@given(decision=decisions, features=st.binary(max_size=40))
+def test_the_verifier_of_an_audit_reads_any_record(decision, features):
+    assert_a_stranger_reads(DecisionRecord(decision, features, b"\xcb" + features))
+
+
+def test_the_verifier_of_an_audit_reads_the_records_of_four_families(records):
+    part = new_part(message_of(records[0]))[0]
+    for record in records:
+        assert_a_stranger_reads(record, part)
 
 
 def test_what_is_of_another_type_than_its_field_states_comes_back_as_it_was_stored(records):

@@ -23,7 +23,7 @@ from typing import BinaryIO
 
 from flows.support import ledger_chain, processes
 from flows.support.installation import Installation
-from flows.support.progress import track
+from flows.support.progress import step, track
 from pipelines.backup import refuse_existing
 from pipelines.contracts import JsonObject
 from pipelines.errors import BadTimes, BundleError, UnknownName
@@ -62,8 +62,8 @@ What is inside, one JSON object a line where a name ends in .jsonl:
     anchors.jsonl        what the chain ended with at earlier moments, as written down outside of the store
     parameters.json      the digest of the policy that decisions name (lineage.policy), and its parameters; null where
                          this installation no longer has them
-    cards/               the card of each model that answered, and the manifest of its bundle. The sha256 of the
-                         manifest is the digest that decisions name, and the manifest has the sha256 of the card
+    cards/               the card of each model that answered, and the manifest of its bundle, which has the sha256 of
+                         the card. The sha256 of the manifest is the digest that decisions name (models.*.*.digest)
     manifest.json        sha256 of every file, counts, the end of the chain, and what is missing
 
 What the verification shows:
@@ -82,7 +82,8 @@ What it does not show:
   - that whoever holds the key did not write another chain. Only an anchor that you hold yourself shows that.
   - that no decision of the day is left out: a root is over all decisions of a span, and the proof of one does not show
     the others. The detail of a line has how many they are. A line of kind pruned follows where old ones were deleted.
-  - anything of decisions that are not sealed yet: a later audit of the same day seals them.
+  - anything of decisions that are not sealed yet: a later audit of the same day has their proofs. Of a day that is long
+    over every decision is sealed.
   - that a decision was right, or that its order was filled.
 
 Lines of kind accepted name faults that a person accepted, with the reason; they are faults here all the same.
@@ -168,7 +169,8 @@ def make(installation: Installation, day: date, to: Path, at: datetime) -> Audit
             manifest = {"format": FORMAT, **made, "over": over, "head": head, "counts": counts, "cards": cards}
             zipped.writestr(MANIFEST, _json({**manifest, "missing": missing, "files": archive.files}))
         raw.flush()
-        intact, checks = _verify(installation.settings, draft)
+        with step("audit: verified as a stranger would"):
+            intact, checks = _verify(installation.settings, draft)
     return Audit(to, counts, tuple(missing), checks, intact, over)
 
 

@@ -1,6 +1,6 @@
 """Verify an audit: `python verify.py [FOLDER or ZIP] [--key FILE]`. Python 3.8 or later; exit code 1 for any fault."""
 from __future__ import annotations
-import argparse, base64, datetime, hashlib, hmac, io, json, pathlib, struct, sys, typing, zipfile, zlib
+import argparse, base64, datetime as dt, hashlib, hmac, io, json, pathlib, struct, sys, typing, zipfile, zlib
 SIZES = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
 text_of = lambda values: json.dumps(values, sort_keys=True, separators=(",", ":")).encode()  # what digests are made of
 
@@ -18,9 +18,10 @@ def unpack(read: typing.Callable[[int], bytes]) -> typing.Any:
         return {0xC0: None, 0xC2: False, 0xC3: True}.get(c, c if c < 0x80 else c - 256)
     if 0xCB <= c < 0xD4:
         return struct.unpack(">d", read(8))[0] if c == 0xCB else int.from_bytes(read(1 << c % 4), "big", signed=c > 207)
-    if c in (0xD6, 0xD7):  # a time: nanoseconds above 34 bits of seconds, in 4 or 8 bytes after one that says so
-        ns, s = divmod(int.from_bytes(read(1 + 4 * (c - 0xD5))[1:], "big"), 1 << 34)
-        return datetime.datetime.fromtimestamp(s, datetime.timezone.utc).replace(microsecond=ns // 1000).isoformat()
+    if c in (0xC7, 0xD6, 0xD7):  # a time: nanoseconds above seconds of 34 bits, or of 64 bits with their sign
+        raw, bits = (read(14)[2:], 64) if c == 0xC7 else (read(1 + 4 * (c - 0xD5))[1:], 34)
+        ns, s = divmod(int.from_bytes(raw, "big"), 1 << bits)
+        return dt.datetime.fromtimestamp(s - (s>>63<<64), dt.timezone.utc).replace(microsecond=ns // 1000).isoformat()
     n = int.from_bytes(read(SIZES[c]), "big") if c in SIZES else c & (31 if c >= 0xA0 else 15)
     if 0xA0 <= c < 0xC7 or 0xD9 <= c < 0xDC:
         return read(n) if 0xC3 < c < 0xC7 else read(n).decode()
@@ -89,10 +90,9 @@ def main() -> int:
     opened = lambda name: files.open(name) if files else io.BytesIO((given.where / name).read_bytes())
     try:
         for name, found in faults(opened, given.key.read_bytes().strip() if given.key else b""):
-            first = next(found, None)
-            wrong |= first is not None
+            wrong |= (first := next(found, None)) is not None
             print(f"ok     {name}" if first is None else f"FAULT  {name}: {first}")
-    except (OSError, ValueError, KeyError, zlib.error) as error:
+    except (OSError, ValueError, LookupError, TypeError, struct.error, zlib.error) as error:
         sys.exit(f"FAULT  a file cannot be read: {error!r}")
     return wrong
 if __name__ == "__main__":

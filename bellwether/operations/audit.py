@@ -60,8 +60,9 @@ What is inside, one JSON object a line where a name ends in .jsonl:
     corrections.jsonl    changes of observed bars, as far
     chain.jsonl          every line of the ledger's chain
     anchors.jsonl        what the chain ended with at earlier moments, as written down outside of the store
-    parameters.json      the digest of the policy that decisions name (lineage.policy), and its parameters; null where
-                         this installation no longer has them
+    parameters.json      the digest of the parameters that decisions name (lineage.params), and their text, of which
+                         it is the sha256; null where they were not stored. Decisions before 0.10.0 name
+                         lineage.policy, the digest of a part of them
     cards/               the card of each model that answered, and the manifest of its bundle, which has the sha256 of
                          the card. The sha256 of the manifest is the digest that decisions name (models.*.*.digest)
     manifest.json        sha256 of every file, counts, the end of the chain, and what is missing
@@ -153,13 +154,13 @@ def make(installation: Installation, day: date, to: Path, at: datetime) -> Audit
             names = ("seq", "kind", "ref", "digest", "detail", "mac")
             archive.add_lines("chain", ({name: getattr(line, name) for name in names} for line in stored.lines))
             archive.add_lines("anchors", ({"seq": a.seq, "mac": a.mac, "at": a.at, "where": a.where} for a in anchors))
-            parameters = {digest: parameters_of(installation, digest) for digest in sorted(seen.policies)}
+            parameters = {digest: parameters_of(installation, digest) for digest in sorted(seen.parameters)}
             archive.add("parameters.json", _json([
-                {"policy": digest, "decisions": seen.policies[digest], "parameters": found}
+                {"digest": digest, "decisions": seen.parameters[digest], "content": found}
                 for digest, found in parameters.items()
             ]))  # fmt: skip
             cards, missing = _add_cards(installation, archive, seen)
-            missing += [f"parameters of policy {digest[:12]}" for digest, found in parameters.items() if found is None]
+            missing += [f"parameters {digest[:12]}" for digest, found in parameters.items() if found is None]
             made = {"day": str(day), "made_at": at.isoformat(timespec="seconds"), "release": version("bellwether")}
             seq, mac = (stored.lines[-1].seq, stored.lines[-1].mac) if stored.lines else (0, "0" * 64)
             archive.add("README.txt", README.format(**made, seq=seq, mac=mac).encode())
@@ -174,10 +175,14 @@ def make(installation: Installation, day: date, to: Path, at: datetime) -> Audit
     return Audit(to, counts, tuple(missing), checks, intact, over)
 
 
-def parameters_of(installation: Installation, digest: str) -> JsonObject | None:
-    """Return the parameters of a policy digest; None unless they are those in force: no others are stored."""
-    params = installation.params
-    return params.model_dump(mode="json") if digest == policy_digest(params, flatten(params)) else None
+def parameters_of(installation: Installation, digest: str) -> str | None:
+    """Return the stored parameters of a digest; of a digest of rules, which decisions before release 0.10.0 name, those
+    in force if it is theirs; None if they are not known.
+    """
+    stored, params = installation.store.parameters(digest), installation.params
+    if stored is None and digest == policy_digest(params, flatten(params)):
+        return params.model_dump_json()
+    return stored
 
 
 # ---- what goes in ---------------------------------------------------------------------------------------------------
@@ -208,18 +213,18 @@ class _Archive:
 
 @dataclass(slots=True)
 class _Seen:
-    """Collect, while decisions pass, which models answered and which policies they were made under."""
+    """Collect, while decisions pass, which models answered and by which parameters they were made."""
 
     models: set[tuple[str, str, str]] = field(default_factory=set)  # family, version, digest
-    policies: Counter[str] = field(default_factory=Counter)
+    parameters: Counter[str] = field(default_factory=Counter)
 
     def entry(self, stored: StoredDecision) -> JsonObject:
         """Return the line of a decision, and note what it names."""
         decision = stored.decision if "record" in stored.row else decision_of(stored.decision).to_dict()
         for arms in decision["models"].values():
             self.models |= {(a["family"], a["version"], a["digest"]) for a in arms.values() if a["digest"]}
-        if policy := decision["lineage"].get("policy"):
-            self.policies[policy] += 1
+        if digest := decision["lineage"].get("params") or decision["lineage"].get("policy"):
+            self.parameters[digest] += 1
         features, signals = (base64.b64encode(each).decode() for each in (stored.features, stored.signals))
         return {"decision": stored.decision, "features": features, "signals": signals, "row": stored.row,
                 "seal": stored.seal}  # fmt: skip

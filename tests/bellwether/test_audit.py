@@ -27,7 +27,7 @@ from pipelines.migrations import tables as t
 from pipelines.sealed_folder import seal
 from pipelines.settings import Settings, load_params
 from pipelines.store import Anchor, Change, DecisionRecord, Promotion, Signed, decision_payload
-from serving.policy.decision_row import flatten, policy_digest
+from serving.policy.decision_row import policy_of
 from serving.service.home_store import add_anchor, open_store
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
@@ -48,7 +48,7 @@ def decision(n, version, digest, policy):
         "edge_bps": None, "p": None, "regime": "ruhig – Ü", "tier": 2, "arm": "champion", "event": "fvg",
         "generation": 70_000,
         "models": {"validator": {"champion": answer}, "regime": {"champion": ModelAnswer("regime")}},
-        "lineage": {"policy": policy}, "reasons": ("x" * 300, "NO_EVENT"), "account": {"equity": 1e6, "free": None},
+        "lineage": {"params": policy}, "reasons": ("x" * 300, "NO_EVENT"), "account": {"equity": 1e6, "free": None},
         "thresholds": {"volume": ThresholdCheck("trend", 1.5, True, False)},
     }  # fmt: skip
     return DecisionRecord(Decision(**values), bytes(range(256)) * 9 * n, b"\xcb" * 12)
@@ -69,13 +69,15 @@ def installation(url, tmp_path):
     (draft / "card.md").write_text("# A card\n")
     digest = seal(draft, {"family": "validator", "format": 2})
     draft.rename(settings.bundles / digest)
-    policy = policy_digest(opened.params, flatten(opened.params))
+    made_by = policy_of(opened.params)
+    opened.store.add_parameters(made_by.digest, made_by.content, T0)
+    policy = made_by.digest
     store = opened.store
     for n in range(60):
         model = ("8", "cd" * 32) if n == 31 else ("7", digest)  # a version whose bundle is not here any more
         store.add_decisions([decision(n, *model, "0" * 64 if n == 30 else policy)])
     for n in (10, 30, 31, 55):
-        store.add_outcome(Outcome(f"d{n:03}", T0 + 3 * DAY, 1, "target", 12.5, 10.1, 2.4))
+        store.add_outcome(Outcome(f"d{n:03}", T0 + 3 * DAY, 1, "target", 12.5, 10.1, 2.4), T0 + 3 * DAY)
     for n in range(5):
         promotion(store, str(n), T0 + n * 12 * HOUR, "promote" if n == 1 else "challenge")
         bar = np.array([T0.timestamp() + 60 * n, 1.0, 2.0, 1.0, 1.5, np.nan, np.nan, np.nan, np.nan])
@@ -169,7 +171,7 @@ def test_a_stranger_verifies_a_day_and_whatever_is_changed_is_named(installation
         "decisions": 24, "not sealed": 3, "outcomes": 2, "promotions": 5, "corrections": 5, "lines of the chain": 17,
         "cards": 1,
     }  # fmt: skip
-    assert [text.split(":")[0] for text in made.missing] == ["card of validator-8", "parameters of policy 000000000000"]
+    assert [text.split(":")[0] for text in made.missing] == ["card of validator-8", "parameters 000000000000"]
     with_key, without = verify(folder, "--key", key), verify(folder)
     assert (with_key.returncode, without.returncode) == (0, 0), with_key.stdout + without.stdout
     assert "decisions: 21 under roots, 3 not sealed" in without.stdout
@@ -190,9 +192,9 @@ def test_what_it_holds_is_what_was_decided_and_nothing_secret(installation, tmp_
     shown = {entry["row"]["id"]: entry["decision"] for entry in rows(folder, "decisions")}
     assert [Decision.from_dict(shown[record.decision.id]) for record in stored] == [r.decision for r in stored]
     assert [line["id"] for line in rows(folder, "promotions")] == [1, 2, 3, 4, 5]  # the fifth shows where the day ends
-    policies = {each["policy"]: each["parameters"] for each in json.loads((folder / "parameters.json").read_text())}
-    (known,) = [found for found in policies.values() if found]
-    assert known == installation.params.model_dump(mode="json")
+    parameters = {each["digest"]: each["content"] for each in json.loads((folder / "parameters.json").read_text())}
+    ((digest, known),) = [(digest, found) for digest, found in parameters.items() if found]
+    assert (sha256(known.encode()).hexdigest(), known) == (digest, installation.params.model_dump_json())
     assert (folder / "cards" / "validator-7.md").read_text() == "# A card\n"
     secret = (installation.settings.home / "chain_key").read_bytes().strip()
     assert not [file for file in folder.rglob("*") if file.is_file() and secret in file.read_bytes()]

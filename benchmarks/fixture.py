@@ -164,7 +164,7 @@ def fixture(tiny: bool) -> Fixture:
     into = root / "home" / "serving" / "warm"
     warm = publish_warm_start(artifacts / "features" / "warm", into, data_hash="0" * 32, **record)
     arms = {arm: arm_of(digest) for arm, digest in zip(("champion", "challenger"), digests, strict=True)}
-    write_generation(root / "home" / "serving", {FAMILY: arms}, warm, datetime.now(UTC))
+    serve_arms(Settings(home=root / "home", store_url=""), {FAMILY: arms}, warm, datetime.now(UTC))
     return Fixture(
         root / "home", params, live, model_family(FAMILY).dataset(artifacts, params), (digests[0], digests[1]), warm
     )

@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from concurrent.futures import wait
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -14,6 +15,7 @@ from support.serving_fixture import make_bundle, market, onnx_bytes, slot_entry
 
 from bellwether.operations.replay_decisions import differences, replay_decisions
 from flows.support.installation import Installation
+from pipelines.backup import back_up, restore
 from pipelines.compiled import cpu_type
 from pipelines.contracts import OPEN_TIME, Decision, History, Outcome, utc
 from pipelines.data.alignment import align
@@ -258,6 +260,15 @@ def test_yesterday_is_replayed_by_the_parameters_of_yesterday(installation):
              for record in records]  # fmt: skip
     (why,) = replay_decisions(today, older).not_replayable
     assert why.startswith("params.yaml has changed since")
+
+
+def test_on_postgresql_too_yesterday_is_replayed_by_its_parameters(installation, postgres_url, tmp_path):
+    back_up(installation.settings.store, tmp_path / "backup.zip", utc(0.0), dict)
+    restore(postgres_url, tmp_path / "backup.zip")
+    with closing(Store.open(postgres_url)) as moved:
+        records = moved.decisions(last=100)
+        assert records == installation.store.decisions(last=100)
+        assert replay_decisions(replace(installation, params=dearer(), store=moved), records).bit_for_bit
 
 
 def test_parameters_that_are_not_stored_are_named(installation):

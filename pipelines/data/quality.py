@@ -294,8 +294,11 @@ def _jumps(clean: pd.DataFrame, grid: Grid, most: float) -> pd.DataFrame:
     n = len(clean)
     if n < 2:
         return pd.DataFrame({"open_time": clean["open_time"][:0], "flag": "JUMP", "size": []})
-    move = np.abs(np.diff(np.log(clean["close"].to_numpy())))
-    move = move / np.sqrt(grid.missing(_seconds(clean)) + 1.0)  # a move over a gap is that of a longer bar
+    move = np.diff(np.log(clean["close"].to_numpy()))
+    np.abs(move, out=move)
+    missing = grid.missing(_seconds(clean))
+    if missing.any():
+        move /= np.sqrt(missing + 1.0)  # a move over a gap is that of a longer bar
     whole = move[: len(move) // JUMP_BLOCK * JUMP_BLOCK].reshape(-1, JUMP_BLOCK)
     first = move[:JUMP_BLOCK]  # nothing is before it: measured by itself, which one move in it does not change
     own = np.median(first) if len(first) >= LEAST_MOVES else np.nan

@@ -66,7 +66,11 @@ def bars_of(sheets: Sequence[Sheet], ingested_at: datetime, options: FileOptions
     micros = _end_to_end([part.micros for part in parts])
     lines = _end_to_end([part.lines for part in parts])
     member = _end_to_end([np.full(len(part.lines), sheets.index(part.sheet), dtype=np.int64) for part in parts])
-    values = {name: _end_to_end([_or_missing(part, name) for part in parts]) for name in (*PRICES, *AMOUNTS, SPREAD)}
+    absent = [_nothing(len(part.micros)) for part in parts]
+    values = {
+        name: _end_to_end([part.values.get(name, nothing) for part, nothing in zip(parts, absent, strict=True)])
+        for name in (*PRICES, *AMOUNTS, SPREAD)
+    }
     extra = None
     if all(part.known is not None for part in parts):
         extra = [_end_to_end([getattr(part, name) for part in parts]) for name in ("known", "ingested")]
@@ -351,9 +355,11 @@ def _end_to_end(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def _or_missing(part: Part, name: str) -> Floats:
-    """Return one field of a part, NaN where it has none."""
-    return part.values[name] if name in part.values else np.full(len(part.micros), np.nan)
+def _nothing(n: int) -> Floats:
+    """Return (n,) NaN, read-only: all fields that a part has not share it."""
+    nothing = np.full(n, np.nan)
+    nothing.setflags(write=False)
+    return nothing
 
 
 def _without_copies(

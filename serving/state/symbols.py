@@ -286,8 +286,7 @@ class Symbol:
             if any(_is_same(row, before) for before in known):
                 continue
             for name, old, new in zip(BAR_FIELDS, known[-1], row, strict=True):
-                spread_came_later = name == BAR_FIELDS[HALF_SPREAD] and np.isnan(old)
-                if not (old == new or (np.isnan(old) and np.isnan(new)) or spread_came_later):
+                if not (old == new or (np.isnan(old) and np.isnan(new))):  # a spread that came later is the last field
                     raise BadValues(
                         f"{when} is stored with {name}={old:g}, now {name}={new:g}. The first one stands; a person "
                         "replaces it with `bellwether data correct`."

@@ -278,3 +278,10 @@ def test_another_regime_must_lead_by_the_margin_and_wait_for_the_dwell():
     assert voted(path, [1.0], margin=0.01)[2] == [1]
     assert voted(path[:, :3], [1.0], margin=0.01, dwell=4)[2] == [0]
     assert voted(path[:, :5], [1.0], margin=0.01, dwell=4)[2] == [1]
+
+
+def test_a_state_of_few_bars_does_not_collapse_on_them():
+    x, state = np.array([[0.5, 2.0], [0.5, 2.0], [9.0, 9.0]]), np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    means, deviations = gaussian._moments(x, state, np.full((2, 2), np.nan), prior_rows=20.0)
+    assert means.tolist() == [[0.5, 2.0], [9.0, 9.0]]
+    assert deviations == pytest.approx(np.array([[(20 / 22) ** 0.5] * 2, [(20 / 21) ** 0.5] * 2]))

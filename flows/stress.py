@@ -107,7 +107,7 @@ def study(installation: Installation, crises: Path | None = None, equity: float 
     """Return every row of the limits under every scenario; writes nothing, needs no server."""
     recorded, params = gather(installation, crises, equity), installation.params
     costs = costs_of(params.costs, *venue_of(installation.meta()))
-    side_bps = costs.fee_bps + costs.half_spread_bps
+    side_bps = costs.round_trip_bps / 2.0
     cases = stress_of_limits(recorded, params.risk, side_bps, params.gate.bootstrap, params.seed)
     time = recorded.bars[:, 0, OPEN_TIME]
     file = f"crises from {crises.name}" if crises is not None else "no file of crises"

@@ -12,8 +12,8 @@ from pipelines.store import Promotion
 from pipelines.tracking import Tracking
 from serving.service.home_store import open_store
 
-LINE = Promotion(datetime(2024, 1, 1, tzinfo=UTC), "policy", "challenge", "validator", "challenger", None, "1", "ab" * 32,
-                 "r", "d", "c", True, "passed")  # fmt: skip
+T0 = datetime(2024, 1, 1, tzinfo=UTC)
+LINE = Promotion(T0, "policy", "challenge", "validator", "challenger", None, "1", "ab" * 32, "r", "d", "c", True, "why")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from flows.support.installation import Installation
 from flows.support.ledger_chain import BROKEN, accept, anchor, anchors_of, require_intact, verify
+from flows.verify import verify as verify_flow
 from pipelines.errors import ChainBroken
 from pipelines.settings import Settings, load_params
 from pipelines.store import Promotion
@@ -65,6 +66,16 @@ def test_a_changed_ledger_stops_promotions_with_one_alarm_until_a_person_accepts
     assert installation.store.alarms() == []
     anchor(installation)
     assert verify(installation).since == installation.store.chain_head().seq == anchors_of(installation)[-1].seq
+
+
+def test_the_flow_of_every_day_anchors_what_is_intact_and_counts_what_is_not(installation, monkeypatch):
+    monkeypatch.setattr("flows.verify.open_installation", lambda: installation)
+    monkeypatch.setattr("flows.verify.report_progress", print)
+    n = len(anchors_of(installation))
+    assert (verify_flow.fn(), len(anchors_of(installation))) == (0, n + 1)
+    change(installation, CHANGES["edited"])
+    assert (verify_flow.fn(everything=True), len(anchors_of(installation))) == (1, n + 1)
+    assert [alarm.kind for alarm in installation.store.alarms()] == [BROKEN]
 
 
 def test_accepting_an_intact_ledger_changes_nothing(installation):

@@ -80,7 +80,7 @@ What it does not show:
   - without the key: that the chain is the one of this ledger. Compare an anchor with one that you received earlier, in
     another way: an anchor that you hold fixes all lines before it. The mac of the end of this chain is
     {mac} (line {seq}). Keep it.
-  - that whoever holds the key did not write another chain. Only an anchor that you hold yourself shows that.
+  - that someone with the key did not write another chain. Only an anchor that you hold yourself shows that.
   - that no decision of the day is left out: a root is over all decisions of a span, and the proof of one does not show
     the others. The detail of a line has how many they are. A line of kind pruned follows where old ones were deleted.
   - anything of decisions that are not sealed yet: a later audit of the same day has their proofs. Of a day that is long

@@ -23,7 +23,7 @@ def verify(installation: Installation, everything: bool = False) -> Verified:
 
 
 def accept(installation: Installation, by: str, reason: str) -> tuple[Verified, Verified]:
-    """Begin the chain anew over what the ledger holds now; return what was found before, and after."""
+    """Start the chain over with what the ledger holds now; return what was found before, and after."""
     before = verify(installation, everything=True)
     if before.faults:
         installation.store.accept(before, anchors_of(installation), by, reason, now())

@@ -82,21 +82,20 @@ class ChainStore(Database):
         """
         if self._chain_key is None:
             return None
+        self.begin_chain()
+        until = at - COMMIT_MARGIN
+        with self._engine.connect() as connection:  # reading them holds no lock: the service goes on writing
+            since = _sealed_until(connection)
+            root, n = ("", 0) if since is not None and until <= since else root_of(connection, Span(since, until, 0))
         with self.writing() as connection:
             lock_table(connection, t.chain)
-            begin(connection, self._chain_key)
-            roots = sa.select(t.chain.c.detail).where(t.chain.c.chain_id == CHAIN, t.chain.c.kind == DECISIONS)
-            last = connection.scalar(roots.order_by(t.chain.c.seq.desc()).limit(1))
-            since = None if last is None else datetime.fromisoformat(json.loads(last)["until"])
-            if since is None or at - COMMIT_MARGIN > since:
-                self._seal(connection, self._chain_key, since, at - COMMIT_MARGIN)
+            if n and _sealed_until(connection) == since:  # else another process sealed them meanwhile
+                self._append_root(connection, self._chain_key, Span(since, until, n), root)
             return head_line(connection)
 
-    def _seal(self, connection: Transaction, key: bytes, since: datetime | None, until: datetime) -> None:
-        """Write the root of the decisions that came in a span, if there are any, under the lock of the caller."""
-        root, n = root_of(connection, Span(since, until, 0))
-        if n:
-            append_line(connection, key, DECISIONS, until.isoformat(), root, Span(since, until, n).to_text())
+    def _append_root(self, connection: Transaction, key: bytes, span: Span, root: str) -> None:
+        """Write the root of the decisions of a span, under the lock of the caller."""
+        append_line(connection, key, DECISIONS, span.until.isoformat(), root, span.to_text())
 
     def note_pruning(self, kept: sa.ColumnElement[bool]) -> None:
         """Write, for each root over decisions of which some are about to be deleted, the root of those `kept`.
@@ -107,23 +106,24 @@ class ChainStore(Database):
             return
         for newest in [lines[-1] for lines in spans_of(in_force(self.chain_lines())).values()]:
             span = Span.of(newest)
-            with self.writing() as connection:
-                lock_table(connection, t.chain)
+            with self._engine.connect() as connection:  # reading them holds no lock, and sealed rows do not change
                 if not count_rows(connection, t.decisions, sa.and_(span.rows(), sa.not_(kept))):
                     continue
                 root, n = root_of(connection, span)
                 left, remaining = root_of(connection, span, kept)
-                if root != newest.digest and left != newest.digest:
-                    raise StateError(
-                        f"{span.describe()} are not those that were sealed ({n:,} are there); nothing was deleted. "
-                        "`bellwether verify --all` names what changed"
-                    )
-                if remaining < n and left != newest.digest:
+            if root != newest.digest and left != newest.digest:
+                raise StateError(
+                    f"{span.describe()} are not those that were sealed ({n:,} are there); nothing was deleted. "
+                    "`bellwether verify --all` names what changed"
+                )
+            if remaining < n and left != newest.digest:
+                with self.writing() as connection:
+                    lock_table(connection, t.chain)
                     pruned = Span(span.since, span.until, remaining)
                     append_line(connection, self._chain_key, PRUNED, newest.ref, left, pruned.to_text())
 
     def accept(self, found: Verified, anchors: Sequence[Anchor], by: str, reason: str, at: datetime) -> None:
-        """Begin the chain anew over what is there: a person accepts it, with the faults found, by name and reason.
+        """Start the chain over with what is there: a person accepts it, with the faults found, by name and reason.
 
         Raises  StateError without a key
         """
@@ -140,7 +140,9 @@ class ChainStore(Database):
             text = json.dumps(detail, separators=(",", ":"))
             append_line(connection, self._chain_key, ACCEPTED, f"{len(found.faults)} faults", sha256_of(text), text)
             line_each_row(connection, self._chain_key)
-            self._seal(connection, self._chain_key, None, at - COMMIT_MARGIN)
+            root, n = root_of(connection, Span(None, at - COMMIT_MARGIN, 0))
+            if n:
+                self._append_root(connection, self._chain_key, Span(None, at - COMMIT_MARGIN, n), root)
 
     def verify_chain(self, anchors: Sequence[Anchor] = (), incremental: bool = False) -> Verified:
         """Compare the store with its chain, as of one moment, while others may write.
@@ -156,3 +158,10 @@ class ChainStore(Database):
                 connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             with connection.begin():
                 return verify(connection, self._chain_key, anchors, incremental)
+
+
+def _sealed_until(connection: Transaction) -> datetime | None:
+    """Return the end of the newest span of decisions that has a root; None before the first."""
+    roots = sa.select(t.chain.c.detail).where(t.chain.c.chain_id == CHAIN, t.chain.c.kind == DECISIONS)
+    last = connection.scalar(roots.order_by(t.chain.c.seq.desc()).limit(1))
+    return None if last is None else datetime.fromisoformat(json.loads(last)["until"])

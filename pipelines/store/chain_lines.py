@@ -80,7 +80,7 @@ class Verified:
     head     seq and mac of the last line; (0, NO_LINE) of a store without one
     since    of lines up to here only promotions were read, the others were verified before
     rows     rows compared; decisions: decisions under the roots that were computed again
-    faults   what is wrong, in the order of the chain; accepted: how many a person accepted, after which it began anew
+    faults   what is wrong, in the order of the chain; accepted: how many a person accepted, after which it started over
     """
 
     head: tuple[int, str]

@@ -34,7 +34,7 @@ class Place:
         put_on_ledger(self.store, {"validator": arms}, AT)
 
     def name(self, champion=None, challenger=None):
-        """Write a generation file, as whoever may write to the home."""
+        """Write a generation file, as anyone who may write to the home."""
         arms = {"champion": champion, "challenger": challenger}
         write_generation(self.home / "serving", {"validator": arms}, None, AT)
         return self.slots.refresh()

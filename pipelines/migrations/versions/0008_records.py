@@ -1,6 +1,6 @@
 """Decisions as records of version 2, and the parts they share. Rows from before keep their JSON and are read for ever.
 
-A new row has an empty `payload`, `features` and `signals`: a column that may be NULL would have to be written anew for
+A new row has an empty `payload`, `features` and `signals`: a column that may be NULL would have to be written again for
 every row of the table on SQLite.
 """
 

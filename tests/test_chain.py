@@ -8,12 +8,13 @@ from hashlib import sha256
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from support.owner_sql import execute_as_owner
 
 from pipelines.contracts import Decision, Outcome
 from pipelines.errors import StateError
 from pipelines.migrations import tables as t
 from pipelines.store import Anchor, Change, DecisionRecord, Promotion, Signed, Store
-from pipelines.store.chain_lines import CHAIN, Fault, merkle_proofs, merkle_root, sha256_of
+from pipelines.store.chain_lines import CHAIN, Fault, merkle_proofs, merkle_root, root_of, sha256_of
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
@@ -52,18 +53,6 @@ def fill(store, first=0):
         store.correct(
             "BTC/USDT", [Change(float(bar[0]), float(bar[0]) + 60, bar)], Signed("me", T0 + n * HOUR, "a typing error")
         )
-
-
-def tamper(store, statement):
-    """Execute SQL as one would who owns the database: without the triggers that refuse it."""
-    with store._engine.begin() as connection:
-        if connection.dialect.name == "postgresql":
-            for table in ("promotions", "corrections", "chain", "record_parts", "parameters"):
-                connection.exec_driver_sql(f"ALTER TABLE {table} DISABLE TRIGGER USER")
-        else:
-            for (name,) in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").all():
-                connection.exec_driver_sql(f"DROP TRIGGER {name}")
-        connection.execute(sa.text(statement))
 
 
 def anchor(store):
@@ -108,7 +97,7 @@ def test_an_edited_deleted_or_inserted_row_is_named(store, table, since):
     begun = store.chain_lines()[0]  # an incremental run reads every row after its anchor
     anchors = () if since == "all" else [Anchor(begun.seq, begun.mac, "then", "the anchor")]
     for statements, row, what in ((EDITS, SECOND, "edited"), (INSERTIONS, NEW, "inserted"), (DELETIONS, SECOND, "del")):
-        tamper(store, statements[table])
+        execute_as_owner(store, statements[table])
         found = store.verify_chain(anchors, incremental=since == "anchor").faults
         assert f"{table} {row[table]}" in {fault.ref for fault in found if what in fault.what}
     assert {f.ref.split()[0] for f in store.verify_chain().faults} == {table}
@@ -117,9 +106,9 @@ def test_an_edited_deleted_or_inserted_row_is_named(store, table, since):
 def test_rows_that_changed_places_are_named(store):
     fill(store)
     swap = "UPDATE {0} SET {1} = (SELECT {1} FROM {0} AS other WHERE {2} = {3}) WHERE {2} = {4}"
-    tamper(store, swap.format("promotions", "to_version", "id", 1, 3))
-    tamper(store, swap.format("corrections", "open_time", "id", 1, 3))
-    tamper(store, "UPDATE outcomes SET decision_id = 'd007' WHERE decision_id = 'd000'")
+    execute_as_owner(store, swap.format("promotions", "to_version", "id", 1, 3))
+    execute_as_owner(store, swap.format("corrections", "open_time", "id", 1, 3))
+    execute_as_owner(store, "UPDATE outcomes SET decision_id = 'd007' WHERE decision_id = 'd000'")
     assert [f.describe() for f in store.verify_chain().faults] == [
         "outcomes d000 (line 3 of the chain) was deleted",
         "promotions 3 (line 8 of the chain) was edited",
@@ -143,7 +132,7 @@ def test_rows_that_changed_places_are_named(store):
 def test_a_line_of_the_chain_that_was_changed_moved_or_cut_off_is_named(store, statement, ref, what):
     fill(store)
     anchors = [anchor(store)]
-    tamper(store, statement)
+    execute_as_owner(store, statement)
     first, *_ = store.verify_chain(anchors).faults
     assert (first.ref, what in first.what) == (ref, True), first
 
@@ -153,10 +142,10 @@ def test_tables_that_were_cut_together_with_the_chain_are_found_by_an_anchor(sto
     before = anchor(store)
     fill(store, 20)
     anchors = [before, anchor(store)]
-    tamper(store, f"DELETE FROM chain WHERE seq > {before.seq}")
+    execute_as_owner(store, f"DELETE FROM chain WHERE seq > {before.seq}")
     for table in ("promotions", "corrections"):
-        tamper(store, f"DELETE FROM {table} WHERE id > 3")
-    tamper(store, "DELETE FROM outcomes WHERE decision_id LIKE 'd02%'")
+        execute_as_owner(store, f"DELETE FROM {table} WHERE id > 3")
+    execute_as_owner(store, "DELETE FROM outcomes WHERE decision_id LIKE 'd02%'")
     assert store.verify_chain([before]).faults == ()  # what an old backup looks like
     (fault,) = store.verify_chain(anchors).faults
     assert "an older backup was restored" in fault.what
@@ -197,7 +186,7 @@ def test_decisions_are_sealed_once_and_a_changed_one_is_found(store):
         ("UPDATE decisions SET tier = 1 WHERE id = 'd002'", "edited"),
         ("DELETE FROM decisions WHERE id = 'd009'", "4 are there"),
     ):
-        tamper(store, statement)
+        execute_as_owner(store, statement)
         assert what in store.verify_chain().faults[-1].what
     assert [f.seq for f in store.verify_chain().faults] == [seals[0].seq, seals[1].seq]
     first = Anchor(seals[0].seq, seals[0].mac, "then", "the anchor")
@@ -206,7 +195,7 @@ def test_decisions_are_sealed_once_and_a_changed_one_is_found(store):
 
 def test_an_edited_part_of_records_is_named(store):
     fill(store)
-    tamper(store, "UPDATE record_parts SET content = digest")
+    execute_as_owner(store, "UPDATE record_parts SET content = digest")
     assert {fault.ref.split()[0] for fault in store.verify_chain().faults} == {"record_parts"}
 
 
@@ -216,10 +205,25 @@ def test_edited_parameters_are_named_and_not_read(store):
     store.add_parameters(digest, '{"fee": 10}', T0)
     store.add_parameters(digest, "another text changes nothing", T0)
     assert store.parameters(digest) == '{"fee": 10}'
-    tamper(store, "UPDATE parameters SET content = '{\"fee\": 1}'")
+    execute_as_owner(store, "UPDATE parameters SET content = '{\"fee\": 1}'")
     assert [fault.describe() for fault in store.verify_chain().faults] == [f"parameters {digest} were edited"]
     with pytest.raises(StateError, match="someone changed them"):
         store.parameters(digest)
+
+
+def test_the_service_goes_on_writing_while_a_root_is_computed(store, url, monkeypatch):
+    fill(store)
+    service = Store.open(url, wait_ms=500, chain_key=KEY)
+
+    def and_meanwhile(*arguments):
+        service.add_decisions([decision(50)])
+        service.add_promotion(promotion("9"))
+        return root_of(*arguments)
+
+    monkeypatch.setattr("pipelines.store.chain.root_of", and_meanwhile)
+    assert store.seal_decisions(T0 + DAY).kind == "decisions"
+    assert store.verify_chain().faults == ()
+    service.close()
 
 
 def test_a_root_leaves_out_what_may_not_be_committed_yet(store):
@@ -255,7 +259,7 @@ def test_pruning_leaves_a_root_of_what_stays_and_can_be_finished_after_a_stop(st
 def test_decisions_that_were_changed_are_not_pruned(store):
     fill(store)
     store.seal_decisions(T0 + DAY)
-    tamper(store, "UPDATE decisions SET tier = 1 WHERE id = 'd008'")
+    execute_as_owner(store, "UPDATE decisions SET tier = 1 WHERE id = 'd008'")
     with pytest.raises(StateError, match="nothing was deleted"):
         store.prune(T0 + 2 * DAY)
     assert len(store.decisions()) == 10
@@ -271,7 +275,7 @@ def test_a_store_of_an_earlier_release_begins_with_what_it_holds(url):
     found = store.verify_chain()
     assert (found.faults, found.lines, found.rows) == ((), 11, 10)
     assert '"promotions":4' in store.chain_lines()[0].detail
-    tamper(store, EDITS["outcomes"])
+    execute_as_owner(store, EDITS["outcomes"])
     assert [f.ref for f in store.verify_chain().faults] == ["outcomes d001"]
     store.close()
 
@@ -280,8 +284,8 @@ def test_what_a_person_accepts_is_no_fault_any_more_but_the_next_one_is(store):
     fill(store)
     store.seal_decisions(T0 + DAY)
     old, gone = anchor(store), Anchor(99, "ab" * 32, "2024-01-03", "the anchor")
-    tamper(store, EDITS["promotions"])
-    tamper(store, "DELETE FROM decisions WHERE id = 'd009'")
+    execute_as_owner(store, EDITS["promotions"])
+    execute_as_owner(store, "DELETE FROM decisions WHERE id = 'd009'")
     found = store.verify_chain([old, gone])
     assert len(found.faults) == 3
     store.accept(found, [old, gone], "me", "restored from the backup of Monday", T0 + DAY)
@@ -293,8 +297,8 @@ def test_what_a_person_accepts_is_no_fault_any_more_but_the_next_one_is(store):
     store.seal_decisions(T0 + 2 * DAY)
     new = anchor(store)
     assert store.verify_chain([old, gone, new], incremental=True).since == new.seq
-    tamper(store, EDITS["outcomes"])
-    tamper(store, "UPDATE promotions SET reason = 'y' WHERE id = 2")
+    execute_as_owner(store, EDITS["outcomes"])
+    execute_as_owner(store, "UPDATE promotions SET reason = 'y' WHERE id = 2")
     assert {f.ref for f in store.verify_chain([old, gone, new]).faults} == {"outcomes d001", "promotions 2"}
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-import sqlalchemy as sa
+from support.owner_sql import execute_as_owner
 
 from flows.support.installation import Installation
 from flows.support.ledger_chain import BROKEN, accept, anchor, anchors_of, require_intact, verify
@@ -41,21 +41,9 @@ def installation(url, tmp_path):
     opened.store.close()
 
 
-def change(installation, statement):
-    """Execute SQL as one who owns the database: without the triggers that refuse it."""
-    with installation.store._engine.begin() as connection:
-        if connection.dialect.name == "postgresql":
-            for table in ("promotions", "chain"):
-                connection.exec_driver_sql(f"ALTER TABLE {table} DISABLE TRIGGER USER")
-        else:
-            for (name,) in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").all():
-                connection.exec_driver_sql(f"DROP TRIGGER {name}")
-        connection.execute(sa.text(statement))
-
-
 @pytest.mark.parametrize("statement", CHANGES.values(), ids=CHANGES)
 def test_a_changed_ledger_stops_promotions_with_one_alarm_until_a_person_accepts_it(installation, statement):
-    change(installation, statement)
+    execute_as_owner(installation.store, statement)
     for _ in range(2):
         with pytest.raises(ChainBroken, match="No champion moves; what is served stays"):
             require_intact(installation)
@@ -73,7 +61,7 @@ def test_the_flow_of_every_day_anchors_what_is_intact_and_counts_what_is_not(ins
     monkeypatch.setattr("flows.verify.report_progress", print)
     n = len(anchors_of(installation))
     assert (verify_flow.fn(), len(anchors_of(installation))) == (0, n + 1)
-    change(installation, CHANGES["edited"])
+    execute_as_owner(installation.store, CHANGES["edited"])
     assert (verify_flow.fn(everything=True), len(anchors_of(installation))) == (1, n + 1)
     assert [alarm.kind for alarm in installation.store.alarms()] == [BROKEN]
 

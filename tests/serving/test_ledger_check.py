@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 import pytest
-import sqlalchemy as sa
+from support.owner_sql import execute_as_owner
 from support.serving_fixture import make_bundle, slot_entry
 
 from benchmarks.fixture import put_on_ledger
@@ -45,15 +45,8 @@ class Place:
         return slot and slot.version
 
     def sql(self, statement):
-        """Execute SQL as one who owns the database."""
-        with self.store._engine.begin() as connection:
-            if connection.dialect.name == "postgresql":
-                for table in ("promotions", "chain"):
-                    connection.exec_driver_sql(f"ALTER TABLE {table} DISABLE TRIGGER USER")
-            else:
-                for (name,) in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'"):
-                    connection.exec_driver_sql(f"DROP TRIGGER {name}")
-            connection.execute(sa.text(statement))
+        """Execute SQL as the owner of the database."""
+        execute_as_owner(self.store, statement)
 
 
 @pytest.fixture

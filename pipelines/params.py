@@ -56,15 +56,86 @@ class DataParams(FrozenParams):
     exchange: ExchangeParams
 
 
-class SimulatorParams(FrozenParams):
-    """Define the simulated market."""
+class UniverseParams(FrozenParams):
+    """Name the symbols of a new installation. `groups`: name, such as crypto, → its symbols."""
+
+    symbols: list[str] = Field(min_length=1)
+    groups: dict[str, list[str]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_symbols(self) -> "UniverseParams":
+        """Refuse a symbol that is named twice, and a group with a symbol that is not in the universe."""
+        if len(set(self.symbols)) != len(self.symbols):
+            raise ValueError(f"symbols names one twice: {', '.join(self.symbols)}")
+        for group, members in self.groups.items():
+            if unknown := [symbol for symbol in members if symbol not in self.symbols]:
+                raise ValueError(f"groups.{group}: {', '.join(unknown)} is not among symbols")
+        return self
+
+
+class ModelsParams(FrozenParams):
+    """Set whether a model answers for a symbol that it was not trained on."""
+
+    unseen_symbols: Literal["refuse", "allow"] = "refuse"
+
+
+class FeedParams(FrozenParams):
+    """Set how fast the feed of a recorded or simulated market goes, and what it waits for.
+
+    speed     market seconds a second of wall time; 1 = real time, as every market that trades now has
+    wait_for  market time stands while a retrain or a promotion runs (`retrain`), or never (`nothing`)
+    poll_s    seconds between two requests to an exchange
+    """
+
+    speed: float = Field(default=900.0, gt=0, le=100_000)
+    wait_for: Literal["retrain", "nothing"] = "retrain"
+    poll_s: float = Field(default=5.0, gt=0)
+
+
+class PromotionParams(FrozenParams):
+    """Set whether versions are promoted by themselves; a person always may."""
+
+    enabled: bool = True
+
+
+class AccountParams(FrozenParams):
+    """Set which account limits rest on: the ledger's own fills, or what a venue reported at `/fill`."""
+
+    source: Literal["ledger", "reported"] = "ledger"
+
+
+class SignalsParams(FrozenParams):
+    """Name the signals whose events open nothing."""
+
+    disabled: tuple[str, ...] = ()
+
+
+class FollowerParams(FrozenParams):
+    """Define one further simulated market, `symbol`, which follows the first.
+
+    beta         its part of the common factor
+    lag_minutes  by so much it follows the first market's moves; 0 = together
+    edge         strength of its own planted edge, as a factor on simulator.edge
+    """
 
     symbol: str
+    beta: float = Field(default=0.8, ge=0, le=1)
+    lag_minutes: int = Field(default=0, ge=0, le=60)
+    edge: float = Field(default=1.0, ge=0)
+    start_price: float = Field(gt=0)
+
+
+class SimulatorParams(FrozenParams):
+    """Define the simulated market: `symbol` and, correlated with it, its `followers`."""
+
+    symbol: str
+    followers: tuple[FollowerParams, ...] = ()
     seed: int
     start: AwareDatetime
     history_days: int = Field(gt=0)
     live_days: int = Field(ge=0)
     drift_after_live_days: int | None
+    drift_every_days: int | None = Field(default=None, gt=0)  # after the first drift; None = it lasts
     start_price: float = Field(gt=0)
     vol_15m_bps: float = Field(gt=0)
     edge: float = Field(ge=0)
@@ -226,6 +297,7 @@ class FusionParams(FrozenParams):
 
     weights: dict[str, float]
     regimes: dict[str, dict[str, float]]
+    disabled: tuple[str, ...] = ()
     min_consensus: float
     validation: ValidationParams
 
@@ -436,6 +508,7 @@ class DriftParams(FrozenParams):
 class RetrainParams(FrozenParams):
     """Set when a family is retrained, and whether promotion needs approval."""
 
+    enabled: bool = True
     interval_days: int
     overdue_intervals: float = Field(gt=0)
     cooldown_hours: float
@@ -447,7 +520,13 @@ class Params(FrozenParams):
     """Hold `params.yaml`, typed. An unknown or missing key is refused with its path."""
 
     seed: int
+    universe: UniverseParams
     data: DataParams
+    models: ModelsParams = ModelsParams()
+    feed: FeedParams = FeedParams()
+    promotion: PromotionParams = PromotionParams()
+    account: AccountParams = AccountParams()
+    signals: SignalsParams = SignalsParams()
     simulator: SimulatorParams
     costs: CostParams
     labels: LabelParams

@@ -19,11 +19,11 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, cached_property, update_wrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 log = logging.getLogger("bellwether.kernels")
 _ROOT = Path(__file__).resolve().parent.parent
@@ -336,10 +336,10 @@ class Kernel:
     Numba itself is imported no earlier: a command that folds nothing does not wait for it.
     """
 
-    def __init__(self, function: Any) -> None:
-        """Hold `function`, which stays readable as `py_func`."""
+    def __init__(self, function: Any, nogil: bool = False) -> None:
+        """Hold `function`, which stays readable as `py_func`. nogil: other threads run while it does."""
         update_wrapper(self, function)
-        self.py_func = function
+        self.py_func, self.nogil = function, nogil
 
     def __call__(self, *arguments: Any) -> Any:
         """Return what the compiled function returns."""
@@ -347,14 +347,21 @@ class Kernel:
 
     @cached_property
     def compiled(self) -> Any:
-        """Return numba's dispatcher of the function, cached on disk by content."""
+        """Return numba's dispatcher of the function, cached on disk by content; one for all threads."""
+        from numba.core.compiler_lock import global_compiler_lock
+
+        with global_compiler_lock:  # held while a kernel compiles those it calls: a lock of our own could deadlock
+            return self.__dict__.get("compiled") or self._dispatcher()
+
+    def _dispatcher(self) -> Any:
+        """Return a new dispatcher; `nogil` stands in the source, whose content names the cache folder."""
         import numba
 
         from pipelines import kernel_cache
 
         numba.config.CACHE_DIR = str(cache_dir())
         numba.config.CACHE_LOCATOR_CLASSES = f"{kernel_cache.__name__}.{kernel_cache.ByContent.__name__}"
-        compiled = numba.njit(error_model="numpy", fastmath=False)(self.py_func)
+        compiled = numba.njit(error_model="numpy", fastmath=False, nogil=self.nogil)(self.py_func)
         compiled._cache = kernel_cache.SealedCache(self.py_func)  # what cache=True does, with ours in its place
         return compiled
 
@@ -364,6 +371,16 @@ class Kernel:
         return self.compiled._numba_type_
 
 
-def kernel(function: Any) -> Kernel:
-    """Return `function` compiled with numba at its first call; a drop-in for `numba.njit`."""
-    return Kernel(function)
+@overload
+def kernel(function: Callable[..., Any]) -> Kernel: ...
+@overload
+def kernel(*, nogil: bool) -> Callable[[Callable[..., Any]], Kernel]: ...
+def kernel(
+    function: Callable[..., Any] | None = None, *, nogil: bool = False
+) -> Kernel | Callable[[Callable[..., Any]], Kernel]:
+    """Return `function` compiled with numba at its first call; a drop-in for `numba.njit`.
+
+    nogil  `@kernel(nogil=True)`: other threads run while a call from Python does. Only for a function whose arrays
+           no other thread uses meanwhile
+    """
+    return Kernel(function, nogil) if function is not None else lambda each: Kernel(each, nogil)

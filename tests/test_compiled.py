@@ -61,7 +61,9 @@ def read_by_kernels(file: Path) -> set[str]:
     source |= {name: f"{module}.{name}" for name, module in source.items() if module == "pipelines"}
     parts: list[ast.AST] = []
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and "kernel" in {ast.unparse(each) for each in node.decorator_list}:
+        if isinstance(node, ast.FunctionDef) and any(
+            ast.unparse(each).startswith("kernel") for each in node.decorator_list
+        ):
             parts += node.body
         elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             parts.append(node.value)

@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Protocol, get_args
 
 import numpy as np
@@ -64,58 +64,126 @@ def _aware(as_of: datetime) -> pd.Timestamp:
     return pd.Timestamp(as_of)
 
 
-@lru_cache(maxsize=1)
-def _newest(spec: SimulatorParams, design: "Design") -> "Market":
-    """Return the simulated market of a spec; the newest one is cached, read-only.
+class _NewestMarkets:
+    """Hold the markets of the newest spec, read-only: a turn reads each twice, for the live days and for the history.
 
-    A turn reads it twice, once for the live days, once for the history.
+    Threads may ask for different markets at the same time; each is made once.
     """
-    from pipelines.data.simulator.market import simulate  # only for this source, see above
 
-    made = simulate(spec, design)
+    def __init__(self) -> None:
+        """Hold none."""
+        self.guard = Lock()
+        self.key: tuple[SimulatorParams, Design] | None = None
+        self.made: dict[str, tuple[Lock, list[_Made]]] = {}
+
+    def get(self, spec: SimulatorParams, design: "Design", symbol: str) -> "_Made":
+        """Return a market by its canonical symbol, and make it if it is not there."""
+        with self.guard:
+            if self.key != (spec, design):
+                self.key, self.made = (spec, design), {}
+            own, found = self.made.setdefault(symbol, (Lock(), []))
+        with own:
+            if not found:
+                found.append(_make(spec, design, symbol))
+            return found[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Hold a market, and its state at the end of the history as `saved_state.pack` returns it."""
+
+    market: "Market"
+    history_end: bytes
+
+
+def _make(spec: SimulatorParams, design: "Design", symbol: str) -> _Made:
+    """Make one market; its arrays are read-only."""
+    from pipelines.data.simulator import saved_state  # only for this source, see above
+    from pipelines.data.simulator.market import simulate
+
+    states: list[bytes] = []
+    made = simulate(spec, design, symbol=symbol, at_history_end=lambda path: states.append(saved_state.pack(path)))
     for array in (made.bars, made.books.known, made.books.levels, made.books.tape, made.feed.value):
         array.flags.writeable = False
-    return made
+    return _Made(made, states[0])
+
+
+_newest = _NewestMarkets()
 
 
 class SimulatorSource:
-    """Serve the embedded simulated market: 1-minute bars of one symbol, books, funding rates, and their truth.
+    """Serve the embedded simulated markets: 1-minute bars, books and funding rates of each symbol, and their truth.
 
     It lives in simulated time: every bar is stamped as ingested when it was known, whichever clock the caller reads, so
     that the same spec gives the same snapshot hash today and next year.
     """
 
     def __init__(self, spec: SimulatorParams, design: "Design | None" = None) -> None:
-        """Take the spec, and a design other than DESIGN; the market is made at the first use."""
+        """Take the spec, and a design other than DESIGN; a market is made at its first use."""
         from pipelines.data.simulator.latent import DESIGN  # only for this source, see above
 
         self.spec, self.design = spec, design or DESIGN
 
     @property
+    def symbols(self) -> tuple[str, ...]:
+        """Return the canonical symbols of the markets it makes, the leader first."""
+        from pipelines.data.simulator.followers import symbols_of  # only for this source, see above
+
+        return symbols_of(self.spec)
+
+    @property
     def market(self) -> "Market":
-        """Return the market, with its truth; its arrays are read-only."""
-        return _newest(self.spec, self.design)
+        """Return the leader's market, with its truth; its arrays are read-only."""
+        return self.market_of(self.spec.symbol)
+
+    def market_of(self, symbol: str) -> "Market":
+        """Return a market with its truth; its arrays are read-only. Raises UnknownName."""
+        return _newest.get(self.spec, self.design, self.own(symbol)).market
+
+    def prepare(self, symbols: Sequence[str] | None = None) -> None:
+        """Make these markets (None: all) side by side, so that `fetch` waits for none. Raises UnknownName."""
+        from pipelines.data.simulator.stream import side_by_side  # only for this source, see above
+
+        side_by_side(self.market_of, [self.own(symbol) for symbol in (self.symbols if symbols is None else symbols)])
+
+    def save_states(self, folder: Path, symbols: Sequence[str] | None = None) -> None:
+        """Save each market (None: all) as it stands at the end of the history.
+
+        `SimulatedStream.load(folder)` goes on from there without making the history again. Raises UnknownName.
+        """
+        from pipelines.data.simulator import saved_state  # only for this source, see above
+        from pipelines.data.simulator.latent import MINUTES_A_DAY
+        from pipelines.data.simulator.market_path import MarketPath
+
+        self.prepare(symbols)
+        for symbol in self.symbols if symbols is None else symbols:
+            made = _newest.get(self.spec, self.design, self.own(symbol))
+            path = MarketPath(self.spec, self.design, symbol=symbol)
+            saved_state.write(path, self.spec.history_days * MINUTES_A_DAY, made.history_end, folder)
 
     def fetch(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame:
         """Return bars as MarketSource defines."""
-        self.own(symbol)
+        own = self.own(symbol)
         closed = int((_aware(as_of) - pd.Timestamp(self.spec.start)) // timedelta(minutes=1))  # bars closed at as_of
-        return to_frame(self.market.bars[: max(closed, 0)], Grid("1m"), None)
+        return to_frame(self.market_of(own).bars[: max(closed, 0)], Grid("1m"), None)
 
     def own(self, symbol: str) -> str:
-        """Return the one symbol of this market. Raises UnknownName for another."""
-        wanted, own = parse_symbol(symbol), parse_symbol(self.spec.symbol)
-        if wanted != own:
-            raise UnknownName(f"the simulator has no {wanted}; it makes {own}. Use that, or set simulator.symbol.")
-        return own
+        """Return the canonical form of a symbol of these markets. Raises UnknownName for another."""
+        wanted, names = parse_symbol(symbol), self.symbols
+        if wanted not in names:
+            raise UnknownName(
+                f"the simulator has no {wanted}; it makes {', '.join(names)}. Use one of these, or set "
+                "simulator.symbol and simulator.followers."
+            )
+        return wanted
 
     def records(self, symbol: str, as_of: datetime) -> Records:
         """Return books and context as MarketSource defines."""
-        self.own(symbol)
-        return known_at(as_of, self.market.books, self.market.feed)
+        made = self.market_of(symbol)
+        return known_at(as_of, made.books, made.feed)
 
     def describe(self) -> JsonObject:
-        """Return the provenance as MarketSource defines."""
+        """Return the provenance as MarketSource defines: of all its markets, which one spec makes."""
         return {"source": "simulator", "spec": self.spec.model_dump(mode="json"), "design": asdict(self.design)}
 
 

@@ -10,7 +10,8 @@ from pipelines.contracts import CLOSE, HALF_SPREAD, HIGH, LOW, OPEN, OPEN_TIME, 
 from pipelines.data.alignment import align
 from pipelines.data.orderbook import limit_order_book
 from pipelines.data.simulator.book_design import PATTERNS
-from pipelines.data.simulator.market import DESIGN, record, simulate, tick_of
+from pipelines.data.simulator.market import DESIGN, record, simulate
+from pipelines.data.simulator.market_path import tick_of
 from pipelines.data.sources import SimulatorSource
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadValues

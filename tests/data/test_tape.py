@@ -7,7 +7,8 @@ from pipelines.context_layout import TAPE_INDEX, TAPE_WIDTH
 from pipelines.data.orderbook import tape as reader
 from pipelines.data.orderbook.limit_order_book import ADD, ASK, BID, CANCEL, LOG_WIDTH, TRADE
 from pipelines.data.simulator.book_design import LOTS
-from pipelines.data.simulator.market import DESIGN, MarketPath
+from pipelines.data.simulator.latent import DESIGN
+from pipelines.data.simulator.market_path import MarketPath
 from pipelines.settings import load_params
 
 MS = 1000

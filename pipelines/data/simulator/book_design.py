@@ -98,6 +98,7 @@ MARKET_FIELDS: list[Any] = [
     ("time", _F, MAX_ORDERS), ("buys", _I, MAX_ORDERS), ("lots", _I, MAX_ORDERS), ("weight", _F, MAX_ORDERS),
     ("takers", _I), ("arrived", _I),
     ("random", np.uint64, STREAMS),
+    ("unread", _I),  # 1: since the newest snapshot a minute had more events than its log holds
 ]  # fmt: skip
 
 

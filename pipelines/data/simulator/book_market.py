@@ -287,7 +287,7 @@ def _minute(
     return fast
 
 
-@kernel
+@kernel(nogil=True)
 def trade_minutes(
     first: int,
     opened: int,
@@ -328,7 +328,7 @@ def trade_minutes(
     counts (4,) int64   rows: snapshots, planted, log (also beyond its end), and those lost in an overfull minute
     """
     market, knobs, tape = markets[0], all_knobs[0], tapes[0]
-    log_mode, unread = market.log_mode, False
+    log_mode = market.log_mode
     keep_thick = 0.5 ** (1.0 / knobs.thickness_half_life_min)
     keep_lean = 0.5 ** (1.0 / knobs.own_lean_half_life_min)
     for i in range(path.shape[0]):
@@ -373,7 +373,7 @@ def trade_minutes(
         if reads:
             apply_events(tape, market.log, quotes, logged)
             if market.logged > logged:
-                unread = True
+                market.unread = 1
                 load_book(tape, market, began + MINUTE_US)
         market.value = path[i, STEPS - 1]
         bars[i, OPEN], bars[i, HIGH] = market.first * cents / 100.0, market.highest * cents / 100.0
@@ -395,9 +395,9 @@ def trade_minutes(
             if reads:
                 write_row(tape, began + MINUTE_US, tape_rows[row])
                 skip_samples_until(tape, began + (1 + every) * MINUTE_US)
-            if unread:
+            if market.unread == 1:
                 tape_rows[row] = np.nan
-                unread = False
+                market.unread = 0
             counts[0] += 1
         for k in range(market.ended):
             planted[counts[1]] = market.planted[k]

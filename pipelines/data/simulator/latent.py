@@ -67,10 +67,11 @@ class Design:
 DESIGN = Design()
 
 
-@kernel
+@kernel(nogil=True)
 def walk(
     first: int,
     drift_at: int,
+    drift_every: int,
     clock: int,
     state: Floats,
     steps: Floats,
@@ -88,6 +89,7 @@ def walk(
     """Draw one block of n minutes; `state` (5,) carries log value, u, excitement, regime, minutes in it onwards.
 
     first, drift_at  minute number of row 0 and of the first drifted minute; clock: minute of the day of row 0
+    drift_every      minutes after which the market changes back, and again after as many; 0 = the drift lasts
     steps (n, 12)    value noise; noise (n, 3): pressure, share, volume; chance (n, 2): leave? where to?
     table (4, 4)     see regime_table
     knobs            see walk_parameters; before, after: [vol, share noise, branching, keep of excitement, edge]
@@ -100,7 +102,10 @@ def walk(
     fresh_u = math.sqrt(1.0 - keep_u * keep_u)
     mean_move = math.sqrt(2.0 / math.pi)
     for i in range(steps.shape[0]):
-        change = after if first + i >= drift_at else before
+        since = first + i - drift_at
+        change = before
+        if since >= 0 and (drift_every == 0 or (since // drift_every) % 2 == 0):
+            change = after
         vol, noisier, branching, keep, edge = change[0], change[1], change[2], change[3], change[4]
         if minutes >= max_stay or (minutes >= min_stay and chance[i, 0] < table[3, now]):
             now = (now + 1 + int(chance[i, 1] * 3.0)) % 4  # any of the three others

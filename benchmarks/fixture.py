@@ -84,7 +84,8 @@ def recorded_market(path: Path, timeframe: str) -> tuple[Floats, Grid]:
 
 def simulated(params: Params, history_days: int, live_days: int = 0, **changes: Any) -> Floats:
     """Return 1-minute bars (n, 9) of a stationary simulated market, unless `changes` of its spec make it another."""
-    wanted = {"history_days": history_days, "live_days": live_days, "drift_after_live_days": None} | changes
+    wanted = {"history_days": history_days, "live_days": live_days, "drift_after_live_days": None}
+    wanted |= {"drift_every_days": None} | changes
     return simulate(params.simulator.model_copy(update=wanted), tape=False).bars
 
 

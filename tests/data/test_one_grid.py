@@ -30,6 +30,7 @@ ALLOWED = {
     "pipelines/data/readers/recordings.py": (2, "kernel: snapshots of a recorded book, evenly spaced since the epoch"),
     "pipelines/data/readers/trades.py": (2, "bars made of trades and of quotes, of a market that trades day and night"),
     "pipelines/data/simulator/funding.py": (2, "eight hours of UTC of a market that trades day and night"),
+    "pipelines/data/simulator/market.py": (1, "the simulator, whose markets trade day and night"),
     "pipelines/data/simulator/market_path.py": (4, "the simulator, whose markets trade day and night"),
     "pipelines/data/simulator/stream.py": (1, "minutes of the simulator, whose markets trade day and night"),
     "pipelines/evaluation/backtest.py": (7, "days of UTC of the account: limits of losses a day"),

@@ -31,7 +31,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import faults, file_turns, hardship, upgrade, watch_evidence
+from benchmarks import (
+    faults,
+    file_turns,
+    hardship,
+    live_half_hour,
+    live_summary,
+    universe_turns,
+    upgrade,
+    watch_evidence,
+)
 from benchmarks.file_histories import HISTORIES
 from benchmarks.fixture import FAMILY, SIMULATED, listed, recorded, recording, simulated, train
 from benchmarks.postgres import postgresql
@@ -275,6 +284,10 @@ PARTS = {
                     code=RUNNING),
     "file_turns": Part("a whole turn on files of five kinds", tuple(HISTORIES), file_turns.turn,
                        file_turns.turn_figures, jobs=1, code=RUNNING),
+    "universe_turns": Part("a turn on one symbol, then one on the universe", universe_turns.CASES, universe_turns.turn,
+                           universe_turns.turn_figures, jobs=1, code=RUNNING),
+    "live_half_hour": Part("half an hour of the market at the default speed", ("half hour",), live_half_hour.half_hour,
+                           live_summary.live_figures, jobs=1, code=RUNNING),
     "predictor_100_epochs": Part("log loss of the default predictor less that of the stated 100 epochs", tuple(MARKETS),
                                  epochs_compared, gains),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
@@ -396,6 +409,8 @@ def main() -> None:
             ("faults", results.PARTS, results.faults_page),
             ("gate", gate_results.PARTS, gate_results.gate_page),
             ("drift", results_drift.PARTS, results_drift.drift_page),
+            ("universe", ("universe_turns",), universe_turns.page_of),
+            ("live", ("live_half_hour",), live_summary.page_of),
         ):
             print(results.write_page(ROOT / "docs" / "results" / f"{name}.md", folder, parts, make))
         return

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from support.kernel_project import CALL_KERNELS, project
@@ -82,3 +83,12 @@ def test_a_change_of_parameters_refusals_or_families_compiles_nothing_again():
     assert all(file.is_file() for file in files)
     for source in compiled.kernel_sources():
         assert files.isdisjoint(compiled.sources_of(source)), source
+
+
+def test_threads_that_call_a_kernel_first_share_one_dispatcher_and_nogil_is_passed_on():
+    kernel = compiled.kernel(nogil=True)(lambda x: x + 1)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: id(kernel.compiled), range(64)))
+    assert len(set(found)) == 1
+    assert kernel.compiled.targetoptions["nogil"] is True
+    assert compiled.kernel(lambda x: x).compiled.targetoptions["nogil"] is False

@@ -10,11 +10,13 @@ import numpy as np
 
 from benchmarks.measured import Row, cpu_seconds, in_turn, pairs, spread
 from pipelines.data.orderbook import hawkes, heatmap, limit_order_book, tape
-from pipelines.data.simulator import book_design, book_market, book_patterns, market
+from pipelines.data.simulator import book_design, book_market, book_patterns, latent, market, market_path
 from pipelines.data.simulator.latent import DESIGN, MINUTES_A_DAY
 from pipelines.settings import load_params
 
-MODULES = (limit_order_book, book_design, book_patterns, hawkes, heatmap, tape, book_market, market)
+MODULES = (
+    limit_order_book, book_design, book_patterns, hawkes, heatmap, tape, book_market, latent, market_path,
+)  # fmt: skip
 
 
 @contextmanager
@@ -31,12 +33,12 @@ def plain_python() -> Iterator[None]:
             setattr(module, name, function)
 
 
-def _path(days: int) -> market.MarketPath:
+def _path(days: int) -> market_path.MarketPath:
     """Return a market path of so many days."""
     spec = load_params().simulator.model_copy(
         update={"history_days": days, "live_days": 0, "drift_after_live_days": None}
     )
-    return market.MarketPath(spec, DESIGN)
+    return market_path.MarketPath(spec, DESIGN)
 
 
 class _Minutes:
@@ -68,7 +70,7 @@ def _values(days: int) -> None:
     """Draw the values of so many days, without a book."""
     path = _path(days)
     while path.made < path.minutes:
-        path.latent(size := min(market.BLOCK, path.minutes - path.made))
+        path.latent(size := min(market_path.BLOCK, path.minutes - path.made))
         path.made += size
 
 

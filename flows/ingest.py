@@ -200,7 +200,7 @@ def other_timeframes(installation: Installation, markets: Mapping[str, CheckedMa
     shared = min(before or own.values(), key=seconds)
     return {
         symbol: f"its bars are {markets[symbol].report.grid.timeframe}, so it would decide on {timeframe}; this "
-        f"universe decides on {shared}, as all of a home do. Give finer bars, or set data.decision_timeframe in another home"
+        f"universe decides on {shared}, as all of a home do. Give finer bars, or begin another home with it"
         for symbol, timeframe in own.items()
         if timeframe != shared
     }

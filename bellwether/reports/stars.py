@@ -17,7 +17,7 @@ from pipelines.data.sessions import grids_of, market_grid
 from pipelines.data.sources import make_source
 from pipelines.data.symbols import parse_symbol
 from pipelines.data.timeframes import decision_timeframe, resample
-from pipelines.errors import StateError
+from pipelines.errors import StateError, UnknownName
 from pipelines.evaluation.signals import Grids
 from pipelines.evaluation.stars import Contribution, Contributions, measure_contributions
 from pipelines.params import Params
@@ -48,7 +48,10 @@ def of_snapshot(installation: Installation, symbol: str | None) -> Measured:
     Raises  UnknownName for a market it does not hold; StateError before the first ingest, or if it was folded by
             another catalogue
     """
-    meta = installation.meta_of(None if symbol is None else parse_symbol(symbol))
+    try:
+        meta = installation.meta_of(None if symbol is None else parse_symbol(symbol))
+    except UnknownName as error:
+        raise UnknownName(f"{error}. Or measure a file with --path") from error
     if meta["signal_catalogue_hash"] != SIGNALS.catalogue_hash:
         raise StateError("the newest snapshot was folded by other signals; `bellwether run --once` folds it again")
     folder = installation.features_of(meta["symbol"])

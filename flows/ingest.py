@@ -1,67 +1,114 @@
-"""Ingest: fetch, assess, version. Every row of a source is checked; the snapshot's hash is the authority."""
+"""Ingest: fetch, assess, version. Every row of a source is checked; the hash of the data version is the authority.
 
-import json
-from collections.abc import Callable, Mapping
+All markets of the universe are one data version. One whose data are unfit is left out by name; the others go on.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
 
-from flows.support.holdings import held_market, with_held_bars
+from flows import universe
+from flows.support.holdings import held_market, held_markets, with_held_bars
 from flows.support.installation import Installation, now, open_installation, workspace_lease
-from flows.support.market_access import grid_of_market, market_records, market_source, placed
+from flows.support.live_feed import live_from
+from flows.support.market_access import MarketOffer, grid_of_market, market_records, market_source, placed
+from flows.support.market_left_out import UNFIT, each_usable, report_left_out
 from flows.support.observed_bars import snapshot_now
 from flows.support.progress import report_progress, step
 from pipelines import versioning
 from pipelines.clock import Mode, mode_of
 from pipelines.contracts import utc
 from pipelines.costs import venue_of
-from pipelines.data import records, reference_year, schemas
+from pipelines.data import data_version, records, reference_year, schemas
 from pipelines.data.alignment import merge_records
+from pipelines.data.data_version import BAR, BOOK, CONTEXT, MANIFEST, DataVersion
 from pipelines.data.embargo import to_json
 from pipelines.data.quality import REASONS, QualityReport, assess
 from pipelines.data.readers.events import read_events
-from pipelines.data.readers.reading import FileOptions
-from pipelines.data.series import SeriesFile, series_of
+from pipelines.data.series import series_of
 from pipelines.data.series import to_json as series_json
 from pipelines.data.sources import Records
 from pipelines.data.symbols import slug_of
-from pipelines.data.timeframes import Grid
-from pipelines.errors import BellwetherError, NotEnoughData, QualityBlocked
+from pipelines.data.timeframes import Grid, decision_timeframe, seconds
+from pipelines.errors import BellwetherError, NotEnoughData, QualityBlocked, UnreadableFile
 
 Provenance = Mapping[str, Any]  # what a source says of itself; it goes into the manifest
 SHOWN = 5  # bars named one by one
+SAME_ROW = {  # columns by which a row of a kind is the same as one that was stored before
+    BAR: ["open_time", *schemas.VALUES],
+    BOOK: ["known_at"],
+    CONTEXT: ["known_at", "field"],
+}
 MarketData = tuple[pd.DataFrame, Records, Provenance, Grid]  # bars, records, provenance, where bars open and close
 
 
-@task(retries=3, retry_delay_seconds=[2, 10, 60])
-def fetch(
-    source: str, symbol: str, path: str | list[str] | None, through: datetime | None, since: datetime | None,
-    context: list[str], venue: str | None = None, market: str | None = None,
-    series: list[SeriesFile] | None = None, sessions: str | None = None, options: FileOptions | None = None,
-) -> MarketData:  # fmt: skip
-    """Return bars and records of one symbol up to `through`, with their provenance. I/O only, so it may be retried.
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """Hold what came of one market.
 
-    Bars of a file come with those that this installation holds of the same market. Arguments as of `ingest`.
+    ingested_at  when its records were ingested; None stamps each with the moment it was known, as the bars of a
+                 simulated market and those the service saw are
+    clock        of the market, see pipelines.clock; None = the one its source has
+    observed     whether it is what this home held, with what the service saw since
+    """
+
+    symbol: str
+    frame: pd.DataFrame
+    known: Records
+    provenance: Provenance
+    grid: Grid
+    ingested_at: datetime | None
+    clock: Mode | None
+    observed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedMarket:
+    """Hold one market that is ready to be written: checked bars, books and context, and as `Ingested` has them."""
+
+    symbol: str
+    report: QualityReport
+    known: Records
+    provenance: Provenance
+    ingested_at: datetime | None = None
+    clock: Mode | None = None
+
+
+def may_pass(_task: "Task[..., Any]", _run: TaskRun, state: "State[Any]") -> bool:
+    """Return whether a fetch that failed may succeed in a while: not one whose data are unfit."""
+    return not isinstance(state.result(raise_on_failure=False), UNFIT)
+
+
+@task(retries=3, retry_delay_seconds=[2, 10, 60], retry_condition_fn=may_pass)
+def fetch(offer: MarketOffer, through: datetime | None) -> MarketData:
+    """Return bars and records of one market up to `through`, with their provenance. I/O only, so it may be retried.
+
+    Bars of a file come with those that this installation holds of the same market.
     """
     installation = open_installation()
     at = now()
-    origin = market_source(installation, source, path, since, venue, market, options)
-    frame = origin.fetch(symbol, as_of=through or at, ingested_at=at)
-    known = market_records(origin, symbol, context, through or at, series or [])
-    grid = grid_of_market(installation.workspace, origin, symbol, frame, sessions)
+    origin = market_source(installation, offer)
+    frame = origin.fetch(offer.symbol, as_of=through or at, ingested_at=at)
+    known = market_records(origin, offer.symbol, offer.context, through or at, offer.series)
+    grid = grid_of_market(installation.workspace, origin, offer.symbol, frame, offer.sessions)
     frame = placed(origin, frame, grid)
-    named = series_json(series_of(series or []))
-    extra = {"context": context} if context else {}
+    named = series_json(series_of(offer.series))
+    extra = {"context": list(offer.context)} if offer.context else {}
     provenance = {**origin.describe(), **extra, **({"series": named} if named else {})}
-    held = held_market(installation.workspace)
-    if source == "files" and held is not None:
+    held = held_market(installation.workspace, offer.symbol)
+    if offer.source_of_history == "files" and held is not None:
         joined = with_held_bars(held, frame)
         if joined is not frame:
-            frame, provenance = joined, {**provenance, "joined_to": installation.manifest()["source"]}
+            frame, provenance = joined, {**provenance, "joined_to": held.facts["source"]}
     return frame, known, provenance, grid
 
 
@@ -73,20 +120,49 @@ def embargo_windows(events: str, symbol: str) -> list[dict[str, str]]:
 
 @task
 def observed(symbol: str) -> MarketData:
-    """Return the newest snapshot plus everything the service has seen since, with the snapshot's provenance.
+    """Return a market of the newest data version plus everything the service has seen since, with its provenance.
 
     Both as they are read now, corrections applied and quarantined bars left out.
     """
     installation = open_installation()
-    manifest, data = installation.manifest(), installation.workspace / "data"
-    stored = snapshot_now(installation)
+    facts = installation.manifest(symbol)
+    stored = snapshot_now(installation, symbol), data_version.read_records(installation.data, facts)
+    return with_observed(installation, symbol, (*stored, facts["source"], installation.base_grid(symbol)))
+
+
+def with_observed(installation: Installation, symbol: str, market: MarketData) -> MarketData:
+    """Return a market with the bars and records that the service saw after its last bar."""
+    stored, (books, feed), provenance, grid = market
     after = stored["open_time"].iloc[-1].timestamp()
-    newer = schemas.to_frame(installation.store.bars(symbol, after=after), installation.base_grid(), None)
-    books, feed = records.read_snapshot(data, dict(manifest))
+    newer = schemas.to_frame(installation.store.bars(symbol, after=after), grid, None)
     newer_books, newer_feed = installation.store.records(symbol)
-    # where both hold a record, the snapshot's is used
+    # where both hold a record, the one stored first is used
     merged = merge_records(books, newer_books), merge_records(feed, newer_feed)
-    return pd.concat([stored, newer], ignore_index=True), merged, manifest["source"], installation.base_grid()
+    return pd.concat([stored, newer], ignore_index=True), merged, provenance, grid
+
+
+def gather(offer: MarketOffer, installation: Installation, from_home: bool, through: datetime | None) -> Ingested:
+    """Return one market: what this home holds of it and saw since, or what its source gives up to `through`."""
+    held = held_market(installation.workspace, offer.symbol)
+    if from_home and held is not None:
+        frame, known, provenance, grid = observed(offer.symbol)
+        stamp, clock = None, mode_of(held.facts)
+    else:
+        frame, known, provenance, grid = fetch(offer, through)
+        stamp, clock = None if offer.source == "simulator" else now(), None
+        if from_home and len(frame):  # left out before, or new to this home
+            frame, known, provenance, grid = with_observed(installation, offer.symbol, (frame, known, provenance, grid))
+            require_days(offer, frame, grid, installation.params.data.live_days)
+    if offer.events is not None and (clock is None or Path(offer.events).is_file()):
+        provenance = {**provenance, "events": embargo_windows(offer.events, offer.symbol)}
+    return Ingested(offer.symbol, frame, known, provenance, grid, stamp, clock, clock is not None)
+
+
+def require_days(offer: MarketOffer, frame: pd.DataFrame, grid: Grid, live_days: int) -> None:
+    """Raise NotEnoughData if a market new to this home is too short for a turn of its own; see `live_from`."""
+    if offer.source != "simulator":
+        opens = schemas.epoch_seconds(frame["open_time"])
+        live_from(opens[np.isfinite(opens)], grid, live_days, offer.symbol, ", ".join(offer.paths) or offer.source)
 
 
 @task
@@ -95,25 +171,64 @@ def check(frame: pd.DataFrame, grid: Grid, as_of: datetime) -> QualityReport:
     return assess(frame, grid, as_of, rules=open_installation().params.data.quality)
 
 
-@task
-def version(
-    symbol: str,
-    report: QualityReport,
-    known: Records,
-    provenance: Provenance,
-    ingested_at: datetime | None,
-    clock: Mode | None = None,
-) -> str:
-    """Write the snapshot into the private workspace and version it. Return its data hash.
+def checked(market: Ingested, floor: float) -> CheckedMarket:
+    """Return a market whose data may be trained on. Raises QualityBlocked, NotEnoughData."""
+    report = check(market.frame, market.grid, now())
+    if market.observed and len(report.quarantined):
+        report_progress(bars_left_out(market.symbol, report))
+    show_quality(market.symbol, report)
+    require_quality(market.symbol, report, floor)
+    require_rows(market.symbol, report)
+    return CheckedMarket(
+        symbol=market.symbol,
+        report=report,
+        known=market.known,
+        provenance=market.provenance,
+        ingested_at=market.ingested_at,
+        clock=market.clock,
+    )
 
-    Rows already stored keep their ingestion time. Arguments as of `write_snapshot`.
+
+def other_timeframes(installation: Installation, markets: Mapping[str, CheckedMarket]) -> dict[str, str]:
+    """Return symbol → why of the markets that do not decide on the timeframe of this universe.
+
+    It is that of the markets held so far, else the finest of those given: all of a home share one.
+    """
+    wanted = installation.params.data.decision_timeframe
+    own = {symbol: decision_timeframe(each.report.grid.timeframe, wanted) for symbol, each in markets.items()}
+    before = [own[symbol] for symbol in own if held_market(installation.workspace, symbol) is not None]
+    shared = min(before or own.values(), key=seconds)
+    return {
+        symbol: f"its bars are {markets[symbol].report.grid.timeframe}, so it would decide on {timeframe}; this "
+        f"universe decides on {shared}, as all of a home do. Give finer bars, or begin another home with it"
+        for symbol, timeframe in own.items()
+        if timeframe != shared
+    }
+
+
+@task
+def version(markets: Sequence[CheckedMarket], left_out: Mapping[str, str]) -> str:
+    """Write the data version into the private workspace and version it. Return its data hash.
+
+    Rows already stored keep their ingestion time. Arguments as of `write_version`.
     """
     installation = open_installation()
     with workspace_lease(installation):
-        write_snapshot(installation.workspace / "data", symbol, report, provenance, known, ingested_at, clock)
+        write_version(installation.data, markets, left_out)
         data_hash = versioning.snapshot(installation.workspace)
         versioning.keep_version(installation.workspace, installation.versions)
     return data_hash
+
+
+def write_version(folder: Path, markets: Iterable[CheckedMarket], left_out: Mapping[str, str] | None = None) -> None:
+    """Write manifest, months and quarantines of these markets, and remove those of others. Same input, same bytes.
+
+    left_out  symbol → why this version does not hold it
+    Raises    NotEnoughData for a market without a usable row
+    """
+    facts = {market.symbol: write_market(folder, market) for market in markets}
+    data_version.write_manifest(folder, DataVersion(facts, left_out or {}))
+    data_version.remove_others(folder, facts)
 
 
 def write_snapshot(
@@ -125,59 +240,69 @@ def write_snapshot(
     ingested_at: datetime | None = None,
     clock: Mode | None = None,
 ) -> None:
-    """Write `manifest.json`, bars, books, context, the quarantine with its reasons. Same input, same bytes.
+    """Write a data version of one market; arguments as of `CheckedMarket`. Raises as `write_version`."""
+    write_version(folder, [CheckedMarket(symbol, report, known, provenance, ingested_at, clock)])
 
-    known        books and context; what is None is removed from the folder
-    ingested_at  when the records were ingested; None stamps each with the moment it was known, as the bars of a
-                 simulated market and those the service saw are
-    clock        of the market, see pipelines.clock; None = the one its source has
-    Raises       NotEnoughData without a usable row
+
+def write_market(folder: Path, market: CheckedMarket) -> dict[str, Any]:
+    """Write the months and the quarantine of one market. Return its facts, as the manifest holds them.
+
+    Raises  NotEnoughData without a usable row
     """
-    frame = report.clean
-    if len(frame) == 0:
-        raise NotEnoughData(
-            f"{symbol}: no usable row of {len(report.quarantined)}; the quality report names the reason of each. "
-            "Correct the source and ingest it again."
-        )
-    timeframe = report.grid.timeframe
-    slug = slug_of(symbol)
-    file = Path("bars") / slug / f"{timeframe}.parquet"
-    frame = retain_first_ingestion(frame, folder / file, schemas.read_bars, ["open_time", *schemas.VALUES])
-    schemas.write_bars(frame, folder / file)
-    write_quarantine(report.quarantined, folder / "quarantine" / f"{slug}.parquet")
-    books, feed = known
-    book, context = (Path(kind) / f"{slug}.parquet" for kind in ("book", "context"))
-    if books is None:
-        (folder / book).unlink(missing_ok=True)
-    else:
-        rows = records.from_books(books, ingested_at)
-        records.write_book(retain_first_ingestion(rows, folder / book, records.read_book, ["known_at"]), folder / book)
-    if feed is None:
-        (folder / context).unlink(missing_ok=True)
-    else:
-        key = ["known_at", "field"]
-        rows = records.from_feed(feed, ingested_at).sort_values(key, kind="stable", ignore_index=True)
-        records.write_context(
-            retain_first_ingestion(rows, folder / context, records.read_context, key), folder / context
-        )
-    venue, market = venue_of({"symbol": symbol, "source": provenance})
-    manifest = {
+    symbol, report, (books, feed) = market.symbol, market.report, market.known
+    require_rows(symbol, report)
+    book = None if books is None else records.from_books(books, market.ingested_at)
+    context = None if feed is None else records.from_feed(feed, market.ingested_at)
+    if context is not None:
+        context = context.sort_values(SAME_ROW[CONTEXT], kind="stable", ignore_index=True)
+    before = stored_facts(folder, symbol)
+    rows = {
+        kind: None
+        if frame is None
+        else retain_first_ingestion(frame, stored_rows(folder, before, kind), SAME_ROW[kind])
+        for kind, frame in {BAR: report.clean, BOOK: book, CONTEXT: context}.items()
+    }
+    bars = rows[BAR]
+    assert bars is not None
+    files = data_version.write_market(folder, symbol, bars, rows[BOOK], rows[CONTEXT])
+    write_quarantine(report.quarantined, folder / "quarantine" / f"{slug_of(symbol)}.parquet")
+    venue, kind_of_market = venue_of({"symbol": symbol, "source": market.provenance})
+    return {
         "symbol": symbol,
-        "timeframe": timeframe,
+        "timeframe": report.grid.timeframe,
         "grid": report.grid.to_dict(),
-        "file": str(file),
-        "book": None if books is None else str(book),
-        "context": None if feed is None else str(context),
-        "rows": len(frame),
-        "first": frame["open_time"].iloc[0].isoformat(),
-        "last": frame["open_time"].iloc[-1].isoformat(),
-        "source": provenance,
-        "clock": clock or mode_of({"source": provenance}),
+        "files": files,
+        "rows": len(bars),
+        "first": bars["open_time"].iloc[0].isoformat(),
+        "last": bars["open_time"].iloc[-1].isoformat(),
+        "source": dict(market.provenance),
+        "clock": market.clock or mode_of({"source": market.provenance}),
         "venue": venue,
-        "market": market,
+        "market": kind_of_market,
+        "has_book": book is not None,
+        "has_context": context is not None,
         "quality": {"score": report.score, "counts": report.counts, "quarantined": len(report.quarantined)},
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def stored_facts(folder: Path, symbol: str) -> Mapping[str, Any] | None:
+    """Return the facts of a market in the data version of a folder; None where it holds none, or cannot be read."""
+    try:
+        return data_version.read_manifest(folder).markets.get(symbol) if (folder / MANIFEST).is_file() else None
+    except UnreadableFile:  # it is written again now
+        return None
+
+
+def stored_rows(folder: Path, facts: Mapping[str, Any] | None, kind: str) -> pd.DataFrame | None:
+    """Return the rows of a kind that a data version holds; None where it holds none, or a file of it is gone."""
+    if facts is None:
+        return None
+    files = facts.get("files") or [facts.get({BAR: "file"}.get(kind, kind))]  # up to release 0.10: one file a kind
+    if not all(name and (folder / name).is_file() for name in files):
+        return None
+    if "files" in facts:
+        return data_version.read_kind(folder, facts, kind)
+    return {BAR: schemas.read_bars, BOOK: records.read_book, CONTEXT: records.read_context}[kind](folder / files[0])
 
 
 def write_quarantine(rows: pd.DataFrame, file: Path) -> None:
@@ -189,18 +314,25 @@ def write_quarantine(rows: pd.DataFrame, file: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def retain_first_ingestion(
-    frame: pd.DataFrame, stored: Path, read: Callable[[Path], pd.DataFrame], key: list[str]
-) -> pd.DataFrame:
+def retain_first_ingestion(frame: pd.DataFrame, stored: pd.DataFrame | None, key: list[str]) -> pd.DataFrame:
     """Return the frame in which rows stored before have their first ingestion time: the same data gives the same hash.
 
-    read, key  of the file `stored`: its reader, and the columns that name a row
+    stored, key  rows of the data version before, None = none; the columns that name a row
     """
-    if not stored.is_file():
+    if stored is None or len(stored) == 0:
         return frame
-    earlier = read(stored).drop_duplicates(key)[[*key, "ingested_at"]]
+    earlier = stored.drop_duplicates(key)[[*key, "ingested_at"]]
     first = frame[key].merge(earlier, on=key, how="left")["ingested_at"].set_axis(frame.index)
     return frame.assign(ingested_at=first.where(first.notna(), frame["ingested_at"]).astype(frame["ingested_at"].dtype))
+
+
+def require_rows(symbol: str, report: QualityReport) -> None:
+    """Raise NotEnoughData without a usable row."""
+    if len(report.clean) == 0:
+        raise NotEnoughData(
+            f"{symbol}: no usable row of {len(report.quarantined)}; the quality report names the reason of each. "
+            "Correct the source and ingest it again."
+        )
 
 
 def require_quality(symbol: str, report: QualityReport, floor: float) -> None:
@@ -240,25 +372,17 @@ def show_quality(symbol: str, report: QualityReport) -> None:
     )
 
 
-def ingestion_stamp(installation: Installation, source: str) -> tuple[datetime | None, Mode | None]:
-    """Return (time of ingestion, clock of the market) as `write_snapshot` reads them.
-
-    Simulated and observed records keep the moment each was known, and observed ones the clock of the first ingest.
-    """
-    at = None if source in ("observed", "simulator") else now()
-    return at, mode_of(installation.manifest()) if source == "observed" else None
-
-
-def snapshot_line(symbol: str, report: QualityReport, data_hash: str) -> str:
-    """Return one line on a snapshot: hash, bars, last bar, quality."""
+def market_line(market: CheckedMarket) -> str:
+    """Return one line on a market of a data version: bars, last bar, quality."""
+    report = market.report
     last = utc(schemas.to_matrix(report.clean)[-1, 0])
     return (
-        f"data {data_hash[:12]}: {len(report.clean):,} bars of {symbol} to {last:%F %H:%M} UTC, "
-        f"quality {report.score:.3f}, {len(report.quarantined)} quarantined{matches_pointer(data_hash, report.clean)}"
+        f"{market.symbol}: {len(report.clean):,} bars to {last:%F %H:%M} UTC, quality {report.score:.3f}, "
+        f"{len(report.quarantined)} quarantined"
     )
 
 
-def left_out(symbol: str, report: QualityReport) -> str:
+def bars_left_out(symbol: str, report: QualityReport) -> str:
     """Return one line on the observed bars that this data version leaves out, with the reason of each."""
     rows = report.quarantined
     shown = [f"{at:%F %T} UTC {why}" for at, why in zip(rows["open_time"], rows["reason"], strict=True)][:SHOWN]
@@ -269,60 +393,68 @@ def left_out(symbol: str, report: QualityReport) -> str:
     )
 
 
-def matches_pointer(data_hash: str, bars: pd.DataFrame) -> str:
-    """Return a note if these bars are the market that the repository's own `data.dvc` describes, else ""."""
+def matches_pointer(data_hash: str, bars: Mapping[str, pd.DataFrame]) -> str:
+    """Return a note if these bars are the markets that the repository's own `data.dvc` describes, else "".
+
+    bars  symbol → frame (schemas.BARS)
+    """
     try:
-        match = reference_year.compare(data_hash, schemas.to_matrix(bars))
+        match = reference_year.compare(data_hash, {symbol: schemas.to_matrix(each) for symbol, each in bars.items()})
     except BellwetherError as error:  # a note only: nothing else rests on it
         return f" (not compared with data.dvc: {error})"
     return f" ({match})" if match else ""
 
 
+def present(installation: Installation) -> datetime | None:
+    """Return up to when a market new to this home is read: as far as those it holds; None = everything known by now.
+
+    That is now where markets trade now, and before the first data version.
+    """
+    held = held_markets(installation.workspace)
+    if not held or any(mode_of(each.facts) == "wall" for each in held.values()):
+        return None
+    return max(universe.present_moment(installation, symbol) for symbol in held)
+
+
 @flow(name="ingest", log_prints=True)
 def ingest(
-    source: str = "simulator",
-    symbol: str | None = None,
-    path: str | list[str] | None = None,
-    through: datetime | None = None,
-    since: datetime | None = None,
-    context: list[str] | None = None,
-    venue: str | None = None,
-    market: str | None = None,
-    series: list[SeriesFile] | None = None,
-    events: str | None = None,
-    sessions: str | None = None,
-    options: FileOptions | None = None,
+    offers: list[MarketOffer] | None = None,
+    through: datetime | dict[str, datetime] | None = None,
+    observed: bool = False,
+    left_out: dict[str, str] | None = None,
 ) -> str:
-    """Turn market data into a checked, versioned snapshot. Return the data hash.
+    """Turn the market data of the universe into one checked data version. Return the data hash.
 
-    source   simulator | files | exchange | observed (the newest snapshot plus what the service saw since)
-    through  last moment to ingest, for a history that leaves a live tail; None = everything known by now
-    since    first bar requested from an exchange; None = data.retention_days ago
-    context  files of context next to the bars (funding, fear and greed …), or the folder of a recorded book
-    venue, market  where files were recorded, such as binance and spot; the row of `costs` that the market pays
-    series   files of named series; the data version names them
-    events   calendar of events; the data version holds its windows. None = those of the newest one, where observed
-    sessions  when the market is open: a name of calendars.CALENDARS or a file of hours; None = as the bars show it
-    options  what files do not show: time zone, timeframe, what a time stamps
+    offers    markets added to the universe of this home, or in place of what it said of them; None = as it is
+    through   last moment to ingest, of all or by symbol, for a history that leaves a live tail; None = all known by now
+    observed  a market that is held is what this home holds and the service saw since, unless `through` names it
+    left_out  symbol → why this version goes without it, as was found before
+    Raises    as the source and the checks of the only market; NotEnoughData if none of several is usable
     """
     installation = open_installation()
-    name = symbol or installation.params.simulator.symbol
-    with step(f"ingest: fetch {name} from {source}"):
-        frame, known, provenance, grid = (
-            observed(name)
-            if source == "observed"
-            else fetch(source, name, path, through, since, context or [], venue, market, series, sessions, options)
+    whole = universe.merged(installation, offers or [])
+    wanted = {offer.symbol: offer for offer in whole if offer.symbol not in (left_out or {})}
+    if not wanted:
+        raise NotEnoughData(f"every market is left out: {left_out}")
+    until = through if isinstance(through, dict) else dict.fromkeys(wanted, through) if through else {}
+    new_until = present(installation) if observed else None
+    with step(f"ingest: fetch {', '.join(wanted)}"):
+        fetched, unread = each_usable(
+            wanted,
+            lambda offer: gather(
+                offer, installation, observed and offer.symbol not in until, until.get(offer.symbol, new_until)
+            ),
         )
-    if events is not None:
-        provenance = {**provenance, "events": embargo_windows(events, name)}
-    with step(f"ingest: check {len(frame):,} bars"):
-        report = check(frame, grid, now())
-    if source == "observed" and len(report.quarantined):
-        report_progress(left_out(name, report))
-    show_quality(name, report)
-    require_quality(name, report, installation.params.data.quality_floor)
+    with step(f"ingest: check {sum(len(market.frame) for market in fetched.values()):,} bars"):
+        usable, unfit = each_usable(fetched, lambda market: checked(market, installation.params.data.quality_floor))
+        coarse = other_timeframes(installation, usable)
+    markets = [market for symbol, market in usable.items() if symbol not in coarse]
     with step("ingest: version with DVC"):
-        ingested_at, clock = ingestion_stamp(installation, source)
-        data_hash: str = version(name, report, known, provenance, ingested_at, clock)
-    report_progress(snapshot_line(name, report, data_hash))
+        data_hash: str = version(markets, {**(left_out or {}), **unread, **unfit, **coarse})
+    universe.write(installation, whole)
+    report_left_out(installation.store, installation.data_version(), now())
+    for market in markets:
+        report_progress(market_line(market))
+    note = matches_pointer(data_hash, {market.symbol: market.report.clean for market in markets})
+    report_progress(f"data {data_hash[:12]}: {len(markets)} of {len(whole)} markets{note}")
     return data_hash

@@ -4,26 +4,25 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from prefect import flow
 
+from flows import universe
 from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.monitor import monitor
 from flows.promote import propose
 from flows.support import promotion
 from flows.support.installation import Installation, now, open_installation
-from flows.support.live_feed import already_ingested, live_tail, send_live_bars
+from flows.support.live_feed import Answer, Tail, live_tails, send_live_bars
+from flows.support.market_access import MarketOffer
 from flows.support.progress import report_progress, step
 from flows.train import train
-from pipelines.data.readers.reading import FileOptions
-from pipelines.data.series import SeriesFile, require_same
+from pipelines.contracts import utc
 from serving.client import Client
 
 RETRAIN_WAIT_S = 300.0
-
-Answer = Mapping[str, Any]  # a decision, as the service sends it
 
 
 class DecisionSummary(TypedDict):
@@ -45,10 +44,20 @@ def judge_and_propose(installation: Installation, versions: Mapping[str, str]) -
     return passed
 
 
-def decide_once(client: Client, symbol: str) -> list[Answer]:
-    """Request one decision on the newest bar, for a market without bars that the service has not seen."""
-    report_progress(f"no live bars of {symbol} that the service has not seen; requesting one decision on the last one")
-    return [client.decide(symbol)]
+def decide_once(client: Client, symbols: Sequence[str]) -> dict[str, list[Answer]]:
+    """Request one decision on the newest bar of markets without bars that the service has not seen."""
+    report_progress(f"no new live bars of {', '.join(symbols)}; requesting one decision on the last one")
+    decided = client.decide_all(symbols)["decisions"]
+    for refused in (answer for answer in decided if "error" in answer):
+        report_progress(f"{refused['symbol']}: {refused['error']}")
+    return {symbol: [d for d in decided if "error" not in d and d["symbol"] == symbol] for symbol in symbols}
+
+
+def decide_live(client: Client, installation: Installation, tails: Sequence[Tail]) -> dict[str, list[Answer]]:
+    """Send the live tails of all markets; request one decision on each that has none. Return symbol → decisions."""
+    answers = send_live_bars(client, installation, tails)
+    still = [symbol for symbol in installation.symbols if symbol not in answers]
+    return answers | (decide_once(client, still) if still else {})
 
 
 def summarise(answers: Sequence[Answer]) -> DecisionSummary:
@@ -84,57 +93,47 @@ def wait_for_retrain(installation: Installation, families: Sequence[str], since:
     return ended
 
 
-@flow(name="lifecycle", log_prints=True)
-def lifecycle(
-    source: str = "simulator",
-    symbol: str | None = None,
-    path: str | list[str] | None = None,
-    families: list[str] | None = None,
-    since: datetime | None = None,
-    context: list[str] | None = None,
-    venue: str | None = None,
-    market: str | None = None,
-    series: list[SeriesFile] | None = None,
-    events: str | None = None,
-    sessions: str | None = None,
-    options: FileOptions | None = None,
-) -> dict[str, object]:
-    """Run one turn. Return what happened: data hash, versions, verdicts, decisions by action, alarms, retrain.
+def ingest_history(offers: list[MarketOffer], tails: Mapping[str, Tail], left_out: dict[str, str]) -> str:
+    """Version what is known of every market up to its live tail. Return the data hash."""
+    through = {symbol: utc(tail.cut) for symbol, tail in tails.items() if not tail.begun}
+    data_hash: str = ingest(offers, through=through, observed=True, left_out=left_out)
+    return data_hash
 
-    Decisions are counted, not returned: Prefect walks over whatever a flow returns, and all of them are in the ledger.
+
+@flow(name="lifecycle", log_prints=True)
+def lifecycle(offers: list[MarketOffer] | None = None, families: list[str] | None = None) -> dict[str, object]:
+    """Run one turn of the universe. Return what happened: data hash, versions, verdicts, decisions, alarms, retrain.
+
+    offers  markets added to the universe of this home, or in place of what it said of them; None = as it is
+    Decisions are counted, by market and of all, not returned: Prefect walks over whatever a flow returns, and all of
+    them are in the ledger.
     """
     installation = open_installation()
     began = now()
-    name = symbol or installation.params.simulator.symbol
-    cut, tail, market_records = live_tail(
-        installation, source, name, path, since, context or [], series or [], sessions, options
-    )
-    if already_ingested(installation, name):
-        require_same(installation.manifest(), series or [])
-        data_hash = ingest(source="observed", symbol=name, events=events)
-    else:
-        data_hash = ingest(
-            source=source, symbol=name, path=path, through=cut, since=since, context=context, venue=venue,
-            market=market, series=series, events=events, sessions=sessions, options=options,
-        )  # fmt: skip
+    wanted = universe.merged(installation, offers or [])
+    tails, left_out = live_tails(installation, wanted)
+    data_hash = ingest_history(wanted, tails, left_out)
     versions = train(families)
     passed = judge_and_propose(installation, versions)
     generation = promotion.publish(installation)
     with Client(installation.settings) as client:
         with step("serve: load, verify, warm up"):
             client.wait_for_generation(generation)
-        answers = send_live_bars(client, installation, name, tail, market_records) or decide_once(client, name)
-    watched = monitor(name)
+        answers = decide_live(client, installation, [tails[symbol] for symbol in installation.symbols])
+    watched = monitor()
     if watched["retrain_families"]:
         retrained = wait_for_retrain(installation, watched["retrain_families"], began)
     else:  # no retrain was requested, but what the service saw is versioned all the same
-        retrained, data_hash = {}, ingest(source="observed", symbol=name)
+        retrained, data_hash = {}, ingest(observed=True, left_out=left_out)
     return {
-        "symbol": name,
+        "symbol": next(iter(answers)),
+        "symbols": list(answers),
+        "left_out": dict(installation.data_version().left_out),
         "data_hash": data_hash,
         "versions": versions,
         "passed": passed,
-        **summarise(answers),
+        **summarise([answer for each in answers.values() for answer in each]),
+        "markets": {symbol: summarise(each) for symbol, each in answers.items()},
         "monitor": watched,
         "retrained": retrained,
     }

@@ -93,7 +93,7 @@ def retrain(family: str = "validator", reason: str = "requested", force: bool = 
     installation = open_installation()
     with claimed_retrains(installation, family.split(","), reason, force) as claimed:
         if claimed.requests:
-            ingest(source="observed", symbol=installation.manifest()["symbol"])
+            ingest(observed=True)
             claimed.set_all("could not be trained")
             claimed.versions = train(list(claimed.requests), left_out=reselections(installation, claimed.requests))
         for name, version in claimed.versions.items():

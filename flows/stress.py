@@ -69,22 +69,28 @@ def crisis_bars(path: Path, at: datetime) -> tuple[Floats, float]:
     return resample(bars, grid, hours), float(hours.step_s)
 
 
-def gather(installation: Installation, crises: Path | None, equity: float | None) -> MarketHistory:
-    """Return the newest snapshot's decision bars and spreads, and the bars of crises from a file, if one is given.
+def gather(
+    installation: Installation, crises: Path | None, equity: float | None, symbol: str | None = None
+) -> MarketHistory:
+    """Return a market's decision bars and spreads, and the bars of crises from a file, if one is given.
 
-    Raises StateError before the first ingest; NotEnoughData for a snapshot of fewer than two bars; as `files.read`
+    symbol  of the newest data version; None = its first
+    Raises StateError before the first ingest; UnknownName for a symbol it does not hold; NotEnoughData for fewer than
+    two bars; as `files.read`
     """
-    manifest, meta = installation.manifest(), installation.meta()
+    meta = installation.meta_of(symbol)
     path, step_s = None, float(TIMEFRAMES[HOUR])
     if crises is not None:
         path, step_s = crisis_bars(crises, now())
-    folder = installation.workspace / "artifacts" / "features"
+    folder = installation.features_of(meta["symbol"])
     bars, levels = np.load(folder / "decision.npy"), np.load(folder / "books.npy")
     if len(bars) < 2:
-        raise NotEnoughData(f"the newest snapshot holds {len(bars)} decision bars; ingest a longer history")
+        raise NotEnoughData(
+            f"the newest data version holds {len(bars)} decision bars of {meta['symbol']}; ingest a longer history"
+        )
     whole = np.isfinite(bars[:, [OPEN, HIGH, LOW, CLOSE]]).all(axis=1)
     return MarketHistory(
-        symbols=(str(manifest["symbol"]),),
+        symbols=(str(meta["symbol"]),),
         step_s=float(TIMEFRAMES[meta["decision_timeframe"]]),
         bars=bars[whole, None],
         spread=spreads(levels)[whole, None],
@@ -103,10 +109,12 @@ def spreads(levels: Floats) -> Floats:
     return np.asarray((ask - bid) / ((ask + bid) / 2.0))
 
 
-def study(installation: Installation, crises: Path | None = None, equity: float | None = None) -> StressStudy:
-    """Return every row of the limits under every scenario; writes nothing, needs no server."""
-    recorded, params = gather(installation, crises, equity), installation.params
-    costs = costs_of(params.costs, *venue_of(installation.meta()))
+def study(
+    installation: Installation, crises: Path | None = None, equity: float | None = None, symbol: str | None = None
+) -> StressStudy:
+    """Return every row of the limits under every scenario on one market; writes nothing, needs no server."""
+    recorded, params = gather(installation, crises, equity, symbol), installation.params
+    costs = costs_of(params.costs, *venue_of(installation.meta_of(symbol)))
     side_bps = costs.round_trip_bps / 2.0
     cases = stress_of_limits(recorded, params.risk, side_bps, params.gate.bootstrap, params.seed)
     time = recorded.bars[:, 0, OPEN_TIME]
@@ -152,10 +160,10 @@ def report(studied: StressStudy) -> dict[str, str]:
 
 
 @flow(name="stress", log_prints=True)
-def stress(crises: str | None = None, equity: float | None = None) -> Mapping[str, Any]:
-    """Stress what the limits allow on the newest snapshot. Return the figures and where the report is."""
+def stress(crises: str | None = None, equity: float | None = None, symbol: str | None = None) -> Mapping[str, Any]:
+    """Stress what the limits allow on one market; None = the first. Return the figures and where the report is."""
     with step("stress: scenarios"):
-        studied = study(open_installation(), Path(crises) if crises else None, equity)
+        studied = study(open_installation(), Path(crises) if crises else None, equity, symbol)
     with step("stress: report"):
         where = report(studied)
     return {**studied.to_dict(), **where}

@@ -1,6 +1,7 @@
 """The Python client of the decision service: JSON over HTTP, a bearer key for writes, errors in one sentence."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from types import TracebackType
 
@@ -65,6 +66,29 @@ class Client:
     def decide(self, symbol: str) -> JsonObject:
         """Return the decision on the symbol's newest closed bar, for now by the clock of its market."""
         return self._post("decide", {"symbol": symbol})
+
+    def observe_all(self, markets: Sequence[tuple[str, Floats, Books | None, ContextFeed | None]]) -> JsonObject:
+        """Send bars and records of several symbols, as `observe` takes them. Return {"observations": answer of each}.
+
+        A symbol that is refused has {"symbol", "error", "kind"} for an answer, and the others are taken all the same.
+        """
+        found = []
+        for symbol, bars, books, feed in markets:
+            try:
+                found.append(self.observe(symbol, bars, books, feed))
+            except InputError as error:
+                found.append({"symbol": symbol, "error": str(error), "kind": type(error).__name__})
+        return {"observations": found}
+
+    def decide_all(self, symbols: Sequence[str]) -> JsonObject:
+        """Return {"decisions": [decision, or {"symbol", "error", "kind"}, of each symbol]}."""
+        found = []
+        for symbol in symbols:
+            try:
+                found.append(self.decide(symbol))
+            except InputError as error:
+                found.append({"symbol": symbol, "error": str(error), "kind": type(error).__name__})
+        return {"decisions": found}
 
     def outcome(self, outcome: Outcome) -> JsonObject:
         """Report what became of a decision; return whether it was new."""

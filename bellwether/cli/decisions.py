@@ -31,7 +31,7 @@ def decide(
     from serving.client import Client
 
     installation = open_installation()
-    name = symbol or installation.manifest()["symbol"]
+    name = symbol or installation.symbols[0]
     with Client(installation.settings) as client:
         answer = client.decide(name)
     if as_json:

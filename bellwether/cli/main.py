@@ -20,6 +20,7 @@ COMMANDS = {  # name → (module, help). `bellwether --help` reads this and load
     "doctor": ("services", "Check this installation and show what to fix"),
     "open": ("services", "Open a tool in the browser, by one-time link"),
     "run": ("run", "Run the whole loop once, then serve until Ctrl-C"),
+    "symbols": ("symbols", "List, add and remove symbols of this home"),
     "check": ("data", "Check a data file without starting anything"),
     "data": ("market_data", "See held back bars, and correct observed ones"),
     "decide": ("decisions", "Request a decision now and show it"),

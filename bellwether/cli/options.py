@@ -19,11 +19,32 @@ def canonical(text: str | None) -> str | None:
     return None if text is None else parse_symbol(text)
 
 
+def canonical_each(texts: list[str] | None) -> list[str] | None:
+    """Return the canonical names of symbols that were typed. Raises UnknownName."""
+    from pipelines.data.symbols import parse_symbol
+
+    return None if texts is None else [parse_symbol(text) for text in texts]
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen, change nothing.")]
 Reason = Annotated[str, typer.Option(help="Why; it is recorded.")]
 NewestMarket = Annotated[
-    str | None, typer.Argument(help="Such as BTC/USDT; the newest snapshot's by default.", callback=canonical)
+    str | None, typer.Argument(help="Such as BTC/USDT; the first of the universe by default.", callback=canonical)
+]
+OneMarket = Annotated[
+    str | None, typer.Option("--symbol", help="Such as BTC/USDT; the first of the universe.", callback=canonical)
+]
+Source = Annotated[str | None, typer.Option(help="simulator | files | exchange | push; the simulator by default.")]
+Paths = Annotated[
+    list[str] | None,
+    typer.Option(help="File, archive or folder for --source files; SYMBOL=FILE of several symbols; may be repeated."),
+]
+Days = Annotated[int | None, typer.Option(min=1, help="Days of bars for --source exchange.")]
+Since = Annotated[str | None, typer.Option(help="First day or moment for --source exchange.")]
+ContextFiles = Annotated[
+    list[Path] | None,
+    typer.Option(help="File of context (funding, fear and greed …) or folder of a recorded book; may be repeated."),
 ]
 Venue = Annotated[str | None, typer.Option(help="Where a file was recorded, such as binance: its costs are paid.")]
 MarketKind = Annotated[str | None, typer.Option(help="spot | perpetual | future | forex | metal | stock, of a file.")]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from bellwether.cli.connection import require_services
-from bellwether.cli.options import AsJson, NewestMarket, Page, new_group
+from bellwether.cli.options import AsJson, NewestMarket, OneMarket, Page, new_group
 from bellwether.cli.output import emit, err, line, paragraph, table
 from pipelines.settings import load_params, settings
 
@@ -168,6 +168,7 @@ def stress(
         float | None,
         typer.Option(min=1.0, help="In the market's quote currency: the cost of getting out depends on it."),
     ] = None,
+    symbol: OneMarket = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the table: no server, no page.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -181,7 +182,7 @@ def stress(
     from pipelines.data.readers.files import check_path
 
     installation = open_installation()
-    installation.meta()  # raises before the first ingest, with the command to run
+    installation.meta_of(symbol)  # raises before the first ingest, with the command to run
     if crises is not None:
         check_path(crises)
     if not dry_run:
@@ -190,9 +191,9 @@ def stress(
 
     with progress_display(err):
         found = (
-            flow.study(installation, crises, equity).to_dict()
+            flow.study(installation, crises, equity, symbol).to_dict()
             if dry_run
-            else flow.stress(str(crises.resolve()) if crises else None, equity)
+            else flow.stress(str(crises.resolve()) if crises else None, equity, symbol)
         )
     if as_json:
         emit(found)

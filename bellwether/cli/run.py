@@ -5,59 +5,56 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import replace
-from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bellwether.cli.offers import Stated, offers_of
 from bellwether.cli.options import (
     AsJson,
+    ContextFiles,
     DayFirst,
+    Days,
     Events,
     MarketKind,
     NoBar,
+    Paths,
     SeriesAge,
     SeriesLag,
     SeriesName,
     SeriesUnit,
     Sessions,
+    Since,
+    Source,
     Stamp,
     Timeframe,
     TimeZone,
     Venue,
-    canonical,
-    day_or_moment,
+    canonical_each,
     new_group,
 )
 from bellwether.cli.output import emit, err, line, number, out, table
 from bellwether.cli.services import start_services
 from flows.support import processes
-from pipelines.settings import load_params, settings
+from pipelines.settings import settings
 
 if TYPE_CHECKING:
-    from pipelines.data.readers.reading import FileOptions
-    from pipelines.data.series import SeriesFile
+    from flows.support.market_access import MarketOffer
 
 app = new_group()
 
 
 @app.command()
 def run(
-    source: Annotated[str, typer.Option(help="simulator | files | exchange")] = "simulator",
-    path: Annotated[
-        list[Path] | None, typer.Option(help="File, archive or folder for --source files; may be repeated.")
-    ] = None,
+    source: Source = None,
+    path: Paths = None,
     symbol: Annotated[
-        str | None, typer.Option(help="Such as BTC/USDT; the simulator's own by default.", callback=canonical)
+        list[str] | None,
+        typer.Option(help="Such as BTC/USDT; may be repeated. The universe by default.", callback=canonical_each),
     ] = None,
-    days: Annotated[int | None, typer.Option(min=1, help="Days of bars for --source exchange.")] = None,
-    since: Annotated[str | None, typer.Option(help="First day or moment for --source exchange.")] = None,
-    context: Annotated[
-        list[Path] | None,
-        typer.Option(help="File of context (funding, fear and greed …) or folder of a recorded book; may be repeated."),
-    ] = None,
+    days: Days = None,
+    since: Since = None,
+    context: ContextFiles = None,
     name: SeriesName = None,
     unit: SeriesUnit = None,
     lag: SeriesLag = None,
@@ -76,7 +73,8 @@ def run(
 ) -> None:
     """Run the whole loop once, then serve until Ctrl-C.
 
-    Starts the services that are down; if any was, all are stopped at the end.
+    Symbols that are given join the universe of this home. Starts the services that are down; if any was, all are
+    stopped at the end.
     """
     home = settings().home
     if home.exists() and not home.is_dir():  # before Prefect is imported, whose message would be longer
@@ -87,12 +85,9 @@ def run(
 
     files, series = named_files(context or [], name or [], unit or [], lag or [], max_age or [])
     options = FileOptions(timeframe, timezone, stamp, day_first, no_bar)
-    paths = path or []
-    begin, hours = _checked_request(source, paths, symbol, days, since, context or [], venue, market, sessions, options)
-    if events is not None:
-        from pipelines.data.readers.events import read_events
-
-        read_events(events, symbol or load_params(settings().params_file).simulator.symbol)
+    offers = offers_of(
+        Stated(source, symbol or [], path or [], options, days, since, files, series, events, venue, market, sessions)
+    )
     once = once or os.environ.get("CI", "").lower() in ("1", "true")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a signal to stop also stops what we started
     began = time.monotonic()
@@ -100,9 +95,7 @@ def run(
     console, turned = err if as_json else out, False
     try:
         start_services(as_json, ready=False)  # a refused warm start is not ready until this turn has written a new one
-        result = _turn(
-            source, symbol, paths, begin, files, series, events, venue, market, hours, options, console_is_err=as_json
-        )
+        result = _turn(offers, console_is_err=as_json)
         result["seconds"] = round(time.monotonic() - began, 1)
         emit(result) if as_json else show_turn(result)
         turned = True
@@ -120,56 +113,14 @@ def run(
             start_stop.down(settings())
 
 
-def _checked_request(
-    source: str, paths: list[Path], symbol: str | None, days: int | None, since: str | None, context: list[Path],
-    venue: str | None, market: str | None, sessions: str | None, options: "FileOptions",
-) -> tuple[datetime | None, str | None]:  # fmt: skip
-    """Return first moment (None = the source's own) and sessions of a turn; refuse before a server starts."""
-    from flows.support.market_access import check_offer, exchange_plan, requested_since, resolved_sessions
-    from pipelines.data.sources import check_request
-
-    params = load_params(settings().params_file)
-    begin = requested_since(source, days, day_or_moment(since), params.data.live_days)
-    plan = exchange_plan(params, settings(), begin) if source == "exchange" else None
-    check_request(source, paths, symbol, params.simulator, plan, context, venue, market, options)
-    hours = resolved_sessions(sessions)
-    check_offer(settings().workspace, source, symbol or params.simulator.symbol, paths, hours, options)
-    return begin, hours
-
-
-def _turn(
-    source: str,
-    symbol: str | None,
-    paths: list[Path],
-    since: datetime | None,
-    context: list[Path],
-    series: list["SeriesFile"],
-    events: Path | None,
-    venue: str | None,
-    market: str | None,
-    sessions: str | None,
-    options: "FileOptions",
-    console_is_err: bool,
-) -> dict[str, object]:
+def _turn(offers: "list[MarketOffer]", console_is_err: bool) -> dict[str, object]:
     """Run the lifecycle flow with its progress on the console; return its result and the status after it."""
     from bellwether.operations.status import stored_status
     from flows.lifecycle import lifecycle
     from flows.support.progress import progress_display
 
     with progress_display(err if console_is_err else out):
-        turn = lifecycle(
-            source=source,
-            symbol=symbol,
-            path=[str(path.resolve()) for path in paths] or None,
-            since=since,
-            context=[str(file.resolve()) for file in context],
-            venue=venue,
-            market=market,
-            series=[replace(each, file=str(Path(each.file).resolve())) for each in series],
-            events=str(events.resolve()) if events else None,
-            sessions=sessions,
-            options=options,
-        )
+        turn = lifecycle(offers or None)
     return {**turn, **stored_status()}
 
 
@@ -192,6 +143,7 @@ def show_turn(result: Mapping[str, Any]) -> None:
             [row for row in score["rows"] if ": " not in row[0]],  # figures of single classes are on the evidence page
         )
     _show_decisions(result)
+    _show_markets(result)
     line(result["monitor"]["summary"].replace("; loss: ", "\nloss: "))
     for family, outcome in result["retrained"].items():
         line(f"retrain of {family}: {outcome}")
@@ -210,6 +162,23 @@ def _show_models(result: Mapping[str, Any]) -> None:
     if not any(row[:3] == ["validator", result["symbol"], "champion"] for row in rows):
         rows.insert(0, ["validator", result["symbol"], "champion", None, None, None, "none passed: tier 3"])
     table("live models", ["family", "market", "arm", "version", "digest", "data", "gate"], rows)
+
+
+def _show_markets(result: Mapping[str, Any]) -> None:
+    """Print a line on each market of a universe of several, and on each that was left out."""
+    if len(result["markets"]) > 1:
+        table(
+            "markets", ["symbol", "decisions", "first reasons"],
+            [[symbol, _counts(found["actions"]), _counts(found["refusals"])]
+             for symbol, found in result["markets"].items()],
+        )  # fmt: skip
+    for symbol, why in result["left_out"].items():
+        line(f"{symbol} was left out: {why}")
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    """Return counts by name in words, the most first."""
+    return ", ".join(f"{n:,} {name}" for name, n in sorted(counts.items(), key=lambda each: -each[1]))
 
 
 def _show_decisions(result: Mapping[str, Any]) -> None:

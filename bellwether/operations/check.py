@@ -9,7 +9,7 @@ from typing import TypedDict
 import numpy as np
 import pandas as pd
 
-from flows.support.holdings import held_market
+from flows.support.holdings import Held, held_markets
 from flows.support.market_access import grid_of_file, grid_of_market, history_end, market_records, placed
 from pipelines.context_layout import CONTEXT_FIELDS, TAPE_FIELDS
 from pipelines.contracts import DAY_S, Floats, JsonObject, utc
@@ -150,11 +150,11 @@ def check(
     name = parse_symbol(symbol or UNNAMED)
     source = make_source("files", path=path, venue=venue, market=market, options=options)
     frame = source.fetch(name, as_of=at, ingested_at=at)
-    held = None if workspace is None else held_market(workspace)
+    held = None if workspace is None else held_as(workspace, name if symbol else None)
     if held is None or workspace is None:
         grid = grid_of_file(source, frame, sessions)
     else:
-        grid = grid_of_market(workspace, source, name if symbol else held.symbol, frame, sessions)
+        grid = grid_of_market(workspace, source, held.symbol, frame, sessions)
     report = assess(placed(source, frame, grid), grid, at, rules=params.data.quality)
     opens, spreads = epoch_seconds(report.clean["open_time"]), report.clean[SPREAD].to_numpy()
     decision_grid = grid.at(decision_timeframe(grid.timeframe, params.data.decision_timeframe))
@@ -207,6 +207,12 @@ def check(
         against=None if against is None else difference(report.clean, grid, against, name, at, params),
         home=None if held is None else f"this home holds {held.describe()}",
     )
+
+
+def held_as(workspace: Path, symbol: str | None) -> Held | None:
+    """Return the market of this symbol that a home holds; of a file without a symbol, the only one it can be."""
+    held = held_markets(workspace)
+    return held.get(symbol) if symbol else next(iter(held.values()), None)
 
 
 def embargoed(windows: Sequence[Window], opens: Floats) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -147,13 +148,21 @@ def served(installation: Installation, symbol: str) -> WarmStart:
     Raises StateError before the first `bellwether run`, UnknownName for another symbol.
     """
     generation = read_generation(installation.settings.serving_dir)
-    named = generation and generation.get("warm_start")
+    named = _warm_starts(generation or {})
     if not named:
         raise StateError("nothing is served yet, so no bar was observed: run `bellwether run --once` first")
-    warm = read_warm_start(Path(named["path"]), named["digest"])
-    if warm.symbol != symbol:
-        raise UnknownName(f"symbol: {symbol!r} is not served here; known: {warm.symbol}")
-    return warm
+    if symbol not in named:
+        raise UnknownName(f"symbol: {symbol!r} is not served here; known: {', '.join(named)}")
+    return read_warm_start(Path(named[symbol]["path"]), named[symbol]["digest"])
+
+
+def _warm_starts(generation: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Return symbol → warm start that a generation names; up to release 0.10 it names one, which knows its symbol."""
+    if (several := generation.get("warm_starts")) is not None:
+        return dict(several)
+    if not (one := generation.get("warm_start")):
+        return {}
+    return {read_warm_start(Path(one["path"]), one["digest"]).symbol: one}
 
 
 def require_reachable(warm: WarmStart, opens: Sequence[float]) -> None:

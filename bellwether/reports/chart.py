@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flows.support.installation import Installation
+from flows.support.installation import Installation, markets_of
 from pipelines.contracts import (
     BAR_WIDTH,
     CLOSE,
@@ -82,19 +82,18 @@ def gather(installation: Installation, symbol: str | None, last: int) -> ChartDa
 
     Raises  UnknownName for a market without data, StateError before the first ingest
     """
-    described, meta = installation.manifest(), installation.meta()
-    name = symbol or str(described["symbol"])
+    markets = markets_of(installation.meta())
+    name = symbol or next(iter(markets))
+    meta = installation.meta_of(name if name in markets else None)  # one that is observed alone has the first's grid
     grid, base_grid = grids_of(meta)
     bars, signals = np.empty((0, BAR_WIDTH)), np.empty((0, len(SIGNALS.columns)))
-    if name == described["symbol"]:
-        folder = installation.workspace / "artifacts" / "features"
+    if name in markets:
+        folder = installation.features_of(name)
         bars, signals = np.load(folder / "decision.npy"), np.load(folder / "signals.npy")
     end = grid.next_close(bars[-1, OPEN_TIME]) if len(bars) else -np.inf
     observed = installation.store.bars(name, end - 1.0)
     if not len(bars) and not len(observed):
-        raise UnknownName(
-            f"no bars of {name!r}; known: {', '.join({described['symbol'], *installation.store.symbols()})}"
-        )
+        raise UnknownName(f"no bars of {name!r}; known: {', '.join({*markets, *installation.store.symbols()})}")
     live = resample(observed, base_grid, grid) if len(observed) else bars[:0]
     bars = np.vstack([bars, live])[-last:]
     first = datetime.fromtimestamp(grid.next_close(bars[0, OPEN_TIME]), UTC)

@@ -13,13 +13,13 @@ from typing import Any, TypedDict
 import numpy as np
 
 from bellwether.reports.chart import gather
-from flows.support.installation import Installation
+from flows.support.installation import Installation, markets_of
 from pipelines.context_layout import CONTEXT_FIELDS, TAPE
 from pipelines.contracts import OPEN_TIME, TAKER_BUY, VOLUME, Floats, JsonObject
 from pipelines.costs import costs_of, venue_of
 from pipelines.data.sessions import grids_of
 from pipelines.data.timeframes import Grid
-from pipelines.errors import StateError, UnknownName
+from pipelines.errors import StateError
 from pipelines.evaluation.signals import Scores, format_estimate, score_signals, write_page
 from pipelines.features.catalog import absent_columns
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
@@ -125,21 +125,20 @@ def _ingested(installation: Installation) -> bool:
 
 def _known(installation: Installation, symbol: str | None) -> Known:
     """Return a market from the newest snapshot, or from what was observed and decided of it."""
-    described, meta = installation.manifest(), installation.meta()
-    grid, _ = grids_of(meta)
-    if symbol in (None, described["symbol"]):
+    if symbol is None or symbol in markets_of(installation.meta()):
+        meta = installation.meta_of(symbol)
+        name = str(meta["symbol"])
         bars, signals, levels, context = (
-            _array(installation, name) for name in ("decision", "signals", "books", "context")
+            _array(installation, name, array) for array in ("decision", "signals", "books", "context")
         )
-        return Known(str(described["symbol"]), grid, bars, _of_this_catalogue(meta, signals),
-                     _given(bars, levels, context))  # fmt: skip
+        return Known(name, grids_of(meta)[0], bars, _of_this_catalogue(meta, signals), _given(bars, levels, context))
     drawn = gather(installation, symbol, EVERY_BAR)
     return Known(drawn.symbol, drawn.grid, drawn.bars, drawn.signals, _given(drawn.bars, None, None))
 
 
-def _array(installation: Installation, name: str) -> Floats:
-    """Return an array of the newest snapshot."""
-    array: Floats = np.load(installation.workspace / "artifacts" / "features" / f"{name}.npy")
+def _array(installation: Installation, symbol: str, name: str) -> Floats:
+    """Return an array of one market of the newest data version."""
+    array: Floats = np.load(installation.features_of(symbol) / f"{name}.npy")
     return array
 
 
@@ -164,19 +163,15 @@ def _given(bars: Floats, levels: Floats | None, context: Floats | None) -> set[s
 
 
 def score(installation: Installation, symbol: str | None) -> tuple[str, Scores]:
-    """Return the market of the newest snapshot and its scores. Raises UnknownName for any other: it has no history."""
-    described, meta = installation.manifest(), installation.meta()
-    name = str(described["symbol"])
-    if symbol not in (None, name):
-        raise UnknownName(
-            f"the newest snapshot is of {name}, not of {symbol!r}; ingest that one to score signals on it"
-        )
-    signals = _of_this_catalogue(meta, _array(installation, "signals"))
-    features = _array(installation, "features")
+    """Return a market of the newest data version and its scores. Raises UnknownName for another: it has no history."""
+    meta = installation.meta_of(symbol)
+    name = str(meta["symbol"])
+    signals = _of_this_catalogue(meta, _array(installation, name, "signals"))
+    features = _array(installation, name, "features")
     grids = grids_of(meta)
     atr = features[:, meta["feature_columns"].index("atr_14")]
     costs = costs_of(installation.params.costs, *venue_of(meta))
-    decision, base = _array(installation, "decision"), _array(installation, "base")
+    decision, base = _array(installation, name, "decision"), _array(installation, name, "base")
     return name, score_signals(signals, decision, base, atr, grids, installation.params, costs)
 
 

@@ -43,23 +43,21 @@ class Measured:
 
 
 def of_snapshot(installation: Installation, symbol: str | None) -> Measured:
-    """Measure every star on the newest snapshot.
+    """Measure every star on one market of the newest data version; None = its first.
 
-    Raises  UnknownName for another market; StateError before the first ingest, or if the snapshot was folded by another
-            catalogue
+    Raises  UnknownName for a market it does not hold; StateError before the first ingest, or if it was folded by
+            another catalogue
     """
-    described, meta = installation.manifest(), installation.meta()
-    if symbol is not None and parse_symbol(symbol) != described["symbol"]:
-        raise UnknownName(
-            f"the newest snapshot is of {described['symbol']}, not of {symbol}; ingest that market with `bellwether "
-            "run`, or measure a file with --path"
-        )
+    try:
+        meta = installation.meta_of(None if symbol is None else parse_symbol(symbol))
+    except UnknownName as error:
+        raise UnknownName(f"{error}. Or measure a file with --path") from error
     if meta["signal_catalogue_hash"] != SIGNALS.catalogue_hash:
         raise StateError("the newest snapshot was folded by other signals; `bellwether run --once` folds it again")
-    folder = installation.workspace / "artifacts" / "features"
+    folder = installation.features_of(meta["symbol"])
     base, decision, signals = (np.load(folder / f"{name}.npy") for name in ("base", "decision", "signals"))
     grids = grids_of(meta)
-    return _measured(str(described["symbol"]), grids, decision, signals, base, installation.params)
+    return _measured(str(meta["symbol"]), grids, decision, signals, base, installation.params)
 
 
 def of_file(path: Path, symbol: str | None, context: list[Path], params: Params, at: datetime) -> Measured:

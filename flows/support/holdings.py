@@ -1,20 +1,21 @@
-"""What an installation holds: the market of its newest snapshot, compared with what is offered before any start."""
+"""What an installation holds: the markets of its newest data version, compared with what is offered."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from pipelines.contracts import OPEN_TIME, Bools, Floats, utc
 from pipelines.data import schemas
+from pipelines.data.data_version import MANIFEST, read_bars, read_manifest
 from pipelines.data.proofs import not_recorded
 from pipelines.data.sessions import WHOLE, grid_of
 from pipelines.data.timeframes import Grid
-from pipelines.errors import BadTimes, BadValues, UnreadableFile
+from pipelines.errors import BadTimes, UnreadableFile
 
 if TYPE_CHECKING:  # it imports the store, which a look at a file needs not
     from flows.support.installation import Installation
@@ -24,49 +25,70 @@ ANOTHER_HOME = "or begin another home: BELLWETHER_HOME=FOLDER bellwether run …
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Describe the market of the newest snapshot: its grid, the opens of its first and last bar, and their file."""
+    """Describe a market of the newest data version: its grid, the opens of its first and last bar, where its bars are.
+
+    folder, facts  of the data version, as `data_version.read_bars` takes them
+    """
 
     symbol: str
     grid: Grid
     first: datetime
     last: datetime
-    file: Path
+    folder: Path
+    facts: Mapping[str, Any]
 
     def describe(self) -> str:
         """Return 'EUR/USD at 15m, 2024-01-02 00:00 to 2024-03-01 12:45 UTC'."""
         return f"{self.symbol} at {self.grid.timeframe}, {self.first:%F %H:%M} to {self.last:%F %H:%M} UTC"
 
+    def bars(self) -> pd.DataFrame:
+        """Return its bars (schemas.BARS). Raises UnreadableFile, BadColumns."""
+        return read_bars(self.folder, self.facts)
 
-def held_market(workspace: Path) -> Held | None:
-    """Return the market of the newest snapshot in a workspace; None before the first. Raises UnreadableFile."""
-    path = workspace / "data" / "manifest.json"
-    if not path.is_file():
+
+def held_markets(workspace: Path) -> dict[str, Held]:
+    """Return symbol → market of a workspace's newest data version; none before the first. Raises UnreadableFile."""
+    folder = workspace / "data"
+    if not (folder / MANIFEST).is_file():
+        return {}
+    return {symbol: _held(folder, symbol, facts) for symbol, facts in read_manifest(folder).markets.items()}
+
+
+def held_market(workspace: Path, symbol: str) -> Held | None:
+    """Return one market of the newest data version; None where it holds none of that symbol. Raises UnreadableFile."""
+    folder = workspace / "data"
+    if not (folder / MANIFEST).is_file() or symbol not in (markets := read_manifest(folder).markets):
         return None
+    return _held(folder, symbol, markets[symbol])
+
+
+def _held(folder: Path, symbol: str, facts: Mapping[str, Any]) -> Held:
+    """Return what the facts of one market say. Raises UnreadableFile."""
     try:
-        manifest = dict(json.loads(path.read_text()))
-        file = workspace / "data" / str(manifest["file"])
-        stored = manifest if "grid" in manifest else {"timeframe": manifest["timeframe"]}
-        opens = np.empty(0) if "grid" in manifest else schemas.epoch_seconds(schemas.read_bars(file)["open_time"])
-        first, last = (datetime.fromisoformat(str(manifest[name])) for name in ("first", "last"))
-        return Held(str(manifest["symbol"]), grid_of(stored, opens), first, last, file)
+        first, last = (datetime.fromisoformat(str(facts[name])) for name in ("first", "last"))
+        return Held(symbol, grid_in(folder, facts), first, last, folder, facts)
     except (ValueError, TypeError, KeyError) as error:
-        raise UnreadableFile(f"{path} is damaged: {error}. `bellwether run --once` writes it again.") from error
+        raise UnreadableFile(
+            f"{folder / MANIFEST} is damaged: {symbol}: {error}. `bellwether run --once` writes it again."
+        ) from error
 
 
-def require_same_market(held: Held | None, symbol: str, grid: Grid | None = None, opens: Floats | None = None) -> None:
-    """Raise if what is offered is another market, timeframe or grid than what is held; nothing is compared with None.
+def grid_in(folder: Path, facts: Mapping[str, Any]) -> Grid:
+    """Return where the base bars of a market open and close; before release 0.9 the bars themselves say so."""
+    if "grid" in facts:
+        return Grid.from_dict(facts["grid"])
+    opens = schemas.epoch_seconds(read_bars(folder, facts)["open_time"])
+    return grid_of({"timeframe": facts["timeframe"]}, opens)
 
-    symbol  as BASE/QUOTE
-    grid    of the offered bars, by themselves; opens: (n,) their open times, epoch seconds
-    Raises  BadValues for another symbol; BadTimes for another timeframe, phase or calendar
+
+def require_same_market(held: Held | None, grid: Grid, opens: Floats) -> None:
+    """Raise BadTimes if offered bars have another timeframe, phase or calendar than those held; None holds nothing.
+
+    grid  of the offered bars, by themselves; opens: (n,) their open times, epoch seconds
     """
     if held is None:
         return
     holds = f"this home holds {held.describe()}"
-    if symbol != held.symbol:
-        raise BadValues(f"{holds}; {symbol} was given. Give {held.symbol}, {ANOTHER_HOME}")
-    if grid is None or opens is None:
-        return
     if grid.timeframe != held.grid.timeframe:
         raise BadTimes(
             f"{holds}; the file is {grid.timeframe}. Give a file of {held.grid.timeframe} bars, {ANOTHER_HOME}"
@@ -81,8 +103,8 @@ def require_same_market(held: Held | None, symbol: str, grid: Grid | None = None
 
 
 def held_bars(installation: "Installation", held: Held) -> Floats:
-    """Return (n, 9) all bars an installation has of its market: those of the snapshot, then those the service saw."""
-    stored = schemas.to_matrix(schemas.read_bars(held.file))
+    """Return (n, 9) all bars an installation has of a market: those of the data version, then those the service saw."""
+    stored = schemas.to_matrix(held.bars())
     seen = installation.store.bars(held.symbol, after=float(stored[-1, OPEN_TIME]))
     return np.concatenate([stored, seen])
 
@@ -135,7 +157,7 @@ def with_held_bars(held: Held, frame: pd.DataFrame) -> pd.DataFrame:
 
     A file that holds every stored bar, unchanged, is returned as it is: the same file gives the same snapshot.
     """
-    stored = schemas.read_bars(held.file)
+    stored = held.bars()
     offered = not_recorded(frame)[0].drop_duplicates("open_time").sort_values("open_time")
     offered = offered[offered["open_time"].notna()]
     found = overlap(schemas.to_matrix(offered), schemas.to_matrix(stored))

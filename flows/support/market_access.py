@@ -1,4 +1,4 @@
-"""The named market source of this installation, set up by its parameters and settings."""
+"""What is offered of a market, and its source, set up by the parameters and settings of this installation."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from pydantic import AwareDatetime, BaseModel, ConfigDict, field_validator
 
 from flows.support.holdings import held_market, require_same_market
 from pipelines.contracts import Floats
@@ -29,21 +30,63 @@ if TYPE_CHECKING:  # it imports the store, which a look at a file needs not; nor
     from pipelines.data.readers.exchange import Backfill
 
 
-def market_source(
-    installation: "Installation", source: str, path: str | list[str] | None, since: datetime | None,
-    venue: str | None = None, market: str | None = None, options: FileOptions | None = None,
-) -> MarketSource:  # fmt: skip
-    """Return the source of that name, ready to fetch.
+PUSHED = "push"  # bars that others send to the service; their history comes from files
 
-    path   of recorded files; options: what they do not show
-    since  first bar requested from an exchange, None = data.retention_days ago
-    venue, market  where a recorded file comes from; the other sources know it
+
+class MarketOffer(BaseModel):
+    """Say where the data of one market come from; it goes through JSON unchanged.
+
+    symbol   any form of its name; kept as the canonical one
+    source   simulator | files | exchange | push
+    paths    of recorded files, whole: other processes read them too. None of a market that is held and grows no more
+    since    first bar requested from an exchange; None = data.retention_days ago
+    context  files of context (funding, fear and greed …), or the folder of a recorded book
+    venue, market  where files were recorded, such as binance and spot; the row of `costs` that the market pays
+    series   files of named series
+    events   calendar of events
+    sessions when the market is open: a name of calendars.CALENDARS or a file of hours; None = as the bars show it
+    options  what files do not show: time zone, timeframe, what a time stamps
     """
-    plan = exchange_plan(installation.params, installation.settings, since) if source == "exchange" else None
-    files = [Path(each) for each in ([path] if isinstance(path, str) else path or [])]
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    symbol: str
+    source: str = "simulator"
+    paths: tuple[str, ...] = ()
+    since: AwareDatetime | None = None
+    context: tuple[str, ...] = ()
+    venue: str | None = None
+    market: str | None = None
+    series: tuple[SeriesFile, ...] = ()
+    events: str | None = None
+    sessions: str | None = None
+    options: FileOptions = FileOptions()
+
+    @field_validator("symbol")
+    @classmethod
+    def _canonical(cls, symbol: str) -> str:
+        """Return the canonical name. Raises UnknownName."""
+        return parse_symbol(symbol)
+
+    @property
+    def source_of_history(self) -> str:
+        """Return the name of the source that bars up to now are read from."""
+        return "files" if self.source == PUSHED else self.source
+
+    @property
+    def gives_bars(self) -> bool:
+        """Return whether there is anything to read: files need paths."""
+        return self.source_of_history != "files" or bool(self.paths)
+
+
+def market_source(installation: "Installation", offer: MarketOffer) -> MarketSource:
+    """Return the source of an offered market, ready to fetch. Raises as `make_source`."""
+    plan = (
+        exchange_plan(installation.params, installation.settings, offer.since) if offer.source == "exchange" else None
+    )
     return make_source(
-        source, spec=installation.params.simulator, path=files or None, plan=plan, venue=venue, market=market,
-        options=options,
+        offer.source_of_history, spec=installation.params.simulator, path=[Path(each) for each in offer.paths] or None,
+        plan=plan, venue=offer.venue, market=offer.market, options=offer.options,
     )  # fmt: skip
 
 
@@ -81,14 +124,14 @@ def grid_of_market(
 ) -> Grid:
     """Return the grid of a market: the one on which the installation of this workspace holds it, else that of the bars.
 
-    Raises  as require_same_market, if the bars are of another market, timeframe or grid; BadValues for other sessions
+    Raises  BadTimes for another timeframe, phase or calendar than the one held; BadValues for other sessions
     """
-    held = held_market(workspace)
+    held = held_market(workspace, parse_symbol(symbol))
     if held is None:
         return grid_of_file(source, frame, sessions)
     frame = placed(source, frame, held.grid)
     grid = grid_of_file(source, frame, sessions)
-    require_same_market(held, parse_symbol(symbol), grid, epoch_seconds(frame["open_time"]))
+    require_same_market(held, grid, epoch_seconds(frame["open_time"]))
     if sessions and grid.calendar != held.grid.calendar:
         raise BadValues(
             f"--sessions {sessions}: this home holds {held.describe()}, {held.grid.calendar.describe()}. Leave the "
@@ -97,19 +140,16 @@ def grid_of_market(
     return held.grid
 
 
-def check_offer(
-    workspace: Path, source: str, symbol: str, paths: Sequence[Path], sessions: str | None, options: FileOptions
-) -> None:
-    """Raise if files cannot be read, or this installation holds another market than is offered.
+def check_offer(workspace: Path, offer: MarketOffer) -> None:
+    """Raise if offered files cannot be read, or hold other bars of a symbol than this installation does.
 
-    Raises  as grid_of_market, and as the files source
+    A symbol that is not held is an addition to the universe. Raises  as grid_of_market, and as the files source
     """
-    held = held_market(workspace)
-    require_same_market(held, symbol)
-    if paths:
-        origin = make_source(source, path=paths, options=options)
-        frame = origin.fetch(symbol, as_of=datetime.now(UTC), ingested_at=datetime.now(UTC))
-        grid_of_market(workspace, origin, symbol, frame, sessions)
+    if offer.paths:
+        files = [Path(each) for each in offer.paths]
+        origin = make_source(offer.source_of_history, path=files, options=offer.options)
+        frame = origin.fetch(offer.symbol, as_of=datetime.now(UTC), ingested_at=datetime.now(UTC))
+        grid_of_market(workspace, origin, offer.symbol, frame, offer.sessions)
 
 
 def resolved_sessions(stated: str | None) -> str | None:

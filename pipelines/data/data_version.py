@@ -83,7 +83,7 @@ def read_manifest(folder: Path) -> DataVersion:
         if "markets" not in content:  # up to release 0.10
             content = {"markets": {str(content["symbol"]): content}}
         for symbol, facts in content["markets"].items():
-            if lacking := {"timeframe", "first", "last"} - set(facts):
+            if lacking := {"timeframe"} - set(facts):
                 raise ValueError(f"{symbol}: no {', '.join(sorted(lacking))}")
         return DataVersion(content["markets"], content.get("left_out", {}))
     except (ValueError, TypeError, KeyError, AttributeError) as error:

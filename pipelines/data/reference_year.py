@@ -1,21 +1,27 @@
-"""The simulated year that the repository's `data.dvc` describes, and how a regenerated one compares with it.
+"""The simulated universe that the repository's `data.dvc` describes, and how a regenerated one compares with it.
 
 Maths libraries round differently on different CPUs, so equal bytes are demanded only on the CPU type the year was made
-on (`meta.cpu` of data.dvc). Elsewhere 1,000 committed bars are compared within TOLERANCE.
+on (`meta.cpu` of data.dvc). Elsewhere 1,000 committed bars of its first symbol are compared within TOLERANCE.
+`python -m pipelines.data.reference_year WORKSPACE` makes the pointer from a data version in that workspace.
 """
 
 import platform
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from pipelines.contracts import OPEN_TIME, Floats
+from pipelines.data.data_version import read_manifest
 from pipelines.data.schemas import read_bars, to_matrix
 from pipelines.errors import UnreadableFile
 from pipelines.settings import ROOT, read_yaml
 
 POINTER = ROOT / "data.dvc"
 SAMPLE = ROOT / "docs" / "results" / "simulated_year.parquet"  # 1,000 bars of the year, as `write_bars` writes them
+SAMPLED = "SIM/USDT"  # the only symbol of pointers that name none
 TOLERANCE = 1e-9  # relative, of each number of a sampled bar
 EQUAL, SAME_MARKET = "as data.dvc says", "same market, other CPU"
 _VECTORS = {"X86_V4": "AVX-512", "AVX512_SKX": "AVX-512", "X86_V3": "AVX2", "AVX2": "AVX2"}  # best first
@@ -28,10 +34,10 @@ def cpu_type() -> str:
     return " ".join([platform.machine(), *vectors[:1]])
 
 
-def compare(data_hash: str, bars: Floats, pointer: Path = POINTER, sample: Path = SAMPLE) -> str | None:
-    """Return EQUAL or SAME_MARKET if a data version is the committed year, None if it is another market.
+def compare(data_hash: str, bars: Mapping[str, Floats], pointer: Path = POINTER, sample: Path = SAMPLE) -> str | None:
+    """Return EQUAL or SAME_MARKET if a data version is the committed universe, None if it is another one.
 
-    data_hash  of the version; bars (n, 9) its 1-minute bars
+    data_hash  of the version; bars: symbol → its 1-minute bars (n, 9)
     The sample is compared only on another CPU type than the year was made on. Raises UnreadableFile for a broken
     pointer or sample.
     """
@@ -39,14 +45,15 @@ def compare(data_hash: str, bars: Floats, pointer: Path = POINTER, sample: Path 
         return None
     described = read_yaml(pointer)
     try:
-        committed, made_on = described["outs"][0]["md5"], described.get("meta", {}).get("cpu")
+        committed, about = described["outs"][0]["md5"], described.get("meta", {})
+        made_on, symbols = about.get("cpu"), about.get("symbols", [SAMPLED])
     except (KeyError, IndexError, TypeError) as error:
         raise UnreadableFile(f"{pointer} is cut off. Restore it with `git checkout data.dvc`.") from error
     if data_hash == committed:
         return EQUAL
-    if made_on in (None, cpu_type()):
+    if made_on in (None, cpu_type()) or set(symbols) != set(bars):
         return None
-    return SAME_MARKET if holds_sample(bars, sample) else None
+    return SAME_MARKET if holds_sample(bars[symbols[0]], sample) else None
 
 
 def holds_sample(bars: Floats, sample: Path = SAMPLE) -> bool:
@@ -56,3 +63,17 @@ def holds_sample(bars: Floats, sample: Path = SAMPLE) -> bool:
     if len(bars) == 0 or at.max() >= len(bars):
         return False
     return bool(np.allclose(bars[at], wanted, rtol=TOLERANCE, atol=0.0, equal_nan=True))
+
+
+def write_pointer(workspace: Path, pointer: Path = POINTER) -> None:
+    """Write the repository's pointer from the newest data version of a workspace, with CPU type and symbols.
+
+    Raises  StateError before the first ingest, UnreadableFile for a damaged manifest or pointer
+    """
+    described = read_yaml(workspace / "data.dvc")
+    described["meta"] = {"cpu": cpu_type(), "symbols": list(read_manifest(workspace / "data").symbols)}
+    pointer.write_text(yaml.safe_dump(described, sort_keys=False))
+
+
+if __name__ == "__main__":
+    write_pointer(Path(sys.argv[1]))

@@ -178,7 +178,8 @@ def test_records_after_the_newest_data_version_stay_however_old(installation):
     file = installation.workspace / "data" / "manifest.json"
     file.parent.mkdir(parents=True)
     for last, expected in ((OLD, OLD), (YOUNG, BEFORE)):
-        file.write_text(json.dumps({"symbol": "SIM/USDT", "timeframe": "1m", "last": last.isoformat()}))
+        span = {"first": OLD.isoformat(), "last": last.isoformat()}
+        file.write_text(json.dumps({"symbol": "SIM/USDT", "timeframe": "1m", **span}))
         assert cutoff(installation, 365, NOW) == expected
 
 

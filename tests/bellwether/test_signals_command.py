@@ -48,14 +48,14 @@ def snapshot(home):
     arrays = {"base": bars, "decision": bars, "books": np.empty((len(bars), 2, 0, 3)), "context": context,
               "features": FEATURES.run(bars, None, context), "signals": SIGNALS.run(bars, None, context)}  # fmt: skip
     folder = where / "artifacts" / "features"
-    folder.mkdir(parents=True)
-    for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array)
-    meta = {"grid": QUARTERS.to_dict(), "base_grid": QUARTERS.to_dict(), "signal_columns": SIGNALS.columns,
-            "feature_columns": FEATURES.columns}  # fmt: skip
+    for slug in ("BTC-USDT", "LTC-USDT"):
+        (folder / slug).mkdir(parents=True)
+        for name, array in arrays.items():
+            np.save(folder / slug / f"{name}.npy", array[100:] if slug == "LTC-USDT" else array)
+    grids = {"grid": QUARTERS.to_dict(), "base_grid": QUARTERS.to_dict()}
+    meta = {"signal_columns": SIGNALS.columns, "feature_columns": FEATURES.columns,
+            "markets": {"BTC/USDT": grids, "LTC/USDT": grids}}  # fmt: skip
     (folder / "meta.json").write_text(json.dumps(meta))
-    (where / "data").mkdir()
-    (where / "data" / "manifest.json").write_text(json.dumps({"symbol": "BTC/USDT", "timeframe": "15m"}))
     return arrays["signals"]
 
 
@@ -114,7 +114,15 @@ def test_another_market_is_refused_by_name(snapshot):
     done = CliRunner().invoke(app, ["signals", "ETH/USDT"])
     assert "no bars of 'ETH/USDT'" in str(done.exception)
     done = CliRunner().invoke(app, ["signals", "ETH/USDT", "--score"])
-    assert "newest snapshot is of BTC/USDT" in str(done.exception)
+    assert "was computed for BTC/USDT, LTC/USDT" in str(done.exception)
+
+
+def test_each_market_of_the_universe_has_its_own_list_scores_and_chart(snapshot):
+    assert json.loads(run("LTC/USDT", "--json"))["bars"] == 500
+    scored = json.loads(run("LTC/USDT", "--score", "--json"))
+    assert (scored["symbol"], scored["bars"]) == ("LTC/USDT", 500)
+    drawn = json.loads(CliRunner().invoke(app, ["chart", "LTC/USDT", "--last", "550", "--json"]).stdout)
+    assert (drawn["symbol"], drawn["bars"]) == ("LTC/USDT", 500)
 
 
 def test_a_snapshot_of_another_catalogue_is_refused_with_the_remedy(snapshot):
@@ -128,7 +136,11 @@ def test_a_snapshot_of_another_catalogue_is_refused_with_the_remedy(snapshot):
 def test_the_workspace_of_a_release_that_named_no_grid_is_read_or_refused_with_the_remedy(snapshot, words):
     file = settings().workspace / "artifacts" / "features" / "meta.json"
     meta = json.loads(file.read_text())
-    del meta["grid"], meta["base_grid"]
-    file.write_text(json.dumps(meta | {"base_timeframe": "15m", "decision_timeframe": "15m"}))
+    del meta["markets"]
+    meta |= {"symbol": "BTC/USDT", "base_timeframe": "15m", "decision_timeframe": "15m"}
+    file.write_text(json.dumps(meta))
+    for array in (file.parent / "BTC-USDT").iterdir():
+        array.rename(file.parent / array.name)
+    (file.parent / "BTC-USDT").rmdir()
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0 or isinstance(done.exception, BellwetherError), repr(done.exception)

@@ -2,7 +2,6 @@
 
 import json
 from datetime import UTC, datetime
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,17 +10,14 @@ from typer.testing import CliRunner
 
 from bellwether.cli.main import app
 from bellwether.reports import stars as measured
+from flows.support.installation import Installation
 from pipelines.contracts import BAR_FIELDS, OPEN_TIME
 from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import StateError, UnknownName
-from pipelines.settings import load_params
+from pipelines.settings import Settings, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.stars import STARS
-
-MINUTES, QUARTERS = Grid("1m"), Grid("15m")
-
-MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
 MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
@@ -49,14 +45,13 @@ def file(minutes, tmp_path_factory):
 def installation(minutes, tmp_path):
     """A workspace as the features stage leaves it."""
     decision = resample(minutes, MINUTES, QUARTERS)
-    folder = tmp_path / "artifacts" / "features"
-    folder.mkdir(parents=True)
+    folder = Settings(home=tmp_path).workspace / "artifacts" / "features"
+    (folder / "SIM-USDT").mkdir(parents=True)
     for name, array in (("base", minutes), ("decision", decision), ("signals", SIGNALS.run(decision))):
-        np.save(folder / f"{name}.npy", array)
+        np.save(folder / "SIM-USDT" / f"{name}.npy", array)
     meta = {"grid": QUARTERS.to_dict(), "base_grid": MINUTES.to_dict(), "signal_catalogue_hash": SIGNALS.catalogue_hash}
-    return SimpleNamespace(
-        workspace=tmp_path, params=PARAMS, manifest=lambda: {"symbol": "SIM/USDT"}, meta=lambda: meta
-    )
+    (folder / "meta.json").write_text(json.dumps({"markets": {"SIM/USDT": meta}}))
+    return Installation(Settings(home=tmp_path), PARAMS, None)
 
 
 def test_a_file_and_the_snapshot_of_its_bars_give_the_same_figures(installation, file):
@@ -79,7 +74,8 @@ def test_every_star_has_a_row_and_the_last_line_counts_against_chance(installati
 def test_another_market_and_another_catalogue_are_refused_with_what_to_do(installation):
     with pytest.raises(UnknownName, match="--path"):
         measured.of_snapshot(installation, "ETH/USDT")
-    installation.meta()["signal_catalogue_hash"] = "other"
+    described = installation.features / "meta.json"
+    described.write_text(described.read_text().replace(SIGNALS.catalogue_hash, "other"))
     with pytest.raises(StateError, match="bellwether run --once"):
         measured.of_snapshot(installation, None)
 

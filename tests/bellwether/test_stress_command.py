@@ -49,12 +49,14 @@ def installation(home):
     books = np.full((len(bars), 2, 1, 3), np.nan)
     books[:, 0, 0, 0], books[:, 1, 0, 0] = 0.9999 * bars[:, 4], 1.0001 * bars[:, 4]
     folder = where / "artifacts" / "features"
-    folder.mkdir(parents=True)
-    np.save(folder / "decision.npy", bars)
-    np.save(folder / "books.npy", books)
-    (folder / "meta.json").write_text(json.dumps({"decision_timeframe": "1h"}))
-    (where / "data").mkdir()
-    (where / "data" / "manifest.json").write_text(json.dumps({"symbol": "BTC/USDT", "timeframe": "15m"}))
+    for slug, factor in (("BTC-USDT", 1.0), ("ETH-USDT", 0.05)):
+        (folder / slug).mkdir(parents=True)
+        prices = bars.copy()
+        prices[:, 1:5] *= factor
+        np.save(folder / slug / "decision.npy", prices)
+        np.save(folder / slug / "books.npy", books * factor)
+    markets = {"BTC/USDT": {}, "ETH/USDT": {}}
+    (folder / "meta.json").write_text(json.dumps({"decision_timeframe": "1h", "markets": markets}))
     return open_installation()
 
 
@@ -79,6 +81,7 @@ def test_a_dry_run_needs_no_server_and_writes_nothing(installation, home, crisis
     answer = json.loads(run("--crises", str(crisis), "--equity", "100000", "--dry-run", "--json"))
     assert sorted(home.rglob("*")) == before
     assert (answer["symbol"], answer["drawdown_limit"]) == ("BTC/USDT", LIMIT)
+    assert stress.gather(installation, None, None, "ETH/USDT").symbols == ("ETH/USDT",)
     found = {result["scenario"]: result for result in answer["cases"][0]["results"]}
     assert list(found) == [*SCENARIOS, *(f"reopened:{name}" for name in CRISES)]
     known = {name for name, result in found.items() if result["absent"] is None}

@@ -28,7 +28,7 @@ from bellwether.cli.options import day_or_moment
 from flows.ingest import write_snapshot
 from flows.support.installation import Installation, now
 from flows.support.live_feed import live_tail
-from flows.support.market_access import days_ago, market_source, requested_since
+from flows.support.market_access import MarketOffer, days_ago, market_source, requested_since
 from pipelines.contracts import CLOSE, OPEN_TIME, TAKER_BUY, TRADES, utc
 from pipelines.data.quality import assess
 from pipelines.data.readers import files
@@ -492,14 +492,18 @@ def installation(exchange, tmp_path):
     opened.store.close()
 
 
+BTC = MarketOffer(symbol="BTC/USDT", source="exchange", since=days_ago(DAYS))
+
+
 def test_the_last_days_of_an_exchange_are_the_live_tail_and_the_history_before_costs_no_request(installation):
-    cut, tail, _ = live_tail(installation, "exchange", "BTC/USDT", None, days_ago(DAYS))
+    found = live_tail(installation, BTC)
+    cut, tail = utc(found.cut), found.live
     assert days_ago(installation.params.data.live_days + 1) <= cut <= days_ago(installation.params.data.live_days)
     assert_equal_bit_for_bit(
         tail, installation.recording[installation.recording[:, OPEN_TIME] >= cut.timestamp()][: len(tail)]
     )
     before = len(installation.recorded.requests)
-    history = market_source(installation, "exchange", None, days_ago(DAYS)).fetch("BTC/USDT", cut, cut)
+    history = market_source(installation, BTC).fetch("BTC/USDT", cut, cut)
     assert len(history) == (cut - days_ago(DAYS)).total_seconds() / STEP
     assert len(installation.recorded.requests) == before
 
@@ -509,13 +513,13 @@ def test_what_an_exchange_did_while_no_service_ran_is_in_the_tail(installation):
     installation.store.add_bars(BarBatch("BTC/USDT", long_ago, long_ago[:, OPEN_TIME] + STEP, now()))
     report = assess(to_frame(long_ago, Grid("15m"), now()), Grid("15m"), now())
     write_snapshot(installation.workspace / "data", "BTC/USDT", report, {"source": "exchange"}, ingested_at=now())
-    _, tail, _ = live_tail(installation, "exchange", "BTC/USDT", None, days_ago(DAYS))
-    assert tail[0, OPEN_TIME] == long_ago[-1, OPEN_TIME]
+    tail = live_tail(installation, BTC)
+    assert tail.live[0, OPEN_TIME] == tail.cut == long_ago[-1, OPEN_TIME] + STEP
 
 
 def test_too_little_to_have_a_history_is_refused(installation):
     with pytest.raises(NotEnoughData, match=r"exchange has .* no history before the last 12, which are for"):
-        live_tail(installation, "exchange", "BTC/USDT", None, days_ago(2))
+        live_tail(installation, BTC.model_copy(update={"since": days_ago(2)}))
 
 
 @pytest.mark.parametrize(

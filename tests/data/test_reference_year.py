@@ -5,16 +5,25 @@ import pytest
 import yaml
 
 from pipelines.contracts import CLOSE, OPEN_TIME
-from pipelines.data.reference_year import EQUAL, SAME_MARKET, SAMPLE, compare, cpu_type, holds_sample
+from pipelines.data.data_version import DataVersion, write_manifest
+from pipelines.data.reference_year import (
+    EQUAL,
+    SAME_MARKET,
+    SAMPLE,
+    compare,
+    cpu_type,
+    holds_sample,
+    write_pointer,
+)
 from pipelines.data.schemas import read_bars, to_matrix
 from pipelines.data.simulator.market import simulate
 from pipelines.errors import UnreadableFile
 from pipelines.settings import ROOT, load_params
 
 
-def pointer_made_on(folder, cpu):
+def pointer_made_on(folder, cpu, **about):
     file = folder / "data.dvc"
-    file.write_text(yaml.safe_dump({"outs": [{"md5": "0123.dir"}], "meta": {"cpu": cpu}}))
+    file.write_text(yaml.safe_dump({"outs": [{"md5": "0123.dir"}], "meta": {"cpu": cpu, **about}}))
     return file
 
 
@@ -41,11 +50,11 @@ def test_the_sample_is_a_thousand_bars_of_the_simulated_year(sample):
 
 
 def test_the_same_hash_is_the_committed_year_on_any_cpu(sample, tmp_path):
-    assert compare("0123.dir", sample, pointer_made_on(tmp_path, "x86_64 AVX2")) == EQUAL
+    assert compare("0123.dir", {"SIM/USDT": sample}, pointer_made_on(tmp_path, "x86_64 AVX2")) == EQUAL
 
 
 def test_another_hash_is_another_market_on_the_cpu_type_it_was_made_on(sample, tmp_path):
-    assert compare("4567.dir", sample, pointer_made_on(tmp_path, cpu_type())) is None
+    assert compare("4567.dir", {"SIM/USDT": sample}, pointer_made_on(tmp_path, cpu_type())) is None
 
 
 def test_on_another_cpu_type_the_sampled_bars_decide(sample, tmp_path):
@@ -53,17 +62,36 @@ def test_on_another_cpu_type_the_sampled_bars_decide(sample, tmp_path):
     rounded, moved = sample.copy(), sample.copy()
     rounded[:, CLOSE] *= 1.0 + 1e-12
     moved[500, CLOSE] *= 1.0 + 1e-7
-    assert compare("4567.dir", rounded, pointer) == SAME_MARKET
-    assert compare("4567.dir", moved, pointer) is None
-    assert compare("4567.dir", sample[:-1], pointer) is None
+    assert compare("4567.dir", {"SIM/USDT": rounded}, pointer) == SAME_MARKET
+    assert compare("4567.dir", {"SIM/USDT": moved}, pointer) is None
+    assert compare("4567.dir", {"SIM/USDT": sample[:-1]}, pointer) is None
     assert not holds_sample(sample[:0])
 
 
+def test_a_universe_is_the_committed_one_if_its_symbols_are_and_the_first_has_the_sampled_bars(sample, tmp_path):
+    pointer = pointer_made_on(tmp_path, "riscv64", symbols=["SIM/USDT", "SIMB/USDT"])
+    assert compare("4567.dir", {"SIM/USDT": sample, "SIMB/USDT": sample[:9]}, pointer) == SAME_MARKET
+    assert compare("4567.dir", {"SIM/USDT": sample}, pointer) is None
+    assert compare("4567.dir", {"SIM/USDT": sample[:9], "SIMB/USDT": sample}, pointer) is None
+
+
+def test_a_pointer_is_made_from_a_data_version_with_cpu_type_and_symbols(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data.dvc").write_text(yaml.safe_dump({"outs": [{"md5": "0123.dir", "path": "data"}]}))
+    facts = {"timeframe": "1m", "first": "2024-01-01", "last": "2024-01-02"}
+    write_manifest(tmp_path / "data", DataVersion({"A/USD": facts, "B/USD": facts}))
+    write_pointer(tmp_path, tmp_path / "made.dvc")
+    assert yaml.safe_load((tmp_path / "made.dvc").read_text()) == {
+        "outs": [{"md5": "0123.dir", "path": "data"}],
+        "meta": {"cpu": cpu_type(), "symbols": ["A/USD", "B/USD"]},
+    }
+
+
 def test_without_a_pointer_nothing_is_compared_and_a_broken_one_is_refused(sample, tmp_path):
-    assert compare("0123.dir", sample, tmp_path / "data.dvc") is None
+    assert compare("0123.dir", {"SIM/USDT": sample}, tmp_path / "data.dvc") is None
     (tmp_path / "data.dvc").write_text("outs: []\n")
     with pytest.raises(UnreadableFile, match="git checkout"):
-        compare("0123.dir", sample, tmp_path / "data.dvc")
+        compare("0123.dir", {"SIM/USDT": sample}, tmp_path / "data.dvc")
 
 
 def test_cpu_types_are_named_by_the_widest_vectors_in_use(monkeypatch):

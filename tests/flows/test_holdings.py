@@ -13,20 +13,18 @@ from flows.ingest import write_snapshot
 from flows.support.holdings import Held, held_bars, held_market, overlap, require_same_market, with_held_bars
 from flows.support.installation import Installation, open_installation
 from flows.support.live_feed import live_tail
-from flows.support.market_access import check_offer, history_end
+from flows.support.market_access import MarketOffer, check_offer, history_end
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME, utc
 from pipelines.data import schemas
 from pipelines.data.calendars import CALENDARS
 from pipelines.data.quality import assess
-from pipelines.data.readers.reading import FileOptions
 from pipelines.data.timeframes import Grid
-from pipelines.errors import BadTimes, BadValues, NotEnoughData, UnreadableFile
+from pipelines.errors import BadTimes, NotEnoughData, UnreadableFile
 from pipelines.settings import Settings, load_params, settings
 from pipelines.store import BarBatch, Store
 
 CASES = Path(__file__).parents[2] / "../shared/cases"
 QUARTERS = Grid("15m")
-AS_SHOWN = FileOptions()
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 START = 1_704_067_200.0
 PER_DAY = 96
@@ -50,6 +48,11 @@ def csv(path, bars):
     rows = np.column_stack([1e3 * bars[:, 0], bars[:, 1:6]])
     np.savetxt(path, rows, fmt="%d" + ",%.17g" * 5, header="open_time,open,high,low,close,volume", comments="")
     return path
+
+
+def offer(*paths, symbol="EUR/USD"):
+    """Return the offer of files of a market."""
+    return MarketOffer(symbol=symbol, source="files", paths=tuple(map(str, paths)))
 
 
 @pytest.fixture
@@ -77,24 +80,23 @@ def hold(bars, symbol="EUR/USD", grid=QUARTERS):
 
 
 def test_a_home_without_a_snapshot_holds_nothing_and_compares_nothing(home):
-    assert held_market(settings().workspace) is None
-    check_offer(settings().workspace, "files", "EUR/USD", [], None, AS_SHOWN)
+    assert held_market(settings().workspace, "EUR/USD") is None
+    check_offer(settings().workspace, offer())
     with pytest.raises(UnreadableFile, match="no such file"):  # before anything starts
-        check_offer(settings().workspace, "files", "EUR/USD", [Path("none.csv")], None, AS_SHOWN)
+        check_offer(settings().workspace, offer("none.csv"))
 
 
-def test_another_timeframe_or_symbol_is_refused_before_anything_starts(home, tmp_path):
+def test_another_timeframe_of_a_held_symbol_is_refused_before_anything_starts_and_another_symbol_is_not(home, tmp_path):
     hold(market(6))
     hourly = csv(tmp_path / "1h.csv", market(20, 6, 3600.0))
     with pytest.raises(BadTimes, match=r"this home holds EUR/USD at 15m, 2024-01-01 00:00 to .*; the file is 1h"):
-        check_offer(settings().workspace, "files", "EUR/USD", [hourly], None, AS_SHOWN)
-    with pytest.raises(BadValues, match=r"this home holds EUR/USD at 15m.*GBP/USD was given.*BELLWETHER_HOME"):
-        check_offer(settings().workspace, "simulator", "GBP/USD", [], None, AS_SHOWN)
-    check_offer(settings().workspace, "files", "EUR/USD", [csv(tmp_path / "next.csv", market(3, 5))], None, AS_SHOWN)
+        check_offer(settings().workspace, offer(hourly))
+    check_offer(settings().workspace, offer(hourly, symbol="GBP/USD"))  # an addition to the universe
+    check_offer(settings().workspace, offer(csv(tmp_path / "next.csv", market(3, 5))))
     done = CliRunner().invoke(app, ["run", "--source", "files", "--path", str(hourly), "--symbol", "EURUSD", "--once"])
     assert isinstance(done.exception, BadTimes)
     assert not (home / "logs").exists()
-    assert len(schemas.read_bars(held_market(settings().workspace).file)) == 6 * PER_DAY
+    assert len(held_market(settings().workspace, "EUR/USD").bars()) == 6 * PER_DAY
 
 
 def test_check_compares_with_the_home_where_it_is_told_to(home, tmp_path):
@@ -107,13 +109,13 @@ def test_check_compares_with_the_home_where_it_is_told_to(home, tmp_path):
 
 
 def test_bars_of_another_phase_or_of_hours_at_which_the_market_is_shut_are_refused():
-    forex = Held("EUR/USD", Grid("1h", CALENDARS["forex"]), NOW, NOW, Path())
+    forex = Held("EUR/USD", Grid("1h", CALENDARS["forex"]), NOW, NOW, Path(), {})
     opens = START + 3600.0 * np.arange(24 * 14)
     with pytest.raises(BadTimes, match=r"Of 336 bars given, 96 open none of its bars, the first at 2024-01-05 22:00"):
-        require_same_market(forex, "EUR/USD", Grid("1h"), opens)
-    require_same_market(forex, "EUR/USD", Grid("1h"), opens[forex.grid.on_grid(opens)])
+        require_same_market(forex, Grid("1h"), opens)
+    require_same_market(forex, Grid("1h"), opens[forex.grid.on_grid(opens)])
     with pytest.raises(BadTimes, match="336 open none"):
-        require_same_market(forex, "EUR/USD", Grid("1h"), opens + 1800.0)
+        require_same_market(forex, Grid("1h"), opens + 1800.0)
 
 
 def test_what_is_taken_of_a_second_file_is_counted(home):
@@ -133,7 +135,7 @@ def test_what_is_taken_of_a_second_file_is_counted(home):
 
 def test_the_stored_bars_stay_where_a_second_file_differs_and_the_same_file_gives_the_same_frame(home):
     hold(market(20))
-    held = held_market(settings().workspace)
+    held = held_market(settings().workspace, "EUR/USD")
     again = schemas.to_frame(market(20), QUARTERS, NOW)
     assert with_held_bars(held, again) is again
     offered = market(10, 15)
@@ -148,22 +150,22 @@ def test_a_service_that_has_begun_is_sent_everything_a_second_file_has_new(insta
     hold(market(20))
     seen = market(5, 20)
     installation.store.add_bars(BarBatch("EUR/USD", seen, seen[:, OPEN_TIME] + 900.0, NOW))
-    np.testing.assert_array_equal(held_bars(installation, held_market(installation.workspace)), market(25))
+    np.testing.assert_array_equal(held_bars(installation, held_market(installation.workspace, "EUR/USD")), market(25))
     file = csv(tmp_path / "next.csv", market(30, 15))
-    _, tail, _ = live_tail(installation, "files", "EUR/USD", str(file))
+    tail = live_tail(installation, offer(file)).live
     later = tail[tail[:, OPEN_TIME] > seen[-1, OPEN_TIME]]
     assert len(later) == 20 * PER_DAY  # also those before the last live_days, which would have been a gap
     assert "of 2,880 bars 1,920 are new" in caplog.text
     short = csv(tmp_path / "day.csv", market(1, 25))  # needs no history of its own: this home has one
-    _, tail, _ = live_tail(installation, "files", "EUR/USD", str(short))
-    np.testing.assert_array_equal(tail[1:], market(1, 25))
+    tail = live_tail(installation, offer(short)).live
+    np.testing.assert_array_equal(tail, market(1, 25))
 
 
 def test_a_home_whose_service_never_began_takes_a_second_file_after_the_first(installation, tmp_path):
     hold(market(20))
-    cut, tail, _ = live_tail(installation, "files", "EUR/USD", str(csv(tmp_path / "next.csv", market(3, 20))))
-    assert cut.isoformat() == "2024-01-11T00:00:00+00:00"
-    np.testing.assert_array_equal(tail, market(13, 10))
+    tail = live_tail(installation, offer(csv(tmp_path / "next.csv", market(3, 20))))
+    assert utc(tail.cut).isoformat() == "2024-01-11T00:00:00+00:00"
+    np.testing.assert_array_equal(tail.live, market(13, 10))
 
 
 def test_live_days_are_trading_days():
@@ -181,8 +183,8 @@ def test_live_days_are_trading_days():
 @pytest.mark.parametrize("days", [5, 13])
 def test_too_short_a_file_names_the_days_that_suffice(installation, tmp_path, days):
     with pytest.raises(NotEnoughData, match=r"Give a longer file \(or --days\): 14 days"):
-        live_tail(installation, "files", "EUR/USD", str(csv(tmp_path / "a.csv", market(days))))
-    live_tail(installation, "files", "EUR/USD", str(csv(tmp_path / "b.csv", market(14))))
+        live_tail(installation, offer(csv(tmp_path / "a.csv", market(days))))
+    live_tail(installation, offer(csv(tmp_path / "b.csv", market(14))))
 
 
 def test_the_case_of_a_next_file_of_another_timeframe(home):
@@ -195,5 +197,5 @@ def test_the_case_of_a_next_file_of_another_timeframe(home):
     bars[:, 0] /= 1e3
     hold(bars)
     with pytest.raises(BadTimes, match=r"this home holds EUR/USD at 15m.*the file is 1h"):
-        check_offer(settings().workspace, "files", "EUR/USD", [folder / "EURUSD_1h_next.csv"], None, AS_SHOWN)
+        check_offer(settings().workspace, offer(folder / "EURUSD_1h_next.csv"))
     assert open_installation().manifest()["timeframe"] == "15m"

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from flows.ingest import artifact_slug, check, left_out, observed, require_quality, write_snapshot
+from flows.ingest import artifact_slug, bars_left_out, check, observed, require_quality, write_snapshot
 from flows.support.market_access import resolved_sessions
 from pipelines.context_layout import tape_of
 from pipelines.contracts import (
@@ -20,7 +20,8 @@ from pipelines.contracts import (
     Books,
     ContextFeed,
 )
-from pipelines.data import records, schemas
+from pipelines.data import schemas
+from pipelines.data.data_version import BOOK, CONTEXT, read_kind, read_manifest, read_records
 from pipelines.data.quality import assess
 from pipelines.data.timeframes import Grid
 from pipelines.errors import QualityBlocked, UnknownName
@@ -68,13 +69,12 @@ def content(folder):
 
 def test_a_snapshot_holds_the_books_and_context_its_manifest_names(tmp_path):
     write_snapshot(tmp_path, SYMBOL, report(), ORIGIN, (books_at(60, 120), feed_at(30)), INGESTED)
-    assert {"book/BTC-USDT.parquet", "context/BTC-USDT.parquet"} <= content(tmp_path).keys()
-    books = records.read_book(tmp_path / "book/BTC-USDT.parquet")
-    assert (books["ingested_at"] == INGESTED).all()
-    manifest = {"book": "book/BTC-USDT.parquet", "context": "context/BTC-USDT.parquet"}
-    written = json.loads((tmp_path / "manifest.json").read_text())
+    assert content(tmp_path).keys() == {"manifest.json", "BTC-USDT/2024-01.parquet"}
+    written = json.loads((tmp_path / "manifest.json").read_text())["markets"][SYMBOL]
     assert (written["timeframe"], Grid.from_dict(written["grid"])) == ("1m", MINUTES)
-    books, feed = records.read_snapshot(tmp_path, manifest)
+    assert (written["has_book"], written["has_context"]) == (True, True)
+    assert (read_kind(tmp_path, written, BOOK)["ingested_at"] == INGESTED).all()
+    books, feed = read_records(tmp_path, written)
     np.testing.assert_array_equal(books.known, books_at(60, 120).known)
     assert feed.value.tolist() == [0.0]
 
@@ -82,8 +82,8 @@ def test_a_snapshot_holds_the_books_and_context_its_manifest_names(tmp_path):
 def test_a_snapshot_of_bars_alone_names_none_and_leaves_none_behind(tmp_path):
     write_snapshot(tmp_path, SYMBOL, report(), ORIGIN, (books_at(60), feed_at(30)), INGESTED)
     write_snapshot(tmp_path, SYMBOL, report(), ORIGIN, (None, None), INGESTED)
-    assert content(tmp_path).keys() == {"manifest.json", "bars/BTC-USDT/1m.parquet"}
-    assert b'"book": null' in content(tmp_path)["manifest.json"]
+    assert content(tmp_path).keys() == {"manifest.json", "BTC-USDT/2024-01.parquet"}
+    assert read_records(tmp_path, read_manifest(tmp_path).market()) == (None, None)
 
 
 def test_the_same_data_ingested_again_later_gives_the_same_bytes(tmp_path):
@@ -101,9 +101,9 @@ def test_only_a_record_that_is_new_has_the_later_time_of_ingestion(tmp_path):
         T0 + np.array([30.0, 30.0]), np.array([3, 2]), np.array([0.0, 1.0])
     )  # another field, same moment
     write_snapshot(tmp_path, SYMBOL, report(), ORIGIN, (books_at(60, 120), both), later)
-    books = records.read_book(tmp_path / "book/BTC-USDT.parquet")
-    assert books["ingested_at"].tolist() == [INGESTED, later]
-    stamps = records.read_context(tmp_path / "context/BTC-USDT.parquet").set_index("field")["ingested_at"]
+    facts = read_manifest(tmp_path).market()
+    assert read_kind(tmp_path, facts, BOOK)["ingested_at"].tolist() == [INGESTED, later]
+    stamps = read_kind(tmp_path, facts, CONTEXT).set_index("field")["ingested_at"]
     assert (stamps["fear_greed"], stamps["funding_rate"]) == (INGESTED, later)
 
 
@@ -177,7 +177,7 @@ def test_a_market_of_bars_alone_gains_the_books_the_service_received(home, store
     service_saw(store, 300, 15, books_at(18_100))
     (books, _), files = ingest_observed()
     assert books.known.tolist() == [T0 + 18_100.0]
-    assert b'"book": "book/BTC-USDT.parquet"' in files["manifest.json"]
+    assert b'"has_book": true' in files["manifest.json"]
 
 
 @pytest.mark.parametrize("symbol", ["BTC/USDT", "BTC/USDT:USDT-240628", "BRK.B", "币/USDT"])
@@ -262,7 +262,7 @@ def test_a_correction_reaches_into_a_snapshot_made_before_it_and_not_into_a_late
     assert ingest_observed()[1] == files  # the same again
     later = signed().at + timedelta(days=1)
     whole = assess(schemas.to_frame(minutes(0, 315), MINUTES, later), MINUTES, later)
-    (settings().workspace / "data" / "bars" / "BTC-USDT" / "1m.parquet").unlink()
+    (settings().workspace / "data" / "BTC-USDT" / "2024-01.parquet").unlink()
     write_snapshot(settings().workspace / "data", SYMBOL, whole, ORIGIN, (None, None), later)
     frame, _, _, _ = observed.fn(SYMBOL)  # a person chose that source after the correction
     assert schemas.to_matrix(frame)[303, CLOSE] == minutes(303, 1)[0, CLOSE]
@@ -283,7 +283,7 @@ def test_an_observed_bar_the_rule_refuses_is_left_out_by_name_and_the_turn_goes_
     found = check.fn(frame, grid, INGESTED)
     assert found.quarantined["reason"].tolist() == ["COLLAR", "OFF_GRID"]
     assert found.score > 0.98
-    line = left_out(SYMBOL, found)
+    line = bars_left_out(SYMBOL, found)
     assert "2 observed bar(s) of BTC/USDT are left out of this data version: 2024-01-01 05:30:00 UTC COLLAR" in line
     write_snapshot(settings().workspace / "data", SYMBOL, found, origin, known, None)
     again, _, _, _ = observed.fn(SYMBOL)

@@ -12,6 +12,7 @@ from support.serving_fixture import SYMBOL, on_wall_clock, slot_entry, trading_n
 from flows.ingest import write_snapshot
 from pipelines.clock import JUMP_S, STEADY_S, Clock, ClockWatch, mode_of, mode_of_source
 from pipelines.contracts import OPEN_TIME
+from pipelines.data.data_version import read_manifest
 from pipelines.data.quality import assess
 from pipelines.data.schemas import to_frame
 from pipelines.data.timeframes import Grid
@@ -48,9 +49,9 @@ def test_the_manifest_says_which_clock_and_an_old_one_has_that_of_its_source(man
 def test_ingest_writes_the_clock_of_the_source_and_a_stated_one_stays(stand, tmp_path, source, mode):
     report = assess(to_frame(stand.base[:600], MINUTES, None), MINUTES, datetime.now(UTC))
     write_snapshot(tmp_path, SYMBOL, report, {"source": source})
-    assert json.loads((tmp_path / "manifest.json").read_text())["clock"] == mode == mode_of_source(source)
+    assert read_manifest(tmp_path).market()["clock"] == mode == mode_of_source(source)
     write_snapshot(tmp_path, SYMBOL, report, {"source": source}, clock="wall")
-    assert json.loads((tmp_path / "manifest.json").read_text())["clock"] == "wall"
+    assert read_manifest(tmp_path).market()["clock"] == "wall"
 
 
 def test_a_warm_start_carries_the_clock_and_one_that_names_none_is_taken_by_the_time_of_day(stand, tmp_path):

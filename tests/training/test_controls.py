@@ -18,8 +18,8 @@ from flows.support.backtest import ATR, backtest_policy, missed
 from pipelines import versioning
 from pipelines.costs import costs_of, target_cost_bps, venue_of
 from pipelines.data import reference_year
+from pipelines.data.data_version import read_bars, read_manifest
 from pipelines.data.quality import assess
-from pipelines.data.schemas import read_bars
 from pipelines.data.sources import make_source
 from pipelines.data.timeframes import Grid
 from pipelines.evaluation.backtest import T_ROW
@@ -70,11 +70,11 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_committed_pointer_describes_the_regenerated_market(market):
     """Byte for byte on the CPU type the year was made on; elsewhere 1,000 sampled bars within 1e-9."""
-    bars = read_bars(market / "data" / "bars" / "SIM-USDT" / "1m.parquet")
+    bars = read_bars(market / "data", read_manifest(market / "data").market())
     same_cpu = read_yaml(ROOT / "data.dvc")["meta"]["cpu"] == reference_year.cpu_type()
-    note = matches_pointer(versioning.data_hash(market), bars)
+    note = matches_pointer(versioning.data_hash(market), {PARAMS.simulator.symbol: bars})
     assert note in ({" (as data.dvc says)"} if same_cpu else {" (as data.dvc says)", " (same market, other CPU)"})
-    assert matches_pointer("0" * 32, bars.iloc[:1000]) == ""
+    assert matches_pointer("0" * 32, {PARAMS.simulator.symbol: bars.iloc[:1000]}) == ""
 
 
 def test_the_planted_edge_passes_the_gate_without_a_suspected_leak(market):

@@ -1,8 +1,8 @@
 """Where the stages of the build graph put what they compute of each market, and what they say of it.
 
-    artifacts/features/meta.json      shared: data_hash, symbols, decision_timeframe, catalogues; markets: symbol → facts
-    artifacts/features/<slug>/        the arrays of one market, and warm/
-    artifacts/labels/<slug>/          the outcomes of one market
+    artifacts/features/meta.json   shared: data_hash, symbols, decision_timeframe, catalogues; markets: symbol → facts
+    artifacts/features/<slug>/     the arrays of one market, and warm/
+    artifacts/labels/<slug>/       the outcomes of one market
 
 Stages up to release 0.10 computed one market, whose facts were the whole meta.json.
 """

@@ -23,13 +23,13 @@ from pipelines.data.timeframes import Grid
 from pipelines.errors import LeaseHeld, StateError, UnreadableFile
 from pipelines.params import Params
 from pipelines.settings import ROOT, Settings, load_params, settings
+from pipelines.stage_outputs import facts_of
 from pipelines.store import Store
 from pipelines.tracking import Tracking
 from serving.service.home_store import open_store
 
 log = logging.getLogger("bellwether.installation")
 WORKSPACE = "workspace"  # name of the lease: one writer of market data and models at a time
-MARKET = ("symbol", "decision_timeframe")  # keys of tags, schemas and meta that say which market a version is of
 
 
 def now() -> datetime:
@@ -64,6 +64,10 @@ class Installation:
         """Return what the last `features` stage wrote of its data. Raises StateError before the first ingest."""
         return self._read(self.workspace / "artifacts" / "features" / "meta.json")
 
+    def meta_of(self, symbol: str | None = None) -> Mapping[str, Any]:
+        """Return what the last `features` stage wrote of one market; None = the first. Raises UnknownName."""
+        return facts_of(self.meta(), symbol)
+
     def manifest(self) -> Mapping[str, Any]:
         """Return the manifest of the newest snapshot. Raises StateError before the first, UnreadableFile if damaged."""
         path = self.workspace / "data" / "manifest.json"
@@ -89,11 +93,6 @@ class Installation:
             return dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:  # cut off, no text at all, or JSON of another shape
             raise UnreadableFile(f"{path} is damaged: {error}. `bellwether run --once` writes it again.") from error
-
-
-def is_of_market(facts: Mapping[str, object], meta: Mapping[str, object]) -> bool:
-    """Return whether a version's tags or schema are of the market of `meta`; of an old version without them: no."""
-    return all(facts.get(key) == meta[key] for key in MARKET)
 
 
 def open_installation() -> Installation:

@@ -18,8 +18,9 @@ def sharpe_of(returns: Floats, taken: Bools | None = None, known: Floats | None 
     """Return mean / deviation of the returns (n,) of the rows taken (all by default), per row, with its error.
 
     The error holds skew, fat tails and the dependence of overlapping trades: it is that of the rows' influences.
-    NaN without variance; known as of `intervals.measure`. Source of the influence: Lo 2002, Financial Analysts J. 58(4),
-    eq. 8, by rows.
+    NaN without variance; known as of `intervals.measure`.
+
+    Source of the influence: Lo 2002, Financial Analysts J. 58(4), eq. 8, by rows.
     """
     taken = np.ones(len(returns), dtype=bool) if taken is None else taken
     count = int(taken.sum())

@@ -1,7 +1,7 @@
-"""The minimum detectable effect of a candidate's rows: which edge they could show, and how many rows a smaller one takes.
+"""The minimum detectable effect: which edge a candidate's rows could show, and how many rows a smaller one takes.
 
-A figure whose interval holds zero says nothing of edges too small for its rows. Every candidate states the smallest true
-edge that its rows would have shown above zero by the whole interval in 95 % of all cases (`intervals.Measurement`). The
+A figure whose interval holds zero says nothing of edges too small for its rows. Every candidate states the smallest
+true edge that its rows would have shown above zero by the whole interval in 95 % of all cases (`intervals.POWER`). The
 error of a mean falls with the square root of the rows, so an edge half as large takes four times as many.
 """
 

@@ -307,7 +307,7 @@ def each_market(e: Evidence, params: Params) -> list[Check]:
     if e.symbol is None or len(e.symbols) < 2:
         return []
     g, over = params.gate, SIMPLEST[e.family]
-    rows = {name: e.symbol == code for code, name in enumerate(e.symbols)}
+    rows = {name: e.symbol == code for code, name in enumerate(e.symbols) if (e.symbol == code).any()}
     judged = {name: of for name, of in rows.items() if of.sum() >= g.min_cells}
     gains = [mean_of((e.baseline_losses[over] - e.loss)[of]) for of in judged.values()]
     chances = holm(np.array([gain.chance_of_more() for gain in gains]))

@@ -32,7 +32,6 @@ from pipelines.models.trained_on import symbols_of
 from pipelines.params import Params
 from pipelines.renamed_keys import current_names
 
-
 # what a family would answer without a model: its gain over this is its own skill
 SIMPLEST = {"validator": "base_rate", "pattern": "prevalence", "predictor": "base_rate", "regime": "constant"}
 
@@ -150,6 +149,8 @@ def by_symbol(oof: Arrays, family: str) -> JsonObject:
     simplest = arrays_with_prefix(oof, "loss_").get(SIMPLEST.get(family, ""))
     for code, name in enumerate(symbols_in(oof)):
         of = oof["symbol"] == code
+        if not of.any():
+            continue
         loss = oof["loss"][of]
         found[name] = {"n": int(of.sum()), "loss": _dict(mean_estimate(loss))}
         if simplest is not None:
@@ -319,10 +320,11 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
         for c in verdict.checks
     )
     result = verdict_state(verdict)
+    effects = (e["line"] for e in figures.get("detectable", {}).values())
     about = (
-        f"{figures['n']:,} out-of-fold rows{_of_markets(figures)}, losses in {escape(figures['loss_name'])}, round trip {cost:.3g} bps: "
-        f"{escape(figures['costs'])}. "
-        + " ".join(f"{escape(e['line'][:1].upper() + e['line'][1:])}." for e in figures.get("detectable", {}).values())
+        f"{figures['n']:,} out-of-fold rows{_of_markets(figures)}, losses in {escape(figures['loss_name'])}, "
+        f"round trip {cost:.3g} bps: {escape(figures['costs'])}. "
+        + " ".join(f"{escape(line[:1].upper() + line[1:])}." for line in effects)
     )
     path.write_text(
         f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title>"

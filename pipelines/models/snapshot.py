@@ -57,10 +57,13 @@ def pooled_labels(artifacts: Path, name: str) -> PooledLabels:
     return PooledLabels(symbols, code[order], row[order], pooled)
 
 
-def read_history(artifacts: Path, symbol: str) -> History:
-    """Return a market's decision bars and everything known at their closes; memory-mapped, read only."""
+def read_history(artifacts: Path, symbol: str | None = None) -> History:
+    """Return a market's decision bars and everything known at their closes; memory-mapped, read only.
+
+    symbol  None = the first market of the snapshot
+    """
     names = {"bars": "decision", "features": "features", "signals": "signals", "levels": "books", "context": "context"}
-    folder = features_of(artifacts, symbol)
+    folder = features_of(artifacts, symbols_in(read_meta(artifacts))[0] if symbol is None else symbol)
     return History(**{key: np.load(folder / f"{name}.npy", mmap_mode="r") for key, name in names.items()})
 
 

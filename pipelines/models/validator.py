@@ -30,7 +30,7 @@ EXTRAS = (  # of the labels, for baselines, gate and backtest; the model reads n
 
 
 def dataset(artifacts: Path, params: Params) -> Dataset:
-    """Return the resolved, eligible events of all markets in time order. Raises NotEnoughData if no event is labelled."""
+    """Return the resolved, eligible events of all markets in time order. Raises NotEnoughData without one."""
     found = pooled_labels(artifacts, "events")
     arrays = found.arrays
     if len(arrays["y"]) == 0:

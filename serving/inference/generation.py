@@ -62,7 +62,8 @@ class _Generation(_Strict):
     generation: Annotated[int, Field(ge=1)]
     written_at: Annotated[AwareDatetime, Field(strict=False)]
     families: dict[str, _Arms]
-    warm_start: _Warm | None
+    warm_starts: dict[str, _Warm] = Field(default_factory=dict)  # symbol →
+    warm_start: _Warm | None = None  # of a release up to 0.10, which served one market
 
     @model_validator(mode="after")
     def _check_families(self) -> "_Generation":
@@ -75,13 +76,14 @@ class _Generation(_Strict):
 def write_generation(
     serving_dir: Path,
     families: Mapping[str, Mapping[str, Mapping[str, object] | None]],
-    warm_start: Mapping[str, str] | None,
+    warm_starts: Mapping[str, Mapping[str, str]],
     at: datetime,
 ) -> int:
     """Replace the generation file, which every serving process follows; return the new generation number.
 
-    families    family → {"champion": {version, digest, run_id, data_hash, git_commit, verdict} | None, "challenger": …}
-    warm_start  {data_hash, digest, path} of a published warm start
+    families     family → {"champion": {version, digest, run_id, data_hash, git_commit, verdict} | None,
+                 "challenger": …}
+    warm_starts  symbol → {data_hash, digest, path} of a published warm start
     One writer at a time: the caller holds the promotion lease.
     """
     serving_dir.mkdir(parents=True, exist_ok=True)
@@ -90,7 +92,7 @@ def write_generation(
         generation = 1 + int((read_generation(serving_dir) or {"generation": 0})["generation"])
     except StateError:  # the unreadable file is replaced; seconds since 1970 exceed any number counted up so far
         generation = int(at.timestamp())
-    content = {"generation": generation, "written_at": at.isoformat(), "families": families, "warm_start": warm_start}
+    content = {"generation": generation, "written_at": at.isoformat(), "families": families, "warm_starts": warm_starts}
     write_atomically(file, content)
     return generation
 
@@ -108,7 +110,8 @@ def read_generation(serving_dir: Path) -> JsonObject | None:
             raise ValueError(f"longer than {MAX_BYTES:,} bytes")
         content: JsonObject = json.loads(raw, object_pairs_hook=_unique_keys)
         generation = _Generation.model_validate(content)
-        _refuse_outside(serving_dir, generation.warm_start)
+        for warm in (generation.warm_start, *generation.warm_starts.values()):
+            _refuse_outside(serving_dir, warm)
         return content
     except FileNotFoundError:
         return None
@@ -122,6 +125,21 @@ def read_generation(serving_dir: Path) -> JsonObject | None:
     raise StateError(
         f"{file} is not a generation file ({why[:300]}); `bellwether promote` or `bellwether rollback` writes a new one"
     )
+
+
+def warm_starts_in(content: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return symbol → entry of the warm starts that a generation file names.
+
+    A file of a release up to 0.10 names one, whose symbol stands in the warm start itself.
+    """
+    named = {symbol: dict(entry) for symbol, entry in (content.get("warm_starts") or {}).items()}
+    if (old := content.get("warm_start")) and not named:
+        try:
+            symbol = str(json.loads((Path(old["path"]) / "meta.json").read_text())["symbol"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}  # gone or damaged: it cannot be served, and the next one is published anew
+        named = {symbol: dict(old)}
+    return named
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> JsonObject:

@@ -23,7 +23,7 @@ from pipelines.models.trained_on import symbols_of
 from pipelines.stage_outputs import features_of, labels_of, symbols_in
 from pipelines.store import Alarm, Promotion, Store
 from pipelines.tracking import Version
-from serving.inference.generation import read_generation, warm_starts_in, write_generation
+from serving.inference.generation import read_generation, write_generation
 
 log = logging.getLogger("bellwether.promotion")
 FAULT = "family_fault"
@@ -278,7 +278,7 @@ def _publish(installation: Installation, fresh: bool = False) -> int:
         families[family] = named.get(family) or {"champion": None, "challenger": None}  # what stays if it has a fault
         with isolate_fault(installation, family, "bundle"):
             families[family] = _servable_arms(installation, family)
-    warm_starts = {} if fresh else warm_starts_in(published)
+    warm_starts = {} if fresh else published.get("warm_starts") or {}
     if warm_starts and families == named:
         return int(published["generation"])  # unchanged: services have nothing to follow
     return write_generation(

@@ -48,7 +48,7 @@ Labels = Arrays  # always with `known` and `ended`, epoch seconds
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Hold base (n, 9) and decision (m, 9) bars, features (m, kf), signals (m, ks) and context of one market."""
+    """Hold base (n, 9) and decision (m, 9) bars, features (m, kf), signals (m, ks) and context of the snapshot."""
 
     base: Floats
     decision: Floats

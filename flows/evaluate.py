@@ -50,8 +50,8 @@ def rival(installation: Installation, family: str) -> Model | None:
 
 def incomparable(installation: Installation, family: str) -> str:
     """Return why the champion in service cannot be compared with the newest fit; empty where it can, or without one."""
-    model, fit = served_champion(installation, family), fitted_on(installation, family)
-    if model is None or shares_market(model.schema, fit):
+    model = served_champion(installation, family)
+    if model is None or shares_market(model.schema, fit := fitted_on(installation, family)):
         return ""
     return (
         f"champion version {model.version} was trained on {described(model.schema)}, this candidate on "

@@ -301,29 +301,24 @@ def each_class(e: Evidence, params: Params, over: str) -> list[Check]:
 def each_market(e: Evidence, params: Params) -> list[Check]:
     """Check that no market is significantly worse than the simplest baseline: the pooled mean would hide it.
 
-    Holm's correction over the markets; one with fewer than `min_cells` rows counts in the pooled figures only. No line
-    for a universe of one, of which the pooled figure is the market's.
+    Holm's correction over the markets. One with fewer than `min_cells` rows, or whose error they do not show, counts in
+    the pooled figures only. No line for a universe of one, of which the pooled figure is the market's.
     """
     if e.symbol is None or len(e.symbols) < 2:
         return []
     g, over = params.gate, SIMPLEST[e.family]
     rows = {name: e.symbol == code for code, name in enumerate(e.symbols) if (e.symbol == code).any()}
-    judged = {name: of for name, of in rows.items() if of.sum() >= g.min_cells}
-    gains = [mean_of((e.baseline_losses[over] - e.loss)[of]) for of in judged.values()]
-    chances = holm(np.array([gain.chance_of_more() for gain in gains]))
-    lines = [
-        _unknown(f"not_worse:{name}", gain.n, gain.why)
-        if np.isnan(chance)
-        else _bounded(f"not_worse:{name}", gain.estimate(), bool(chance >= g.size), f"not below 0: chance >= {g.size}",
-                      f"gain over {over} in {e.loss_name}, chance {chance:.3f}", gain.detectable)
-        for name, gain, chance in zip(judged, gains, chances, strict=True)
+    gains = {name: mean_of((e.baseline_losses[over] - e.loss)[of]) for name, of in rows.items()}
+    alone = {name: gain for name, gain in gains.items() if gain.n >= g.min_cells and np.isfinite(gain.error)}
+    chances = dict(zip(alone, holm(np.array([gain.chance_of_more() for gain in alone.values()])), strict=True))
+    return [
+        _bounded(f"not_worse:{name}", gain.estimate(), bool(chances[name] >= g.size),
+                 f"not below 0: chance >= {g.size}", f"gain over {over} in {e.loss_name}, chance {chances[name]:.3f}", gain.detectable)
+        if name in chances
+        else _plain(f"not_worse:{name}", True, gain.value, f"judged from {g.min_cells} rows on", gain.n,
+                    "counts in the pooled figures only" + (f": {gain.why}" if gain.why else ""))
+        for name, gain in gains.items()
     ]  # fmt: skip
-    return lines + [
-        _plain(
-            f"not_worse:{name}", True, float(n), f"judged from {g.min_cells} rows on", n, "in the pooled figures only"
-        )
-        for name, n in ((name, int(of.sum())) for name, of in rows.items() if name not in judged)
-    ]
 
 
 def luck(e: Evidence, params: Params) -> list[Check]:

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import OPEN_TIME, Floats, JsonObject
+from pipelines.contracts import OPEN_TIME, Floats, JsonObject, utc
 from pipelines.costs import Costs, costs_of
-from pipelines.data import schemas
+from pipelines.data import data_version, schemas
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
 from pipelines.data.sessions import infer_grid
@@ -30,6 +30,7 @@ from pipelines.models.base import Dataset
 from pipelines.models.catalog import model_family
 from pipelines.params import Params
 from pipelines.settings import ROOT, Settings, load_params
+from pipelines.stage_outputs import features_of, labels_of
 from pipelines.store import Promotion, Store
 from pipelines.training import stages
 from pipelines.warm_start import publish_warm_start
@@ -91,13 +92,31 @@ def simulated(params: Params, history_days: int, live_days: int = 0, **changes: 
 
 def snapshot(workspace: Path, bars: Floats, symbol: str, where: tuple[str | None, str | None] = SIMULATED) -> Path:
     """Write 1-minute bars (n, 9) of venue and market `where` as the stages read them; return the workspace."""
-    (workspace / "data").mkdir(parents=True)
-    schemas.write_bars(schemas.to_frame(bars, MINUTES, None), workspace / "data" / "1m.parquet")
-    described = {"symbol": symbol, "timeframe": "1m", "file": "1m.parquet", "clock": "market"}
-    described |= dict(zip(("venue", "market"), where, strict=True))
-    (workspace / "data" / "manifest.json").write_text(json.dumps(described))
-    content = hashlib.md5((workspace / "data" / "1m.parquet").read_bytes(), usedforsecurity=False).hexdigest()
-    (workspace / "data.dvc").write_text(json.dumps({"outs": [{"md5": content}]}))  # the stages name the data by it
+    return universe(workspace, {symbol: (bars, MINUTES)}, {symbol: where})
+
+
+def universe(
+    workspace: Path, markets: Mapping[str, tuple[Floats, Grid]], where: Mapping[str, tuple[str | None, str | None]]
+) -> Path:
+    """Write bars (n, 9) and the grid of every market as the stages read them; return the workspace.
+
+    where  symbol → its venue and market; a symbol that is not named is simulated
+    """
+    folder, described, content = workspace / "data", {}, hashlib.md5(usedforsecurity=False)
+    folder.mkdir(parents=True)
+    for symbol, (bars, grid) in markets.items():
+        files = data_version.write_market(folder, symbol, schemas.to_frame(bars, grid, None), None, None)
+        venue, market = where.get(symbol, SIMULATED)
+        first, last = (utc(float(at)).isoformat() for at in bars[[0, -1], OPEN_TIME])
+        described[symbol] = {
+            "symbol": symbol, "timeframe": grid.timeframe, "grid": grid.to_dict(), "files": files, "first": first,
+            "last": last, "rows": len(bars), "clock": "market", "venue": venue, "market": market,
+        }  # fmt: skip
+        for name in files:
+            content.update((folder / name).read_bytes())
+    data_version.write_manifest(folder, data_version.DataVersion(described))
+    # the stages name the data by it
+    (workspace / "data.dvc").write_text(json.dumps({"outs": [{"md5": content.hexdigest()}]}))
     return workspace
 
 
@@ -161,9 +180,9 @@ def fixture(tiny: bool) -> Fixture:
         )
         digests.append(json.loads((artifacts / FAMILY / "fit.json").read_text())["digest"])
         (artifacts / FAMILY / "bundle").rename(root / "home" / "bundles" / digests[-1])
-    record = json.loads((artifacts / "labels" / "traditional.json").read_text())
-    into = root / "home" / "serving" / "warm"
-    warm = publish_warm_start(artifacts / "features" / "warm", into, data_hash="0" * 32, **record)
+    symbol, into = params.simulator.symbol, root / "home" / "serving" / "warm"
+    record = json.loads((labels_of(artifacts, symbol) / "traditional.json").read_text())
+    warm = publish_warm_start(features_of(artifacts, symbol) / "warm", into, data_hash="0" * 32, **record)
     arms = {arm: arm_of(digest) for arm, digest in zip(("champion", "challenger"), digests, strict=True)}
     serve_arms(Settings(home=root / "home", store_url=""), {FAMILY: arms}, warm, datetime.now(UTC))
     return Fixture(
@@ -194,13 +213,25 @@ def put_on_ledger(store: Store, families: Mapping[str, Mapping[str, JsonObject |
 
 
 def serve_arms(
-    where: Settings, families: Mapping[str, Mapping[str, JsonObject | None]], warm: Mapping[str, str] | None,
+    where: Settings, families: Mapping[str, Mapping[str, JsonObject | None]], warm: Mapping[str, Any] | None,
     at: datetime,
 ) -> int:  # fmt: skip
-    """Put arms on the ledger of a home and name them in its generation file; return the generation."""
+    """Put arms on the ledger of a home and name them in its generation file; return the generation.
+
+    warm  entry of one published warm start, or symbol → entry; None: no symbol is live
+    """
     with contextlib.closing(open_store(where)) as store:
         put_on_ledger(store, families, at)
-    return write_generation(where.serving_dir, families, warm, at)
+    return write_generation(where.serving_dir, families, by_symbol(warm), at)
+
+
+def by_symbol(warm: Mapping[str, Any] | None) -> dict[str, dict[str, str]]:
+    """Return symbol → entry of published warm starts, given such a mapping, one entry, or None."""
+    if not warm:
+        return {}
+    if "digest" not in warm:
+        return dict(warm)
+    return {str(json.loads((Path(warm["path"]) / "meta.json").read_text())["symbol"]): dict(warm)}
 
 
 def by_decision_bar(live: Floats, params: Params) -> list[Floats]:

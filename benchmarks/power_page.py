@@ -7,7 +7,7 @@ from benchmarks import power_tail, power_watch
 from benchmarks.power import PAIRED, REPETITIONS, SERIES, SIZES, TRADE_BPS, sizes_of
 from benchmarks.results import table
 from pipelines.contracts import JsonObject
-from pipelines.evaluation.gates import SIMPLEST
+from pipelines.evaluation.report import SIMPLEST
 from pipelines.params import Params
 
 INTRODUCTION = """\

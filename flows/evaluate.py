@@ -3,6 +3,7 @@
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
 from flows.support import backtest
-from flows.support.installation import Installation, is_of_market, open_installation
+from flows.support.installation import Installation, open_installation
 from flows.support.progress import line_progress, report_progress, step
 from flows.support.promotion import challenge, fetch_bundle, publish
 from pipelines import versioning
@@ -22,33 +23,58 @@ from pipelines.evaluation.report import figure_rows, flat_metrics, read_oof, wri
 from pipelines.evaluation.verdicts import MARKS, state_of, verdict_record, verdict_state
 from pipelines.models.catalog import model_family
 from pipelines.models.runtime import load_bundle
+from pipelines.models.trained_on import described, shared_symbols, shares_market, symbols_of
 from pipelines.models.views import select
 from pipelines.store import Promotion
 from pipelines.tracking import Version
 
 
-def rival(installation: Installation, family: str) -> Model | None:
-    """Return the champion that the newest fit of a family has to beat.
-
-    None without one, if it is of another market, which cannot be compared on these rows, or if it is this very fit.
-    """
+def served_champion(installation: Installation, family: str) -> Model | None:
+    """Return the champion in service; None without one, or if it is the newest fit of the family itself."""
     champion = installation.store.slots(family).champion
     fit = json.loads((installation.workspace / "artifacts" / family / "fit.json").read_text())
     if champion is None or champion.digest == fit["digest"]:
         return None
     version = installation.tracking.version(family, str(champion.to_version))
-    model = load_bundle(fetch_bundle(installation, version), version.digest, version.version)
-    return model if is_of_market(model.schema, installation.meta()) else None
+    return load_bundle(fetch_bundle(installation, version), version.digest, version.version)
+
+
+def rival(installation: Installation, family: str) -> Model | None:
+    """Return the champion that the newest fit of a family has to beat, on the rows of the markets they share.
+
+    None without one, if they share no market (then `incomparable` says so), or if it is this very fit.
+    """
+    model = served_champion(installation, family)
+    return model if model is not None and shares_market(model.schema, fitted_on(installation, family)) else None
+
+
+def incomparable(installation: Installation, family: str) -> str:
+    """Return why the champion in service cannot be compared with the newest fit; empty where it can, or without one."""
+    model = served_champion(installation, family)
+    if model is None or shares_market(model.schema, fit := fitted_on(installation, family)):
+        return ""
+    return (
+        f"champion version {model.version} was trained on {described(model.schema)}, this candidate on "
+        f"{described(fit)}: they share no rows. Add one of its symbols to the universe (`bellwether symbols add`), or "
+        "use another home"
+    )
+
+
+def fitted_on(installation: Installation, family: str) -> dict[str, Any]:
+    """Return the schema of the newest fit of a family: its symbols and its timeframe among it."""
+    schema = installation.workspace / "artifacts" / family / "bundle" / "schema.json"
+    return dict(json.loads(schema.read_text()))
 
 
 def champion_on_unseen(installation: Installation, model: Model, at: Ints) -> Floats:
     """Return (n,) losses of the champion `model` on rows `at` of its family's dataset.
 
-    NaN where the champion had trained on the row, or abstains.
+    NaN where the champion had trained on the row, was not trained on its market, or abstains.
     """
     chosen = model_family(model.family)
     data = chosen.dataset(installation.workspace / "artifacts", installation.params).select_rows(at)
-    unseen = np.flatnonzero(data.known > model.schema["trained_through"])
+    theirs = np.isin(np.array(data.symbols), symbols_of(model.schema))[data.symbol]
+    unseen = np.flatnonzero(theirs & (data.known > model.schema["trained_through"]))
     losses = np.full(len(at), np.nan)
     for rows in np.array_split(unseen, max(1, len(unseen) // 2048)):
         later = data.select_rows(rows)
@@ -64,18 +90,18 @@ def gather(installation: Installation, family: str) -> Evidence:
     trials, sharpes = max(1, installation.store.count_trials(family)), trial_sharpes(installation, family)
     champion = rival(installation, family)
     if champion is None:
-        return evidence_of(folder, None, trials, trial_sharpes=sharpes)
+        return evidence_of(folder, None, trials, trial_sharpes=sharpes, incomparable=incomparable(installation, family))
     unseen = champion_on_unseen(installation, champion, read_oof(folder)["row"])
     return evidence_of(folder, unseen, trials, paired_losses(installation, champion), sharpes)
 
 
 def trial_sharpes(installation: Installation, family: str) -> list[float]:
-    """Return the Sharpe ratio of the lift of each version of the family on this market whose run in MLflow has one.
+    """Return the Sharpe ratio of the lift of each version of the family whose run in MLflow has one.
 
-    Ratios of another symbol or timeframe say nothing of how much luck varies here.
+    Of those that share a market with the data: another one's say nothing of how much luck varies here.
     """
     meta = installation.meta()
-    runs = [version.run_id for version in installation.tracking.versions(family) if is_of_market(version.tags, meta)]
+    runs = [version.run_id for version in installation.tracking.versions(family) if shares_market(version.tags, meta)]
     found = [installation.tracking.metrics(run).get("lift_sharpe.value") for run in runs]
     return [ratio for ratio in found if ratio is not None]
 
@@ -102,9 +128,10 @@ def paired_losses(installation: Installation, champion: Model) -> Floats:
 
 
 def later_rows(installation: Installation, champion: Model) -> int:
-    """Return how many out-of-fold rows of the newest fit were known after the champion's data ended."""
-    known = read_oof(installation.workspace / "artifacts" / champion.family)["known"]
-    return int((known > champion.schema["trained_through"]).sum())
+    """Return how many out-of-fold rows of the newest fit, of markets the champion knows, are later than its data."""
+    oof = read_oof(installation.workspace / "artifacts" / champion.family)
+    theirs = np.isin(oof["symbols"], symbols_of(champion.schema))[oof["symbol"]]
+    return int((theirs & (oof["known"] > champion.schema["trained_through"])).sum())
 
 
 @task(task_run_name="pair-{family}")
@@ -120,7 +147,8 @@ def fit_paired(family: str, version: str) -> None:
     champion = rival(installation, family)
     if champion is None or later_rows(installation, champion) < installation.params.gate.min_paired:
         return
-    stage = ["paired", family, repr(champion.schema["trained_through"])]
+    shared = shared_symbols(champion.schema, fitted_on(installation, family))
+    stage = ["paired", family, repr(champion.schema["trained_through"]), ",".join(shared)]
     with line_progress(f"gate: {family} as of the champion's data") as show_line:
         versioning.run_command(
             installation.workspace,
@@ -157,7 +185,7 @@ def judge_candidate(installation: Installation, candidate: Version) -> bool:
     challenge(installation, candidate, verdict, figure_rows(figures, traded), actor="gate")
     create_markdown_artifact(
         key=f"verdict-{family}",
-        markdown=verdict_markdown(verdict, version, installation.tracking.run_link(candidate.run_id)),
+        markdown=verdict_markdown(verdict, version, installation.tracking.run_link(candidate.run_id), figures),
     )
     outcome = "passed the gate" if verdict.passed else "refused: " + "; ".join(verdict.reasons)
     report_progress(f"{family} version {version}: {outcome}")
@@ -188,11 +216,16 @@ def log_evidence(
             installation.tracking.log_report(candidate.run_id, [report], "gate", flat_metrics(traded, "backtest."))
 
 
-def verdict_markdown(verdict: Verdict, version: str, link: str) -> str:
-    """Return the verdict as Markdown: a table of the checks, with a link to the evidence."""
+def verdict_markdown(verdict: Verdict, version: str, link: str, figures: Mapping[str, Any]) -> str:
+    """Return the verdict as Markdown: what its rows could show, and a table of the checks, with a link to the evidence.
+
+    figures  of the walk-forward evaluation
+    """
     lines = [
         f"# {verdict.family} version {version}: {verdict_state(verdict)}",
         f"[Evidence in MLflow]({link})",
+        "",
+        *(f"- {effect['line']}" for effect in figures.get("detectable", {}).values()),
         "",
         "| check | value | 95 % interval | required | detectable | n |",
         "|---|---|---|---|---|---|",

@@ -11,12 +11,13 @@ from prefect.artifacts import create_link_artifact
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.support.installation import Installation, is_of_market, now, open_installation, workspace_lease
+from flows.support.installation import Installation, now, open_installation, workspace_lease
 from flows.support.progress import line_progress, report_progress, step
 from pipelines import versioning
 from pipelines.errors import BellwetherError, NotEnoughData
 from pipelines.evaluation.report import flat_metrics
 from pipelines.models.catalog import MODEL_FAMILIES, model_family
+from pipelines.models.trained_on import shares_market, symbols_of
 from pipelines.settings import ROOT, load_params
 from pipelines.tracking import Version
 
@@ -110,6 +111,7 @@ def register(installation: Installation, family: str, digest: str, data_hash: st
     figures = json.loads((folder / "evaluation" / f"{family}.json").read_text())
     git = versioning.git_state(ROOT)
     meta = installation.meta()
+    schema = json.loads((folder / family / "bundle" / "schema.json").read_text())
     proposed = json.loads((folder / family / "importance.json").read_text())["reselection"]["leave_out"]
     version = installation.tracking.log_candidate(
         family,
@@ -127,7 +129,7 @@ def register(installation: Installation, family: str, digest: str, data_hash: st
             "git_commit": git.commit,
             "git_dirty": str(git.dirty).lower(),
             "catalogue_hash": meta["catalogue_hash"],
-            "symbol": meta["symbol"],
+            "symbols": ",".join(symbols_of(schema)),
             "decision_timeframe": meta["decision_timeframe"],
             "reselection": figures["reselection"],
             "reselect_without": ",".join(proposed) or NO_COLUMNS,
@@ -162,11 +164,12 @@ def reselected(installation: Installation, family: str) -> list[str]:
     """Return the columns that the next challenger of a family leaves out, by the tags of its newest version.
 
     Those that a reselection left out of that version, and those it proposes to leave out. None of them after such a
-    challenger was refused: then the next one reads every column again. None either if it was trained on another market.
+    challenger was refused: then the next one reads every column again. None either if it shares no market with these
+    data.
     Columns that a person left out in `params.yaml`, then or now, are none of these: the file alone decides on them.
     """
     newest = next(iter(installation.tracking.versions(family)), None)
-    if newest is None or not is_of_market(newest.tags, installation.meta()):
+    if newest is None or not shares_market(newest.tags, installation.meta()):
         return []
     now_by_hand, then_by_hand = by_hand(installation, family), columns_of(newest.tags.get("left_out_by_hand"))
     before = [

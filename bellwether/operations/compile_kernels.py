@@ -90,8 +90,8 @@ def fit_regimes(history: History, base: Floats, grid: Grid, base_grid: Grid, par
     index, values = labels["index"][keep], {name: labels[name][keep] for name in labels}
     data = Dataset(
         view.columns, lambda rows: view.build(history, index[rows]), at=np.arange(len(index)),
-        weight=values["uniqueness"], extras={"ewma": values["ewma"]},
-        **{name: values[name] for name in ("y", "uniqueness", "known", "ended")},
+        weight=values["uniqueness"], extras={"ewma": values["ewma"]}, y=values["y"],
+        uniqueness=values["uniqueness"], known=values["known"], ended=values["ended"],
     )  # fmt: skip
     data = data.select_columns(np.asarray(np.isfinite(data.newest()).all(axis=0)))
     REGIME.fit(data, params, 0.0, lambda line: None).predict(data.inputs(np.arange(2)))

@@ -7,6 +7,7 @@ from flows.support.installation import Installation, open_installation
 from pipelines import versioning
 from pipelines.errors import BellwetherError
 from pipelines.families import FAMILIES
+from pipelines.models.trained_on import symbols_of
 from pipelines.settings import settings
 from serving.client import Client
 
@@ -73,7 +74,7 @@ def latest_scores(installation: Installation) -> dict[str, Score]:
         slots = installation.store.slots(family)
         for arm, line in (("champion", slots.champion), ("challenger", slots.challenger)):
             evidence = promotion.gate_evidence(installation.store, line)
-            if family in scores or line is None or evidence.get("symbol") != market:
+            if family in scores or line is None or market not in symbols_of(evidence):
                 continue
             scores[family] = Score(
                 version=str(line.to_version),

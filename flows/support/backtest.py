@@ -28,13 +28,15 @@ from pipelines.costs import (
 from pipelines.data.embargo import Window, inside, windows_in
 from pipelines.data.sessions import grids_of
 from pipelines.data.timeframes import Grid
-from pipelines.evaluation.backtest import Backtest, DecisionKernel, backtest
+from pipelines.evaluation.backtest import Backtest, DecisionKernel, backtest, pooled
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import TARGET, UNRESOLVED, Barriers, triple_barrier
+from pipelines.models.snapshot import pooled_labels
 from pipelines.params import Params
 from pipelines.signals.category_scores import CategoryScores
 from pipelines.signals.events import Events, events
 from pipelines.signals.regimes import market_state
+from pipelines.stage_outputs import features_of
 from pipelines.tails import ewma_volatility
 from pipelines.training.labelling import read_funding
 from serving.policy import decision_row
@@ -47,22 +49,37 @@ from serving.state.online_weights_store import factor_of, initial_weights
 ATR = FEATURES.index["atr_14"]
 
 
-def run(installation: Installation, family: str) -> Backtest:
-    """Return the backtest of the family's out-of-fold predictions on the newest snapshot."""
-    folder = installation.workspace / "artifacts"
-    arrays = {
-        name: np.load(folder / "features" / f"{name}.npy") for name in ("base", "decision", "features", "signals")
-    }
-    with np.load(folder / "labels" / "events.npz", allow_pickle=False) as f:
-        index = f["index"]
-    with np.load(folder / family / "oof.npz", allow_pickle=False) as f:
-        bars, p, p_low, miss_atr = index[f["row"]], f["p"], f["p_low"], missed(f)
-    regime = served_regimes(installation, len(arrays["decision"]))
-    meta, params = installation.meta(), installation.params
+def run(installation: Installation, family: str) -> dict[str, Backtest]:
+    """Return market → the backtest of the family's out-of-fold predictions on the newest snapshot.
+
+    Of every market with a scored event; each decides by itself, with an account of its own.
+    """
+    artifacts = installation.workspace / "artifacts"
+    events_found = pooled_labels(artifacts, "events")
+    with np.load(artifacts / family / "oof.npz", allow_pickle=False) as f:
+        row, p, p_low, miss_atr = f["row"], f["p"], f["p_low"], missed(f)
+    regimes, found = served_regimes(installation), {}
+    for code, symbol in enumerate(events_found.symbols):
+        of = events_found.symbol[row] == code
+        if of.any():
+            bars = events_found.arrays["index"][row[of]]
+            model_regime = regimes.get(symbol)
+            found[symbol] = _of_market(installation, symbol, bars, p[of], p_low[of], miss_atr[of], model_regime)
+    return found
+
+
+def _of_market(
+    installation: Installation, symbol: str, bars: Ints, p: Floats, p_low: Floats, miss_atr: Floats,
+    model_regime: Floats | None,
+) -> Backtest:  # fmt: skip
+    """Return the backtest of one market; arguments as of `backtest_policy`."""
+    folder = features_of(installation.workspace / "artifacts", symbol)
+    arrays = {name: np.load(folder / f"{name}.npy") for name in ("base", "decision", "features", "signals")}
+    meta, params = installation.meta_of(symbol), installation.params
     grid, base_grid = grids_of(meta)
     return backtest_policy(
-        **arrays, funding=read_funding(folder / "features", meta), bars=bars, p=p, p_low=p_low, miss_atr=miss_atr,
-        grid=grid, base_grid=base_grid, params=params, model_regime=regime,
+        **arrays, funding=read_funding(folder, meta), bars=bars, p=p, p_low=p_low, miss_atr=miss_atr,
+        grid=grid, base_grid=base_grid, params=params, model_regime=model_regime,
         costs=costs_of(params.costs, *venue_of(meta)), windows=windows_in(meta),
     )  # fmt: skip
 
@@ -75,25 +92,29 @@ def missed(oof: Mapping[str, Floats]) -> Floats:
     return oof.get("miss_atr", np.full(len(oof["p"]), np.nan))
 
 
-def served_regimes(installation: Installation, m: int) -> Floats:
-    """Return (m,) regime codes that the champion's own training gave out of fold, NaN where it gave none.
+def served_regimes(installation: Installation) -> dict[str, Floats]:
+    """Return market → (m,) regime codes that the champion's own training gave out of fold, NaN where it gave none.
 
-    The live service uses the champion's label where there is one, so the backtest does.
+    The live service uses the champion's label where there is one, so the backtest does. Empty without such a champion.
     """
-    codes = np.full(m, np.nan)
-    folder = installation.workspace / "artifacts" / REGIME
-    champion = installation.store.slots(REGIME).champion
+    artifacts = installation.workspace / "artifacts"
+    folder, champion = artifacts / REGIME, installation.store.slots(REGIME).champion
     if champion is None or not (folder / "fit.json").is_file():
-        return codes
+        return {}
     if json.loads((folder / "fit.json").read_text())["digest"] != champion.digest:
-        return codes
-    with (
-        np.load(folder / "oof.npz", allow_pickle=False) as f,
-        np.load(folder.parent / "labels" / "returns.npz", allow_pickle=False) as labels,
-    ):
-        if "label" in f.files:
-            at = {name: float(code) for code, name in enumerate(REGIMES)}
-            codes[labels["index"][f["row"]]] = [at.get(label, np.nan) for label in f["label"].tolist()]
+        return {}
+    with np.load(folder / "oof.npz", allow_pickle=False) as f:
+        if "label" not in f.files:
+            return {}
+        row, labels = f["row"], f["label"].tolist()
+    at = {name: float(code) for code, name in enumerate(REGIMES)}
+    values, bars = np.array([at.get(label, np.nan) for label in labels]), pooled_labels(artifacts, "returns")
+    codes = {}
+    for code, symbol in enumerate(bars.symbols):
+        of = bars.symbol[row] == code
+        decision = np.load(features_of(artifacts, symbol) / "decision.npy", mmap_mode="r")
+        codes[symbol] = np.full(len(decision), np.nan)
+        codes[symbol][bars.arrays["index"][row[of]]] = values[of]
     return codes
 
 
@@ -199,8 +220,17 @@ def live_core(params: Params, scenarios: Scenarios) -> DecisionKernel:
     )  # fmt: skip
 
 
-def figures(result: Backtest) -> dict[str, Any]:
-    """Return the figures of a backtest as plain JSON; arrays are left out, what could not be computed is null."""
-    found = {k: v for k, v in asdict(result).items() if k not in ("trades", "codes", "equity")}
+def figures(results: Mapping[str, Backtest]) -> dict[str, Any]:
+    """Return the figures of the backtests of all markets as plain JSON: of all, and of each `by_symbol`.
+
+    Arrays are left out, what could not be computed is null. Of several markets each has an equal part of the account.
+    """
+    found = _figures(pooled(list(results.values())))
+    return {**found, "by_symbol": {symbol: _figures(each) for symbol, each in results.items()}}
+
+
+def _figures(result: Backtest) -> dict[str, Any]:
+    """Return the figures of one backtest."""
+    found = {k: v for k, v in asdict(result).items() if k not in ("trades", "codes", "equity", "decided_at")}
     found["trades"] = len(result.trades)
     return dict(json_ready(found))

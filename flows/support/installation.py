@@ -21,16 +21,16 @@ from pipelines import versioning
 from pipelines.data.data_version import DataVersion, read_manifest
 from pipelines.data.symbols import slug_of
 from pipelines.data.timeframes import Grid
-from pipelines.errors import LeaseHeld, StateError, UnknownName, UnreadableFile
+from pipelines.errors import LeaseHeld, StateError, UnreadableFile
 from pipelines.params import Params
 from pipelines.settings import ROOT, Settings, load_params, settings
+from pipelines.stage_outputs import facts_of
 from pipelines.store import Store
 from pipelines.tracking import Tracking
 from serving.service.home_store import open_store
 
 log = logging.getLogger("bellwether.installation")
 WORKSPACE = "workspace"  # name of the lease: one writer of market data and models at a time
-MARKET = ("symbol", "decision_timeframe")  # keys of tags, schemas and meta that say which market a version is of
 
 
 def now() -> datetime:
@@ -96,19 +96,11 @@ class Installation:
         return self._read(self.features / "meta.json")
 
     def meta_of(self, symbol: str | None = None) -> Mapping[str, Any]:
-        """Return what `meta` says of one market, with what it says of all; None = the first.
+        """Return what the last `features` stage wrote of one market, with what it wrote of all; None = the first.
 
         Raises  as `meta`, and UnknownName for a symbol without features
         """
-        whole = self.meta()
-        markets = markets_of(whole)
-        name = next(iter(markets), "") if symbol is None else symbol
-        if name not in markets:
-            raise UnknownName(
-                f"no features of {symbol}; the newest data version was computed for {', '.join(markets) or 'nothing'}. "
-                "`bellwether symbols list` shows the universe, `bellwether run` takes a symbol in"
-            )
-        return {**{key: value for key, value in whole.items() if key != "markets"}, **markets[name], "symbol": name}
+        return facts_of(self.meta(), symbol)
 
     def features_of(self, symbol: str) -> Path:
         """Return the folder with one market's arrays; up to release 0.10 they lie in that of the stage."""
@@ -123,16 +115,6 @@ class Installation:
             return dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:  # cut off, no text at all, or JSON of another shape
             raise UnreadableFile(f"{path} is damaged: {error}. `bellwether run --once` writes it again.") from error
-
-
-def markets_of(meta: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    """Return symbol → facts of `meta`; up to release 0.10 it describes one market."""
-    return meta["markets"] if "markets" in meta else {str(meta["symbol"]): meta}
-
-
-def is_of_market(facts: Mapping[str, object], meta: Mapping[str, object]) -> bool:
-    """Return whether a version's tags or schema are of the market of `meta`; of an old version without them: no."""
-    return all(facts.get(key) == meta[key] for key in MARKET)
 
 
 def open_installation() -> Installation:

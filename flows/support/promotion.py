@@ -19,6 +19,8 @@ from pipelines.contracts import Verdict
 from pipelines.errors import BundleError, ChainBroken, GateRefused, StateError, UnknownName
 from pipelines.evaluation.verdicts import verdict_record
 from pipelines.families import FAMILIES
+from pipelines.models.trained_on import symbols_of
+from pipelines.stage_outputs import features_of, labels_of, symbols_in
 from pipelines.store import Alarm, Promotion, Store
 from pipelines.tracking import Version
 from serving.inference.generation import read_generation, write_generation
@@ -68,7 +70,7 @@ def challenge(
         reason,
         replaced.to_version if replaced else None,
         verdict.passed,
-        {**verdict_record(verdict), "figures": figures, "symbol": version.tags.get("symbol")},
+        {**verdict_record(verdict), "figures": figures, "symbols": list(symbols_of(version.tags))},
     )
     installation.store.add_promotion(line)
     installation.tracking.set_alias(version.family, "challenger", version.version)
@@ -276,11 +278,11 @@ def _publish(installation: Installation, fresh: bool = False) -> int:
         families[family] = named.get(family) or {"champion": None, "challenger": None}  # what stays if it has a fault
         with isolate_fault(installation, family, "bundle"):
             families[family] = _servable_arms(installation, family)
-    warm_start = None if fresh else published.get("warm_start")
-    if warm_start and families == named:
+    warm_starts = {} if fresh else published.get("warm_starts") or {}
+    if warm_starts and families == named:
         return int(published["generation"])  # unchanged: services have nothing to follow
     return write_generation(
-        installation.settings.serving_dir, families, warm_start or install_warm_start(installation), now()
+        installation.settings.serving_dir, families, warm_starts or install_warm_starts(installation), now()
     )
 
 
@@ -324,24 +326,28 @@ def _served(line: Promotion | None) -> Arm | None:
     }  # fmt: skip
 
 
-def install_warm_start(installation: Installation) -> dict[str, str]:
-    """Publish the last fold states of the newest snapshot, with the measured hit rate of the traditional consensus.
+def install_warm_starts(installation: Installation) -> dict[str, dict[str, str]]:
+    """Publish the last fold states of every market of the newest snapshot, with the hit rate of its consensus.
 
-    Return the entry of the generation file: data hash, digest, path.
+    Return the entries of the generation file: symbol → data hash, digest, path.
     """
     from pipelines.warm_start import publish_warm_start  # all kernels, which `status` does not need
 
-    stage = installation.workspace / "artifacts"
-    consensus = json.loads((stage / "labels" / "traditional.json").read_text())
+    artifacts, meta = installation.workspace / "artifacts", installation.meta()
     into = installation.settings.serving_dir / "warm"
     into.mkdir(parents=True, exist_ok=True)
-    # of the data these states were folded over: the workspace may hold a newer version by now
-    data_hash = installation.meta()["data_hash"]
-    return publish_warm_start(stage / "features" / "warm", into, data_hash=data_hash, **consensus)
+    published = {}
+    for symbol in symbols_in(meta):
+        consensus = json.loads((labels_of(artifacts, symbol) / "traditional.json").read_text())
+        # of the data these states were folded over: the workspace may hold a newer version by now
+        published[symbol] = publish_warm_start(
+            features_of(artifacts, symbol) / "warm", into, data_hash=meta["data_hash"], **consensus
+        )
+    return published
 
 
 def gate_evidence(store: Store, line: Promotion | None) -> Mapping[str, Any]:
-    """Return the gate's evidence on the version of a slot: checks, figures, symbol; empty for an empty slot."""
+    """Return the gate's evidence on the version of a slot: checks, figures, symbols; empty for an empty slot."""
     verdict = line and store.verdict(line.family, str(line.to_version), str(line.digest))
     return verdict.evidence if verdict else {}
 
@@ -354,6 +360,8 @@ def live(installation: Installation) -> dict[str, Arms]:
         families[family] = {}
         for arm, line in (("champion", slots.champion), ("challenger", slots.challenger)):
             served = _served(line)
-            symbol = gate_evidence(installation.store, line).get("symbol")
-            families[family][arm] = None if served is None else {**served, "symbol": symbol}
+            symbols = list(symbols_of(gate_evidence(installation.store, line)))
+            families[family][arm] = (
+                None if served is None else {**served, "symbols": symbols, "symbol": ", ".join(symbols)}
+            )
     return families

@@ -19,11 +19,13 @@ from pipelines.contracts import utc
 from pipelines.errors import BellwetherError, NotEnoughData, StateError
 from pipelines.features.catalog import WATCHED_COLUMNS
 from pipelines.models.edge import Edge
-from pipelines.models.reference import JSON_FILE, DriftReference, read_reference, without_reference
+from pipelines.models.reference import DriftReference, has_reference, read_reference, without_reference
 from pipelines.models.runtime import read_manifest
+from pipelines.models.trained_on import symbols_of
 from pipelines.renamed_keys import current_names
 from pipelines.sealed_folder import seal
 from pipelines.settings import ROOT
+from pipelines.stage_outputs import read_meta, symbols_in
 from pipelines.store import Promotion
 from pipelines.training.stages import reference_of_history
 
@@ -37,7 +39,7 @@ class WatchedModel:
 
     line             the ledger line that put it into its slot
     trained_through  end of its newest training label: the watch starts there
-    reference        of its training inputs; None with the cause in `reason`
+    reference        of its training inputs of the market under watch; None with the cause in `reason`
     edge             its gain over the base rate as the gate saw it; None where the bundle states none
     predates         its bundle is of a release that stored neither, and the reference could not be computed again: its
                      data are gone or too few
@@ -56,9 +58,10 @@ class WatchedModel:
         return self.line.family
 
 
-def watched_model(installation: Installation, line: Promotion) -> WatchedModel:
-    """Return what the watch needs of the version on a ledger line, from its verified bundle.
+def watched_model(installation: Installation, line: Promotion, symbol: str | None = None) -> WatchedModel:
+    """Return what the watch of one market needs of the version on a ledger line, from its verified bundle.
 
+    symbol  None = the first that the model was trained on
     Raises  BundleError and its children
     """
     bundle = local_bundle(installation, line)
@@ -66,9 +69,9 @@ def watched_model(installation: Installation, line: Promotion) -> WatchedModel:
     schema = current_names("bundle schema", json.loads((bundle / "schema.json").read_text()))
     through = utc(float(schema["trained_through"]))
     edge = Edge(**schema["edge"]) if schema.get("edge") else None
-    stored = (bundle / JSON_FILE).is_file()
+    stored, market = has_reference(bundle), symbol or next(iter(symbols_of(schema)), None)
     try:
-        reference = read_reference(bundle) if stored else rebuilt_reference(installation, line, schema)
+        reference = read_reference(bundle, market) if stored else rebuilt_reference(installation, line, schema)
     except BellwetherError as error:
         if stored and isinstance(error, NotEnoughData):
             return WatchedModel(line, through, None, f"INSUFFICIENT_DATA: {error}", edge, False)
@@ -121,7 +124,8 @@ def _rebuild(installation: Installation, pointer: Path, until_s: float, kept: Pa
             versioning.prepare(scratch, ROOT, installation.settings.params_file, installation.settings.remote)
             versioning.restore(scratch, pointer)
             versioning.run_stage(scratch, "features", REBUILD_TIMEOUT_S, lambda _: None)
-            files = reference_of_history(scratch / "artifacts" / "features", until_s, installation.params)
+            symbol = symbols_in(read_meta(scratch / "artifacts"))[0]  # such a version has one
+            files = reference_of_history(scratch / "artifacts", symbol, until_s, installation.params)
         except BellwetherError as error:
             files = without_reference(f"it could not be computed again: {one_line(error)}. Delete {kept} to try again.")
         draft.mkdir(parents=True)

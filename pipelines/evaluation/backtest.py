@@ -7,7 +7,7 @@ of an outcome. The account has realised profit only: an open position counts at 
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,7 +60,8 @@ class Backtest:
 
     trades    (k, 8) TRADE_FIELDS, in order of decision
     codes     (n,) refusal bits of each row, 0 = emitted
-    equity    (n,) realised equity after each row's settlements, starting at 1
+    equity    (n,) realised equity after each row's settlements, starting at 1; of several markets at each moment
+    decided_at  (n,) epoch seconds of the rows, ascending
     unresolved  emissions whose outcome lies beyond the data: not traded, not scored
     net_bps, gross_bps, win_rate, duration_hours  per trade; win = net above 0
     profit_factor  gains over losses, by profit in equity
@@ -74,6 +75,7 @@ class Backtest:
     trades: Floats
     codes: Ints
     equity: Floats
+    decided_at: Floats
     unresolved: int
     net_bps: Estimate
     gross_bps: Estimate
@@ -256,15 +258,42 @@ def backtest(
     return _with_figures(trades, codes, equity, unresolved, decided_at, mean_cost)
 
 
+def pooled(results: Sequence[Backtest]) -> Backtest:
+    """Return the backtests of several markets as one account that is split among them in equal parts.
+
+    Each market has decided by itself: budgets across markets, which only the live account has, refused nothing here.
+    Sizes and profits are fractions of the whole account; the row of a trade counts within its market. One market alone
+    is returned as it is.
+    """
+    if len(results) == 1:
+        return results[0]
+    parts = len(results)
+    trades = np.concatenate([each.trades for each in results])
+    trades[:, [T_SIZE, T_PNL]] /= parts
+    opened = np.concatenate([each.decided_at[each.trades[:, T_ROW].astype(np.int64)] for each in results])
+    times = np.concatenate([each.decided_at for each in results])
+    order, rows, moments = np.argsort(opened, kind="stable"), np.argsort(times, kind="stable"), np.unique(times)
+    equity = np.zeros(len(moments))
+    for each in results:
+        held = np.concatenate([[1.0], each.equity])
+        equity += held[np.searchsorted(each.decided_at, moments, side="right")] / parts
+    paid = trades[:, T_GROSS] - trades[:, T_NET]
+    cost = float(paid.mean()) if len(paid) else float(np.mean([each.turnover.cost_bps or 0.0 for each in results]))
+    return _with_figures(
+        trades[order], np.concatenate([each.codes for each in results])[rows], equity,
+        sum(each.unresolved for each in results), times[rows], cost, opened[order],
+    )  # fmt: skip
+
+
 def _drawdown(pnl: Floats) -> float:
     """Return the largest fall of equity below its peak, a fraction."""
     path = 1.0 + np.concatenate([[0.0], np.cumsum(pnl)])
     return float((1.0 - path / np.maximum.accumulate(path)).max())
 
 
-def _profit_factor(pnl: Floats, cost_bps: float) -> Estimate:
+def _profit_factor(pnl: Floats, cost_bps: float, known: Floats | None = None) -> Estimate:
     """Return gains over losses of (k,) trades; NaN without a loss, and never below zero."""
-    found = ratio_of(np.maximum(pnl, 0.0), np.maximum(-pnl, 0.0)).estimate(cost_bps)
+    found = ratio_of(np.maximum(pnl, 0.0), np.maximum(-pnl, 0.0), known=known).estimate(cost_bps)
     return replace(found, low=max(found.low, 0.0) if np.isfinite(found.low) else found.low)
 
 
@@ -281,10 +310,15 @@ def _with_figures(
     unresolved: int,
     decided_at: Floats,
     cost_bps: float,
+    opened_at: Floats | None = None,
 ) -> Backtest:
-    """Return the Backtest with its estimates; daily ones over all UTC days from the first to the last decision."""
+    """Return the Backtest with its estimates; daily ones over all UTC days from the first to the last decision.
+
+    opened_at  (k,) when each trade was decided, where several markets share moments
+    """
     emitted = codes == 0
     ended = trades[np.argsort(trades[:, T_EXIT], kind="stable")]
+    left_at = None if opened_at is None else ended[:, T_EXIT]
     pnl, first = ended[:, T_PNL], int(decided_at[0] // DAY_S)
     days = max(int(decided_at[-1] // DAY_S), int(ended[-1, T_EXIT] // DAY_S) if len(ended) else 0) - first + 1
 
@@ -298,24 +332,25 @@ def _with_figures(
     traded = daily(trades[:, T_FILL], trades[:, T_SIZE]) + daily(trades[:, T_EXIT], trades[:, T_SIZE])
     emissions = daily(decided_at[emitted], np.ones(int(emitted.sum())))
 
-    def mean(values: Floats) -> Estimate:
+    def mean(values: Floats, known: Floats | None = None) -> Estimate:
         """Return the mean of values with its interval."""
-        return mean_estimate(values, cost_bps)
+        return mean_estimate(values, cost_bps, known)
 
     per_day = mean(emissions)
     return Backtest(
         trades=trades,
         codes=codes,
         equity=equity,
+        decided_at=decided_at,
         unresolved=unresolved,
-        net_bps=mean(trades[:, T_NET]),
-        gross_bps=replace(mean(trades[:, T_GROSS]), cost_bps=0.0),
-        win_rate=mean((trades[:, T_NET] > 0).astype(np.float64)),
-        profit_factor=_profit_factor(pnl, cost_bps),
+        net_bps=mean(trades[:, T_NET], opened_at),
+        gross_bps=replace(mean(trades[:, T_GROSS], opened_at), cost_bps=0.0),
+        win_rate=mean((trades[:, T_NET] > 0).astype(np.float64), opened_at),
+        profit_factor=_profit_factor(pnl, cost_bps, left_at),
         max_drawdown=Estimate(_drawdown(pnl), np.nan, np.nan, len(pnl), cost_bps),
         turnover=mean(traded),
         sharpe=_sharpe(returns, cost_bps),
         psr=probabilistic_sharpe(returns),
-        duration_hours=mean((trades[:, T_EXIT] - trades[:, T_FILL]) / 3600.0),
+        duration_hours=mean((trades[:, T_EXIT] - trades[:, T_FILL]) / 3600.0, opened_at),
         emissions_per_week=replace(per_day, value=7 * per_day.value, low=7 * per_day.low, high=7 * per_day.high),
     )

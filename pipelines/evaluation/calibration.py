@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.contracts import Estimate, Floats
-from pipelines.evaluation.intervals import LEAST_ROWS, chance_of_zero, contrasts, measure
+from pipelines.evaluation.intervals import LEAST_ROWS, by_moment, chance_of_zero, contrasts, measure
 from pipelines.models.losses import checked
 
 ROWS_A_BIN = 50
@@ -27,8 +27,10 @@ class CalibrationError:
     shift: float
 
 
-def calibration_error(p: Floats, y: Floats) -> CalibrationError:
+def calibration_error(p: Floats, y: Floats, known: Floats | None = None) -> CalibrationError:
     """Measure the calibration of probabilities (n,) of outcomes (n,) in {0, 1}, rows in time order; NaN refused.
+
+    known  (n,) when each row was known, where rows of several markets share a moment
 
     The error is over up to 10 bins of equal count, each bin's square less its squared standard error, which is measured
     on dependent rows: the mean of |hit rate − p| over bins grows with their noise, and refused perfect models.
@@ -41,11 +43,11 @@ def calibration_error(p: Floats, y: Floats) -> CalibrationError:
     place = (place - place.mean()) / max(float(place.std()), 1e-12)
     moments = np.column_stack([residual, residual * place])
     shift = moments.mean(axis=0)
-    chance = chance_of_zero(moments - shift, shift)
-    return CalibrationError(_error(p, residual), chance, float(shift[0]))
+    chance = chance_of_zero(moments - shift, shift, known)
+    return CalibrationError(_error(p, residual, known), chance, float(shift[0]))
 
 
-def _error(p: Floats, residual: Floats) -> Estimate:
+def _error(p: Floats, residual: Floats, known: Floats | None) -> Estimate:
     """Return the root mean square error over bins, with its interval."""
     n = len(p)
     bins = int(np.clip(n // ROWS_A_BIN, 1, MOST_BINS))
@@ -55,9 +57,11 @@ def _error(p: Floats, residual: Floats) -> Estimate:
     share = member.mean(axis=0)
     error = (member * residual[:, np.newaxis]).mean(axis=0) / share
     influence = member * (residual[:, np.newaxis] - error) / share
-    noise = (contrasts(influence) ** 2).mean(axis=0)  # of each bin's error, squared
+    noise = (contrasts(by_moment(influence, known)) ** 2).mean(axis=0)  # of each bin's error, squared
     square = float(share @ (error**2 - noise))
-    along = measure(square, 2.0 * influence @ (share * error))  # how the square moves with the bins' errors
+    along = measure(
+        square, 2.0 * influence @ (share * error), known=known
+    )  # how the square moves with the bins' errors
     # what is left of it where every error is zero: the noise of the squares themselves
     spread = float(np.sqrt(along.error**2 + 2.0 * (share**2 @ noise**2)))
     bounds = along.estimate()

@@ -14,11 +14,13 @@ _EULER = 0.5772156649015329
 PRIOR_TRIALS = 4  # the squared error of one ratio counts as so many trials that differ as trials without shared rows do
 
 
-def sharpe_of(returns: Floats, taken: Bools | None = None) -> Measurement:
+def sharpe_of(returns: Floats, taken: Bools | None = None, known: Floats | None = None) -> Measurement:
     """Return mean / deviation of the returns (n,) of the rows taken (all by default), per row, with its error.
 
     The error holds skew, fat tails and the dependence of overlapping trades: it is that of the rows' influences.
-    NaN without variance. Source of the influence: Lo 2002, Financial Analysts J. 58(4), eq. 8, by rows.
+    NaN without variance; known as of `intervals.measure`.
+
+    Source of the influence: Lo 2002, Financial Analysts J. 58(4), eq. 8, by rows.
     """
     taken = np.ones(len(returns), dtype=bool) if taken is None else taken
     count = int(taken.sum())
@@ -28,7 +30,7 @@ def sharpe_of(returns: Floats, taken: Bools | None = None) -> Measurement:
     standard = np.where(taken, (returns - returns[taken].mean()) / spread, 0.0)
     ratio = float(returns[taken].mean()) / spread
     influence = np.where(taken, standard - 0.5 * ratio * (standard**2 - 1.0), 0.0) * len(returns) / count
-    return measure(ratio, influence - influence.mean(), count)
+    return measure(ratio, influence - influence.mean(), count, known)
 
 
 def probabilistic_sharpe(returns: Floats, benchmark: float = 0.0) -> float:

@@ -21,13 +21,10 @@ from pipelines.evaluation.calibration import CalibrationError, calibration_error
 from pipelines.evaluation.deflation import best_by_luck, deflated_sharpe, sharpe_of
 from pipelines.evaluation.intervals import POWER, Measurement, holm, mean_of
 from pipelines.evaluation.metrics import auc_of, chosen, lift_of, lift_of_spread, ranks_within
-from pipelines.evaluation.report import arrays_with_prefix, read_oof
+from pipelines.evaluation.report import SIMPLEST, arrays_with_prefix, read_oof, shared_moments, symbols_in
 from pipelines.models.losses import brier_losses
 from pipelines.params import Params
 from pipelines.renamed_keys import current_names
-
-# what a family would answer without a model: its gain over this is its own skill
-SIMPLEST = {"validator": "base_rate", "pattern": "prevalence", "predictor": "base_rate", "regime": "constant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +52,9 @@ class Evidence:
     latency_ms     median time of one row through the exported model
     schema_coverage, novel_share   shares of rows with all columns, and of the newest rows beyond the novelty limit
     single_column_auc  {column: AUC} of the column that ranks the outcome best by itself
+    symbol     (n,) code of each row's market in `symbols`; None = all rows are of one
+    known      (n,) when each row was known, ascending, where several markets share moments; None = each row is one
+    incomparable  why the champion in service cannot be compared with the candidate; empty where it can, or without one
     """
 
     family: str
@@ -79,6 +79,14 @@ class Evidence:
     rank: Floats | None = None
     present: Bools | None = None
     trial_sharpes: Sequence[float] = ()
+    symbols: tuple[str, ...] = ()
+    symbol: Ints | None = None
+    known: Floats | None = None
+    incomparable: str = ""
+
+    def moments(self, rows: Bools) -> Floats | None:
+        """Return when the chosen rows (n,) were known, None where each row is a moment of its own."""
+        return None if self.known is None else self.known[rows]
 
 
 def evidence_of(
@@ -87,6 +95,7 @@ def evidence_of(
     trials: int,
     paired_loss: Floats | None = None,
     trial_sharpes: Sequence[float] = (),
+    incomparable: str = "",
 ) -> Evidence:
     """Return the evidence in a family's stage output `folder` (`oof.npz`, `fit.json`)."""
     fit, oof = current_names("fit figures", json.loads((folder / "fit.json").read_text())), read_oof(folder)
@@ -110,6 +119,10 @@ def evidence_of(
         gross_bps=oof.get("extra_gross_bps"),
         cost_bps=oof.get("extra_cost_bps"),
         single_column_auc=fit.get("single_column_auc", {}),
+        symbols=symbols_in(oof),
+        symbol=oof.get("symbol"),
+        known=shared_moments(oof),
+        incomparable=incomparable,
         **{key: fit[key] for key in ("parity_gap", "latency_ms", "schema_coverage", "novel_share")},
     )
 
@@ -126,13 +139,14 @@ def judge(evidence: Evidence, params: Params) -> Verdict:
         checks.append(_unknown("skill", n, f"needs {g.min_events} out-of-fold rows of different outcomes"))
         return _verdict(e.family, checks)
     for name, loss in e.baseline_losses.items():
-        gain, unit = mean_of(loss - e.loss), f"in {e.loss_name}"
+        gain, unit = mean_of(loss - e.loss, e.known), f"in {e.loss_name}"
         # the complex model must be better than the simpler logistic, by value: decision 0007
         checks.append(
             _skill(f"gain_over_{name}", gain, 0.0, unit, by_value=True)
             if name == "logistic"
             else _skill(f"gain_over_{name}", gain, least_gain(e, params), unit)
         )
+    checks += each_market(e, params)
     for family_checks in CHECKS.get(e.family, ()):
         checks += family_checks(e, params)
     checks.append(
@@ -145,6 +159,9 @@ def judge(evidence: Evidence, params: Params) -> Verdict:
     checks.append(_plain("novel_share", familiar, e.novel_share, f"<= {g.max_novel_share}", n))
     if e.champion_loss is not None:
         checks.append(against_champion(e, params))
+    if e.incomparable:
+        detail = f"{e.incomparable}; a candidate replaces only a champion that it was compared with"
+        checks.append(Check("compared_with_champion", False, None, None, None, "rows of a shared market", 0, detail))
     return _verdict(e.family, checks)
 
 
@@ -179,7 +196,7 @@ def least_lift(e: Evidence, params: Params) -> float:
 def brier_over_base_rate(e: Evidence, params: Params) -> list[Check]:
     """Check that the Brier score is better than that of the base rate."""
     gain = brier_losses(e.baselines["base_rate"], e.y) - brier_losses(e.p, e.y)
-    return [_skill("brier_gain_over_base_rate", mean_of(gain), least_variance(e, params))]
+    return [_skill("brier_gain_over_base_rate", mean_of(gain, e.known), least_variance(e, params))]
 
 
 def lift(e: Evidence, params: Params) -> list[Check]:
@@ -195,8 +212,8 @@ def lift(e: Evidence, params: Params) -> list[Check]:
         net = e.gross_bps - e.cost_bps
         paid = f"the chosen cost {e.cost_bps[taken].mean():.2f} bps, all {e.cost_bps.mean():.2f}"
     return [
-        _skill(f"lift_bps_at_{at}", lift_of(taken, e.gross_bps), needed),
-        _skill(f"lift_after_cost_bps_at_{at}", lift_of(taken, net), needed, paid),
+        _skill(f"lift_bps_at_{at}", lift_of(taken, e.gross_bps, e.known), needed),
+        _skill(f"lift_after_cost_bps_at_{at}", lift_of(taken, net, e.known), needed, paid),
     ]
 
 
@@ -205,7 +222,7 @@ def no_leak(e: Evidence, params: Params) -> list[Check]:
 
     A value above `leak_auc` that an AUC of `leak_auc_low` shows too often by chance is refused as too few rows.
     """
-    g, ranking = params.gate, auc_of(e.p, e.y, e.fold)
+    g, ranking = params.gate, auc_of(e.p, e.y, e.fold, e.known)
     threshold = f"<= {g.leak_auc}; above {g.leak_auc_sure} chance of {g.leak_auc_low} or less >= {g.leak_chance_sure:g}"
     if np.isnan(ranking.error):
         return [_unknown("no_leak_auc", ranking.n, ranking.why)]
@@ -232,10 +249,14 @@ def calibrated(e: Evidence, params: Params) -> list[Check]:
     cells = _cells(e)
     alone = [c for c in range(cells.shape[1]) if cells[:, c].sum() >= g.min_cells] if cells.shape[1] > 1 else []
     p, y = (values.reshape(len(values), -1) for values in (e.p, e.y))
-    found = {f":{e.classes[c]}": calibration_error(p[cells[:, c], c], y[cells[:, c], c]) for c in alone}
+    found = {
+        f":{e.classes[c]}": calibration_error(p[of, c], y[of, c], e.moments(of))
+        for c, of in ((c, cells[:, c]) for c in alone)
+    }
     rare = [name for c, name in enumerate(e.classes) if c not in alone and cells[:, c].any()] if alone else []
     detail = f"all classes, with {', '.join(rare)}: too few to be judged alone" if rare else ""
-    found = {"": calibration_error(p[cells], y[cells])} | found
+    when = None if e.known is None else np.broadcast_to(e.known[:, np.newaxis], cells.shape)[cells]
+    found = {"": calibration_error(p[cells], y[cells], when)} | found
     chances = holm(np.array([each.chance for each in found.values()]))
     threshold = f"<= {g.max_calibration_error}, or chance >= {g.size}"
     return [
@@ -263,7 +284,10 @@ def each_class(e: Evidence, params: Params, over: str) -> list[Check]:
     """
     baseline, cells, g = e.baselines[over], _cells(e), params.gate
     judged = [c for c in range(cells.shape[1]) if cells[:, c].sum() >= g.min_cells]
-    gains = [mean_of(((baseline[:, c] - e.y[:, c]) ** 2 - (e.p[:, c] - e.y[:, c]) ** 2)[cells[:, c]]) for c in judged]
+    gains = [
+        mean_of(((baseline[:, c] - e.y[:, c]) ** 2 - (e.p[:, c] - e.y[:, c]) ** 2)[cells[:, c]], e.moments(cells[:, c]))
+        for c in judged
+    ]
     chances = holm(np.array([gain.chance_of_more() for gain in gains]))
     return [
         _unknown(f"brier_gain_over_{over}:{e.classes[c]}", gain.n, gain.why)
@@ -271,6 +295,29 @@ def each_class(e: Evidence, params: Params, over: str) -> list[Check]:
         else _bounded(f"brier_gain_over_{over}:{e.classes[c]}", gain.estimate(), bool(chance >= g.size),
                       f"not below 0: chance >= {g.size}", f"chance {chance:.3f}")
         for c, gain, chance in zip(judged, gains, chances, strict=True)
+    ]  # fmt: skip
+
+
+def each_market(e: Evidence, params: Params) -> list[Check]:
+    """Check that no market is significantly worse than the simplest baseline: the pooled mean would hide it.
+
+    Holm's correction over the markets. One with fewer than `min_cells` rows, or whose error they do not show, counts in
+    the pooled figures only. No line for a universe of one, of which the pooled figure is the market's.
+    """
+    if e.symbol is None or len(e.symbols) < 2:
+        return []
+    g, over = params.gate, SIMPLEST[e.family]
+    rows = {name: e.symbol == code for code, name in enumerate(e.symbols) if (e.symbol == code).any()}
+    gains = {name: mean_of((e.baseline_losses[over] - e.loss)[of]) for name, of in rows.items()}
+    alone = {name: gain for name, gain in gains.items() if gain.n >= g.min_cells and np.isfinite(gain.error)}
+    chances = dict(zip(alone, holm(np.array([gain.chance_of_more() for gain in alone.values()])), strict=True))
+    return [
+        _bounded(f"not_worse:{name}", gain.estimate(), bool(chances[name] >= g.size),
+                 f"not below 0: chance >= {g.size}", f"gain over {over} in {e.loss_name}, chance {chances[name]:.3f}", gain.detectable)
+        if name in chances
+        else _plain(f"not_worse:{name}", True, gain.value, f"judged from {g.min_cells} rows on", gain.n,
+                    "counts in the pooled figures only" + (f": {gain.why}" if gain.why else ""))
+        for name, gain in gains.items()
     ]  # fmt: skip
 
 
@@ -282,7 +329,7 @@ def luck(e: Evidence, params: Params) -> list[Check]:
     """
     assert e.gross_bps is not None
     g, taken = params.gate, _taken(e, params)
-    found = sharpe_of(e.gross_bps - e.gross_bps.mean(), taken)
+    found = sharpe_of(e.gross_bps - e.gross_bps.mean(), taken, e.known)
     sharpe = deflated_sharpe(found, e.trials, e.trial_sharpes)
     if np.isnan(sharpe):
         return [_unknown("deflated_sharpe", found.n, found.why)]
@@ -311,7 +358,7 @@ def against_champion(e: Evidence, params: Params) -> Check:
     if count < g.min_paired:
         detail = f"{count} rows after the champion's data that both could score, needs {g.min_paired}; wait for more"
         return _unknown(name, count, f"{detail} outcomes")
-    gain = mean_of((e.champion_loss - challenger)[paired])
+    gain = mean_of((e.champion_loss - challenger)[paired], e.moments(paired))
     own = max(0.0, float((e.baseline_losses[SIMPLEST[e.family]] - e.champion_loss)[paired].mean()))
     bounds = gain.estimate()
     if np.isnan(gain.error):

@@ -116,12 +116,14 @@ def join_folds(folds: list[PermutationResult]) -> PermutationResult:
 
 
 def importance(
-    plan: PermutationPlan, result: PermutationResult, extras: Mapping[str, Floats], loss_name: str, params: Params
-) -> JsonObject:
+    plan: PermutationPlan, result: PermutationResult, extras: Mapping[str, Floats], loss_name: str, params: Params,
+    known: Floats | None = None,
+) -> JsonObject:  # fmt: skip
     """Return the JSON-ready report: columns, clusters, by_regime, reselection.
 
     Shares are of the sum of all positive rises; None if no loss rose.
     extras  of the dataset on the same rows; `regime`: (n,) code of contracts.REGIMES, NaN where it is unknown
+    known   (n,) when each row was known, where rows of several markets share a moment
     """
     k, wide = len(plan.columns), [group for group in plan.clusters if len(group) > 1]
     at = [group[0] if len(group) == 1 else k + wide.index(group) for group in plan.clusters]
@@ -130,14 +132,14 @@ def importance(
     column_share, cluster_share = shares(raised), shares(clustered)
     columns = {
         name: {
-            "rise": _figure(raised[:, j]), "share": column_share[j], "cluster": cluster_of[j],
+            "rise": _figure(raised[:, j], known), "share": column_share[j], "cluster": cluster_of[j],
             "contribution": None if contributions is None else float(np.abs(contributions[:, j]).mean()),
         }
         for j, name in enumerate(plan.columns)
     }  # fmt: skip
     by_cluster = [
         {
-            "columns": [plan.columns[j] for j in group], "rise": _figure(clustered[:, c]),
+            "columns": [plan.columns[j] for j in group], "rise": _figure(clustered[:, c], known),
             "share": cluster_share[c],
             "contribution": (
                 None if contributions is None else float(np.abs(contributions[:, group].sum(axis=1)).mean())
@@ -150,7 +152,7 @@ def importance(
         "loss_name": loss_name, "rows": len(raised), "repeats": params.importance.repeats, "seed": params.seed,
         "contributions": "mean |TreeSHAP| in log-odds before calibration" if contributions is not None else "none",
         "columns": columns, "clusters": by_cluster,
-        "by_regime": _by_regime(plan, clustered, extras.get("regime")),
+        "by_regime": _by_regime(plan, clustered, extras.get("regime"), known),
         "reselection": reselection(share_of, params.importance.low_share, params.importance.reselect_over),
     }  # fmt: skip
 
@@ -188,26 +190,27 @@ def not_permuted(why: str) -> JsonObject:
             "reselection": {"proposed": None, "leave_out": [], "keep": [], "line": f"not judged: {why}"}}  # fmt: skip
 
 
-def _by_regime(plan: PermutationPlan, clustered: Floats, codes: Floats | None) -> JsonObject:
+def _by_regime(plan: PermutationPlan, clustered: Floats, codes: Floats | None, known: Floats | None) -> JsonObject:
     """Return rule regime → rows and each cluster's rise and share, by its first column; unknown regimes apart."""
     if codes is None:
         return {}
     found = {}
     for code, name in [*enumerate(REGIMES), (None, "UNKNOWN")]:
-        rows = clustered[np.isnan(codes) if code is None else codes == code]
+        of = np.isnan(codes) if code is None else codes == code
+        rows, when = clustered[of], None if known is None else known[of]
         if len(rows):
             names = [plan.columns[group[0]] for group in plan.clusters]
             figures = zip(names, rows.T, shares(rows), strict=True)
             found[name] = {
                 "rows": len(rows),
-                "clusters": {first: {"rise": _figure(each), "share": share} for first, each, share in figures},
+                "clusters": {first: {"rise": _figure(each, when), "share": share} for first, each, share in figures},
             }
     return found
 
 
-def _figure(values: Floats) -> JsonObject:
+def _figure(values: Floats, known: Floats | None) -> JsonObject:
     """Return the mean of values with its interval and n; None for bounds with too few rows."""
-    e = mean_estimate(values)
+    e = mean_estimate(values, known=known)
     return dict(json_ready({"value": e.value, "low": e.low, "high": e.high, "n": e.n}))
 
 

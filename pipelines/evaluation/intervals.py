@@ -6,7 +6,9 @@ the means of q long blocks do, and share no seams, so a dependence over fewer th
 square is the squared error, with q degrees of freedom. Every other figure is the mean of its rows' influences: how much
 the figure moves, times n, as one row gains weight. Nothing is resampled.
 
-Rows are in time order. NaN is refused: abstentions are counted before and never scored.
+Rows are in time order. Those of several markets at one moment are one unit, as markets move together: their influences
+are added up before anything else, so that dependence across markets is inside a unit and dependence over time between
+units (decision 0074). NaN is refused: abstentions are counted before and never scored.
 
 Sources: Lazarus, Lewis, Stock & Watson 2018, J. Business & Economic Statistics 36(4), sec. 2 (equal-weighted cosines);
 Ibragimov & Müller 2010, same journal 28(4) (few long blocks); Politis & White 2004, Econometric Reviews 23(1), with the
@@ -19,7 +21,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import fdtrc, stdtr, stdtrit
 
-from pipelines.contracts import Estimate, Floats
+from pipelines.contracts import Estimate, Floats, Ints
 from pipelines.errors import BadValues
 
 LEAST_CONTRASTS, MOST_CONTRASTS = 15, 30
@@ -66,11 +68,29 @@ class Measurement:
         return float(stdtr(self.contrasts, (self.value - than) / self.error))
 
 
-def measure(value: float, influence: Floats, rows: int | None = None) -> Measurement:
+def moments(known: Floats) -> Ints:
+    """Return the first row of every moment, of rows known at ascending times (n,)."""
+    return (
+        np.flatnonzero(np.concatenate([[True], np.diff(known) != 0.0])) if len(known) else np.zeros(0, dtype=np.int64)
+    )
+
+
+def by_moment(influence: Floats, known: Floats | None) -> Floats:
+    """Return (m, …) the influence of each moment on a figure, from those of its rows (n, …); the mean stays.
+
+    known  (n,) ascending times; None = every row is a moment of its own
+    """
+    if known is None or len(first := moments(known)) == len(influence):
+        return influence
+    return np.asarray(np.add.reduceat(influence, first, axis=0) * (len(first) / len(influence)))
+
+
+def measure(value: float, influence: Floats, rows: int | None = None, known: Floats | None = None) -> Measurement:
     """Return a figure with its standard error, from the influence (n,) of each row on it.
 
     influence  n times the change of the figure as a row's weight grows; its mean is zero, or it is made so
     rows       on which the figure rests, if fewer than n: rows of weight zero are no evidence
+    known      (n,) when each row was known, ascending, where several may share a moment
     Raises     BadValues for an influence that is not finite, naming its row
     """
     n = len(influence)
@@ -80,9 +100,15 @@ def measure(value: float, influence: Floats, rows: int | None = None) -> Measure
     if not np.isfinite(influence).all():
         row = int(np.flatnonzero(~np.isfinite(influence))[0])
         raise BadValues(f"row {row} of {n} is {influence[row]}; leave out rows without a value before a figure of them")
-    longest, needed = n // LEAST_CONTRASTS, block_length(influence)
+    influence = by_moment(influence, known)
+    units = len(influence)
+    if units < LEAST_ROWS:
+        why = f"{n} rows at {units} moments, needs {LEAST_ROWS} moments"
+        return Measurement(value, float("nan"), LEAST_CONTRASTS, counted, why)
+    longest, needed = units // LEAST_CONTRASTS, block_length(influence)
     if needed > longest:
-        why = f"rows depend on {needed} neighbours, so {n} rows hold under {LEAST_CONTRASTS} independent blocks"
+        what = "rows" if units == n else "moments"
+        why = f"{what} depend on {needed} neighbours, so {units} {what} hold under {LEAST_CONTRASTS} independent blocks"
         return Measurement(value, float("nan"), LEAST_CONTRASTS, counted, why)
     found = contrasts(influence[:, np.newaxis], needed)[:, 0]
     return Measurement(value, float(np.sqrt((found**2).mean())), len(found), counted)
@@ -139,33 +165,33 @@ def block_length(values: Floats) -> int:
     return max(1, round(float((1.5 * (slope / variance) ** 2 * n) ** (1 / 3))))
 
 
-def mean_of(values: Floats) -> Measurement:
-    """Return the mean of (n,) values; NaN without values."""
+def mean_of(values: Floats, known: Floats | None = None) -> Measurement:
+    """Return the mean of (n,) values; NaN without values. known as of `measure`."""
     if not len(values):
         return Measurement(float("nan"), float("nan"), LEAST_CONTRASTS, 0, "no rows")
     mean = float(values.mean())
-    return measure(mean, values - mean)
+    return measure(mean, values - mean, known=known)
 
 
-def ratio_of(above: Floats, below: Floats, rows: int | None = None) -> Measurement:
-    """Return Σ above / Σ below of (n,) values; NaN where Σ below is zero."""
+def ratio_of(above: Floats, below: Floats, rows: int | None = None, known: Floats | None = None) -> Measurement:
+    """Return Σ above / Σ below of (n,) values; NaN where Σ below is zero. rows, known as of `measure`."""
     total = float(below.sum())
     if not len(below) or total == 0.0:
         return Measurement(float("nan"), float("nan"), LEAST_CONTRASTS, rows or 0, "nothing to divide by")
     value = float(above.sum()) / total
-    return measure(value, len(below) * (above - value * below) / total, rows)
+    return measure(value, len(below) * (above - value * below) / total, rows, known)
 
 
-def chance_of_zero(influence: Floats, value: Floats) -> float:
+def chance_of_zero(influence: Floats, value: Floats, known: Floats | None = None) -> float:
     """Return p of "all k figures are zero": how often figures as far from it would show (Hotelling's T²).
 
-    influence  (n, k) influence of each row on each of the k figures (value, (k,))
+    influence  (n, k) influence of each row on each of the k figures (value, (k,)); known as of `measure`
     NaN where any of their errors is not known; a figure that does not vary is left out
     """
     varies = influence.std(axis=0) > 1e-12
     if not varies.any():
         return float("nan")
-    influence, value = influence[:, varies], value[varies]
+    influence, value = by_moment(influence[:, varies], known), value[varies]
     alone = [measure(float(v), each) for v, each in zip(value, influence.T, strict=True)]
     if not np.isfinite([each.error for each in alone]).all():
         return float("nan")

@@ -1,6 +1,7 @@
 """Figures of predictions and trades, each with its interval (law L9; `intervals` says how).
 
-Rows are in time order. NaN is refused everywhere: abstentions are counted before and never scored. A walk-forward model
+Rows are in time order; `known` (n,) are their times where rows of several markets share a moment, as of
+`intervals.measure`. NaN is refused everywhere: abstentions are counted before and never scored. A walk-forward model
 is a model a fold, calibrated by itself, so probabilities are compared within folds and chosen by their rank there.
 """
 
@@ -12,9 +13,9 @@ from pipelines.evaluation.intervals import LEAST_CONTRASTS, Measurement, mean_of
 from pipelines.models.losses import checked
 
 
-def mean_estimate(values: Floats, cost_bps: float | None = None) -> Estimate:
+def mean_estimate(values: Floats, cost_bps: float | None = None, known: Floats | None = None) -> Estimate:
     """Return the mean of (n,) values with its 95 % interval; NaN without values, NaN bounds with too few."""
-    return mean_of(values).estimate(cost_bps)
+    return mean_of(values, known).estimate(cost_bps)
 
 
 def auc(p: Floats, y: Floats) -> float:
@@ -33,7 +34,7 @@ def _pairs_won(p: Floats, y: Floats) -> Floats:
     return np.asarray(np.where(y == 1, losers_below[group], winners_above[group]))
 
 
-def auc_of(p: Floats, y: Floats, fold: Ints | None = None) -> Measurement:
+def auc_of(p: Floats, y: Floats, fold: Ints | None = None, known: Floats | None = None) -> Measurement:
     """Return the AUC over pairs of one fold (all rows are one without `fold`); NaN with one class in every fold.
 
     Its influences are the rows' placements (DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44(3)), within each fold
@@ -53,12 +54,12 @@ def auc_of(p: Floats, y: Floats, fold: Ints | None = None) -> Measurement:
     if total == 0.0:
         return Measurement(float("nan"), float("nan"), LEAST_CONTRASTS, len(y), "one outcome only")
     value = float(won.sum() / 2.0 / total)
-    return measure(value, len(y) * (won - expected + (expected - value * pairs) / 2.0) / total)
+    return measure(value, len(y) * (won - expected + (expected - value * pairs) / 2.0) / total, known=known)
 
 
-def auc_estimate(p: Floats, y: Floats, fold: Ints | None = None) -> Estimate:
+def auc_estimate(p: Floats, y: Floats, fold: Ints | None = None, known: Floats | None = None) -> Estimate:
     """Return `auc_of` with its 95 % interval."""
-    return auc_of(p, y, fold).estimate()
+    return auc_of(p, y, fold, known).estimate()
 
 
 def ranks_within(p: Floats, fold: Ints) -> Floats:
@@ -80,12 +81,14 @@ def chosen(rank: Floats, coverage: float) -> Bools:
     return np.asarray(rank >= 1.0 - coverage)
 
 
-def mean_of_chosen(values: Floats, taken: Bools, cost_bps: float | None = None) -> Estimate:
+def mean_of_chosen(
+    values: Floats, taken: Bools, cost_bps: float | None = None, known: Floats | None = None
+) -> Estimate:
     """Return the mean of values (n,) on the rows taken (n,), with its 95 % interval over all rows' time."""
-    return ratio_of(values * taken, taken.astype(np.float64), int(taken.sum())).estimate(cost_bps)
+    return ratio_of(values * taken, taken.astype(np.float64), int(taken.sum()), known).estimate(cost_bps)
 
 
-def lift_of(taken: Bools, gross_bps: Floats) -> Measurement:
+def lift_of(taken: Bools, gross_bps: Floats, known: Floats | None = None) -> Measurement:
     """Return mean gross bps of the rows taken (n,) minus that of all rows; NaN if none is taken.
 
     It is what the model adds to taking every signal. Cost is the same for each trade, so it cancels here.
@@ -95,7 +98,7 @@ def lift_of(taken: Bools, gross_bps: Floats) -> Measurement:
         return Measurement(float("nan"), float("nan"), LEAST_CONTRASTS, 0, "no row is taken")
     mean, every = float(gross_bps[taken].mean()), float(gross_bps.mean())
     influence = n * np.where(taken, gross_bps - mean, 0.0) / count - (gross_bps - every)
-    return measure(mean - every, influence, count)
+    return measure(mean - every, influence, count, known)
 
 
 def lift_of_spread(deviation: float, coverage: float) -> float:
@@ -107,9 +110,11 @@ def lift_of_spread(deviation: float, coverage: float) -> float:
     return deviation * float(np.exp(-0.5 * edge**2) / np.sqrt(2.0 * np.pi)) / coverage
 
 
-def lift_estimate(taken: Bools, gross_bps: Floats, cost_bps: float | None = None) -> Estimate:
+def lift_estimate(
+    taken: Bools, gross_bps: Floats, cost_bps: float | None = None, known: Floats | None = None
+) -> Estimate:
     """Return `lift_of` with its 95 % interval; `cost_bps` is only recorded with it."""
-    return lift_of(taken, gross_bps).estimate(cost_bps)
+    return lift_of(taken, gross_bps, known).estimate(cost_bps)
 
 
 # ---- resampling, for simulated paths ------------------------------------------------------------------------------

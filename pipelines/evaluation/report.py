@@ -11,22 +11,29 @@ from typing import Any
 import numpy as np
 
 from pipelines.contracts import Arrays, Bools, Estimate, Floats, JsonObject, Verdict, json_ready
-from pipelines.costs import costs_of, venue_of
+from pipelines.costs import Costs, costs_of, venue_of
 from pipelines.evaluation import importance
 from pipelines.evaluation.calibration import calibration_error
 from pipelines.evaluation.deflation import sharpe_of
+from pipelines.evaluation.detectable import ONE_BP, Detectable, detectable
+from pipelines.evaluation.intervals import mean_of
 from pipelines.evaluation.metrics import (
     auc_estimate,
     chosen,
     lift_estimate,
+    lift_of,
     mean_estimate,
     mean_of_chosen,
     ranks_within,
 )
 from pipelines.evaluation.verdicts import MARKS, state_of, verdict_state
 from pipelines.models.directional_ensemble import ensemble_losses
+from pipelines.models.trained_on import symbols_of
 from pipelines.params import Params
 from pipelines.renamed_keys import current_names
+
+# what a family would answer without a model: its gain over this is its own skill
+SIMPLEST = {"validator": "base_rate", "pattern": "prevalence", "predictor": "base_rate", "regime": "constant"}
 
 
 def read_oof(folder: Path) -> Arrays:
@@ -38,6 +45,16 @@ def read_oof(folder: Path) -> Arrays:
 def arrays_with_prefix(oof: Arrays, prefix: str) -> dict[str, Floats]:
     """Return the arrays whose name starts with `prefix`, by the rest of the name."""
     return {name.removeprefix(prefix): values for name, values in oof.items() if name.startswith(prefix)}
+
+
+def symbols_in(oof: Arrays) -> tuple[str, ...]:
+    """Return the names of the markets of out-of-fold rows; none of a release before 0.11, whose rows are of one."""
+    return tuple(oof["symbols"].tolist()) if "symbols" in oof else ()
+
+
+def shared_moments(oof: Arrays) -> Floats | None:
+    """Return (n,) when each row was known, where rows of several markets share moments; None of one market."""
+    return oof["known"] if len(symbols_in(oof)) > 1 else None
 
 
 def confident_rows(oof: Arrays, coverage: float) -> Bools:
@@ -59,70 +76,127 @@ def summarise(folder: Path, params: Params) -> JsonObject:
     """Return the figures of the family whose stage output is `folder` (`oof.npz`, `fit.json`)."""
     oof, fit = read_oof(folder), current_names("fit figures", json.loads((folder / "fit.json").read_text()))
     schema = json.loads((folder / "bundle" / "schema.json").read_text())
-    costs = costs_of(params.costs, *venue_of(schema))
-    y, p, gross = oof["y"], oof["p"], oof.get("extra_gross_bps")
-    paid = paid_bps(oof, costs.round_trip_bps)
+    costs = market_costs(schema, params)
+    y, p, gross, when = oof["y"], oof["p"], oof.get("extra_gross_bps"), shared_moments(oof)
+    paid = paid_bps(oof, next(iter(costs.values()))[0].round_trip_bps)
     cost = float(paid.mean())
     losses = {"model": oof["loss"], **arrays_with_prefix(oof, "loss_")}
     probabilities = {"model": p, **arrays_with_prefix(oof, "baseline_"), **arrays_with_prefix(oof, "member_")}
     figures: JsonObject = {
         "n": len(y),
         "cost_bps": cost,
-        "costs": costs.describe(oof.get("extra_spread_known"), bool(schema.get("has_funding"))),
-        "loss": {name: _dict(mean_estimate(loss)) for name, loss in losses.items()},
+        "costs": costs_text(costs, oof),
+        "loss": {name: _dict(mean_estimate(loss, known=when)) for name, loss in losses.items()},
         "gain_over": {
-            name: _dict(mean_estimate(loss - losses["model"])) for name, loss in losses.items() if name != "model"
+            name: _dict(mean_estimate(loss - losses["model"], known=when))
+            for name, loss in losses.items()
+            if name != "model"
         },
+        "by_symbol": by_symbol(oof, fit["family"]),
+        "detectable": {name: each.to_dict() for name, each in smallest_effects(oof, fit, params).items()},
         **{k: v for k, v in fit.items() if k != "columns"},
     }
     if y.ndim == 2:
         present = oof["extra_direction"] != 0.0
         figures["by_class"] = {
-            name: _of_class(p[:, c], y[:, c], probabilities["prevalence"][:, c], present[:, c])
+            name: _of_class(p[:, c], y[:, c], probabilities["prevalence"][:, c], present[:, c], when)
             for c, name in enumerate(fit["classes"])
         }
     elif set(np.unique(y)) <= {0.0, 1.0}:
         figures["hit_rate"] = float(y.mean())
-        figures["calibration_error"] = _dict(calibration_error(p, y).error)
+        figures["calibration_error"] = _dict(calibration_error(p, y, when).error)
         figures["auc"] = {
-            name: _dict(auc_estimate(q, y, oof.get("fold")))
+            name: _dict(auc_estimate(q, y, oof.get("fold"), when))
             for name, q in probabilities.items()
             if name != "base_rate" and np.isfinite(q).all()  # a single value ranks nothing
         }
     if weights := schema.get("ensemble"):
         member_losses = ensemble_losses(oof, y, weights)
-        figures["ensemble_loss"] = {n: _dict(mean_estimate(loss)) for n, loss in member_losses.items()}
+        figures["ensemble_loss"] = {
+            name: _dict(mean_estimate(loss, known=when)) for name, loss in member_losses.items()
+        }
     if gross is not None and y.ndim == 1:
         figures["selective"] = selective(oof, paid, params)
-        figures["every_row_net_bps"] = _dict(mean_estimate(gross - paid, cost))
+        figures["every_row_net_bps"] = _dict(mean_estimate(gross - paid, cost, when))
         # of the lift, a row: the gate of later candidates reads how these ratios vary
         taken = confident_rows(oof, params.gate.coverage)
-        figures["lift_sharpe"] = _dict(sharpe_of(gross - gross.mean(), taken).estimate(0.0))
+        figures["lift_sharpe"] = _dict(sharpe_of(gross - gross.mean(), taken, when).estimate(0.0))
     return figures
 
 
-def _of_class(p: Floats, y: Floats, prevalence: Floats, present: Bools) -> JsonObject:
+def market_costs(schema: Mapping[str, Any], params: Params) -> dict[str, tuple[Costs, bool]]:
+    """Return market → its costs and whether its history has funding rates, of a bundle's schema of any release."""
+    markets = schema.get("markets") or {symbols_of(schema)[0] if symbols_of(schema) else "": schema}
+    return {
+        name: (costs_of(params.costs, *venue_of(facts)), bool(facts.get("has_funding")))
+        for name, facts in markets.items()
+    }
+
+
+def costs_text(costs: Mapping[str, tuple[Costs, bool]], oof: Arrays) -> str:
+    """Return what stands of costs on every figure with one: of each market, if they differ."""
+    spread = oof.get("extra_spread_known")
+    texts: dict[str, list[str]] = {}
+    for code, (name, (each, funded)) in enumerate(costs.items()):
+        of = slice(None) if len(costs) < 2 else oof["symbol"] == code
+        texts.setdefault(each.describe(None if spread is None else spread[of], funded), []).append(name)
+    return next(iter(texts)) if len(texts) == 1 else "; ".join(f"{', '.join(of)}: {text}" for text, of in texts.items())
+
+
+def by_symbol(oof: Arrays, family: str) -> JsonObject:
+    """Return market → n, loss and the gain over the simplest baseline, of that market's rows; empty of old evidence."""
+    found: JsonObject = {}
+    simplest = arrays_with_prefix(oof, "loss_").get(SIMPLEST.get(family, ""))
+    for code, name in enumerate(symbols_in(oof)):
+        of = oof["symbol"] == code
+        if not of.any():
+            continue
+        loss = oof["loss"][of]
+        found[name] = {"n": int(of.sum()), "loss": _dict(mean_estimate(loss))}
+        if simplest is not None:
+            found[name]["gain_over"] = {SIMPLEST[family]: _dict(mean_estimate(simplest[of] - loss))}
+    return found
+
+
+def smallest_effects(oof: Arrays, fit: Mapping[str, Any], params: Params) -> dict[str, Detectable]:
+    """Return what these rows could show: `loss`, the gain over the simplest baseline; `bps` of a family with trades."""
+    found, when, n, family = {}, shared_moments(oof), len(oof["loss"]), fit["family"]
+    simplest = arrays_with_prefix(oof, "loss_").get(SIMPLEST.get(family, ""))
+    if simplest is not None:
+        gain = mean_of(simplest - oof["loss"], when)
+        found["loss"] = detectable(gain, params.gate.least_gain.get(family, 0.0), n, fit["loss_name"])
+    gross = oof.get("extra_gross_bps")
+    if gross is not None and oof["y"].ndim == 1:
+        taken = confident_rows(oof, params.gate.coverage)
+        found = {"bps": detectable(lift_of(taken, gross, when), ONE_BP, n, "bps"), **found}
+    return found
+
+
+def _of_class(p: Floats, y: Floats, prevalence: Floats, present: Bools, known: Floats | None) -> JsonObject:
     """Return how often one class is present, and of those rows the share that played out, the gain and calibration."""
     p, y, prevalence = p[present], y[present], prevalence[present]
+    when = None if known is None else known[present]
     return {
         "present": int(present.sum()),
         "share": float(y.mean()) if len(y) else None,
-        "brier_gain_over_prevalence": _dict(mean_estimate((prevalence - y) ** 2 - (p - y) ** 2)),
-        "calibration_error": _dict(calibration_error(p, y).error),
+        "brier_gain_over_prevalence": _dict(mean_estimate((prevalence - y) ** 2 - (p - y) ** 2, known=when)),
+        "calibration_error": _dict(calibration_error(p, y, when).error),
     }
 
 
 def selective(oof: Arrays, paid: Floats, params: Params) -> JsonObject:
     """Return hit rate, net bps and lift of the most confident 5, 10, 20 and 50 %; paid (n,) cost of each row, bps."""
-    gross, by_coverage = oof["extra_gross_bps"], {}
+    gross, when, by_coverage = oof["extra_gross_bps"], shared_moments(oof), {}
     for coverage in (0.05, 0.10, 0.20, 0.50):
         taken = confident_rows(oof, coverage)
         by_coverage[f"{coverage:.0%}"] = {
             "share": float(taken.mean()),  # what a threshold of the past chose of the later rows
-            "hit_rate": _dict(mean_of_chosen(oof["y"], taken)),
-            "net_bps": _dict(mean_of_chosen(gross - paid, taken, float(paid[taken].mean()) if taken.any() else None)),
-            "lift_bps": _dict(lift_estimate(taken, gross, 0.0)),
-            "lift_after_cost_bps": _dict(lift_estimate(taken, gross - paid, float(paid.mean()))),
+            "hit_rate": _dict(mean_of_chosen(oof["y"], taken, known=when)),
+            "net_bps": _dict(
+                mean_of_chosen(gross - paid, taken, float(paid[taken].mean()) if taken.any() else None, when)
+            ),
+            "lift_bps": _dict(lift_estimate(taken, gross, 0.0, when)),
+            "lift_after_cost_bps": _dict(lift_estimate(taken, gross - paid, float(paid.mean()), when)),
         }
     return by_coverage
 
@@ -158,6 +232,12 @@ def figure_rows(figures: JsonObject, traded: JsonObject | None) -> list[list[str
     cost, unit = figures["cost_bps"], figures["loss_name"]
     rows = [row(unit, figures["loss"]["model"])]
     rows += [row(f"gain over {name.replace('_', ' ')}", e) for name, e in sorted(figures["gain_over"].items())]
+    if len(markets := figures.get("by_symbol", {})) > 1:
+        rows += [
+            row(f"{name}: gain over {first.replace('_', ' ')}", e)
+            for name, each in markets.items()
+            for first, e in each.get("gain_over", {}).items()
+        ]
     rows += [row(f"{unit} of {name.replace('_', ' ')}", e) for name, e in figures.get("ensemble_loss", {}).items()]
     rows += [
         row("AUC" if name == "model" else f"AUC of {name.replace('_', ' ')}", e, 3)
@@ -179,6 +259,11 @@ def figure_rows(figures: JsonObject, traded: JsonObject | None) -> list[list[str
             row(f"net bps a trade after {chosen_cost:.3g} bps (20 %)", chosen["net_bps"], 2),
             row(f"net bps, every row, after {cost:.3g} bps", figures["every_row_net_bps"], 2),
         ]
+    rows += [
+        [f"smallest effect to be seen, {e['unit']}", "–" if e["least"] is None else f"{e['least']:.2g}", e["line"],
+         f"{e['n']:,}"]
+        for e in figures.get("detectable", {}).values()
+    ]  # fmt: skip
     rows.append(["reselection of columns", figures["reselection"].partition(":")[0], "", f"{figures['n']:,}"])
     if traded is not None:
         rows += [
@@ -235,9 +320,11 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
         for c in verdict.checks
     )
     result = verdict_state(verdict)
+    effects = (e["line"] for e in figures.get("detectable", {}).values())
     about = (
-        f"{figures['n']:,} out-of-fold rows, losses in {escape(figures['loss_name'])}, round trip {cost:.3g} bps: "
-        f"{escape(figures['costs'])}."
+        f"{figures['n']:,} out-of-fold rows{_of_markets(figures)}, losses in {escape(figures['loss_name'])}, "
+        f"round trip {cost:.3g} bps: {escape(figures['costs'])}. "
+        + " ".join(f"{escape(line[:1].upper() + line[1:])}." for line in effects)
     )
     path.write_text(
         f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title>"
@@ -251,8 +338,34 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
         "</p>"
         "<table><tr><th></th><th>check</th><th>value</th><th>interval</th><th>required</th><th>detectable</th><th>n</th>"
         "<th></th></tr>"
-        f"{rows}</table>{figure.to_html(full_html=False, include_plotlyjs=True)}"
+        f"{rows}</table>{_market_table(figures)}{figure.to_html(full_html=False, include_plotlyjs=True)}"
         + importance.section(json.loads((folder / "importance.json").read_text()))
+    )
+
+
+def _of_markets(figures: JsonObject) -> str:
+    """Return the markets of pooled rows for the page; nothing of one market."""
+    markets = figures.get("by_symbol", {})
+    return f" of {', '.join(escape(name) for name in markets)}" if len(markets) > 1 else ""
+
+
+def _market_table(figures: JsonObject) -> str:
+    """Return HTML with the figures of each market; nothing of one market, whose figures are the pooled ones."""
+    markets = figures.get("by_symbol", {})
+    if len(markets) < 2:
+        return ""
+    lines = ""
+    for name, each in markets.items():
+        for first, e in each.get("gain_over", {}).items():
+            known = e["low"] is not None and e["high"] is not None
+            bounds = f"[{_number(e['low'])}, {_number(e['high'])}]" if known else "too few rows"
+            lines += (
+                f"<tr><td>{escape(name)}</td><td>{each['n']:,}</td><td>{_number(each['loss']['value'])}</td>"
+                f"<td>over {escape(first.replace('_', ' '))}: {_number(e['value'])}</td><td>{bounds}</td></tr>"
+            )
+    return (
+        "<h2>By market</h2><table><tr><th>market</th><th>n</th><th>loss</th><th>gain</th><th>interval</th></tr>"
+        f"{lines}</table>"
     )
 
 

@@ -1,4 +1,7 @@
-"""Splits without leakage: purged by each label's own life, embargoed by a stated time."""
+"""Splits without leakage: purged by each label's own life, embargoed by a stated time.
+
+Rows may be of several markets, which move together: time is cut for all of them at once, and no moment is cut in two.
+"""
 
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -20,11 +23,11 @@ class Split:
 def walk_forward(known: Floats, ended: Floats, folds: int, min_train_fraction: float, embargo_s: float) -> list[Split]:
     """Return expanding training windows, each tested on the next stretch of events.
 
-    known, ended  (m,) epoch seconds at which an event was known and its label ended; `known` ascending
+    known, ended  (m,) epoch seconds at which an event of any market was known and its label ended; `known` ascending
     embargo_s     seconds between the last label's end and the first test event: max(horizon, feature memory)
     """
     m = len(known)
-    edges = np.linspace(int(m * min_train_fraction), m, folds + 1).astype(int)
+    edges = whole_moments(known, np.linspace(int(m * min_train_fraction), m, folds + 1).astype(int))
     splits = []
     for low, high in pairwise(edges):
         if high <= low:
@@ -41,6 +44,12 @@ def walk_forward(known: Floats, ended: Floats, folds: int, min_train_fraction: f
     return splits
 
 
+def whole_moments(known: Floats, edges: Ints) -> Ints:
+    """Return edges (e,) between rows moved back to the first row known at the same time; the end of all rows stays."""
+    inside = np.minimum(edges, len(known) - 1)
+    return np.asarray(np.where(edges < len(known), np.searchsorted(known, known[inside]), edges))
+
+
 def combinatorial(known: Floats, ended: Floats, groups: int, test_groups: int, embargo_s: float) -> list[Split]:
     """Return every choice of `test_groups` among `groups` stretches as test.
 
@@ -48,9 +57,10 @@ def combinatorial(known: Floats, ended: Floats, groups: int, test_groups: int, e
 
     Source: López de Prado 2018, ch. 12 (combinatorial purged cross-validation).
     """
-    parts = np.array_split(np.arange(len(known)), groups)
+    ends = np.cumsum([len(part) for part in np.array_split(known, groups)])
+    parts = np.split(np.arange(len(known)), whole_moments(known, ends[:-1]))
     splits = []
-    for chosen in combinations(range(groups), test_groups):
+    for chosen in combinations([g for g in range(groups) if len(parts[g])], test_groups):
         test = np.concatenate([parts[g] for g in chosen])
         keep = np.ones(len(known), dtype=bool)
         for g in chosen:

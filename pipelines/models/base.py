@@ -4,7 +4,7 @@ A family is one `ModelFamily`: its training rows, fit and calibration, loss, bas
 bundles, registry, gate and slots are the same for all families.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,9 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Hold m labelled rows in time order: inputs, labels, weights and times.
+    """Hold m labelled rows of one or several markets in time order: inputs, labels, weights and times.
+
+    Rows of the same time are in the order of their markets.
 
     columns       names of the input columns
     inputs        row numbers (n,) → (n, k) for a family of one step, else (n, steps, k), oldest first; NaN = missing
@@ -31,6 +33,8 @@ class Dataset:
     known, ended  (m,) epoch seconds at which the row was known, and at which its label ended
     extras        name → (m,) or (m, j): what only this family's baselines, loss or gate need
     at            (m,) position of the row in the whole dataset of the snapshot
+    symbol        (m,) code of the row's market: its position in `symbols`; without one, all rows are of the first
+    symbols       names of the markets
     """
 
     columns: tuple[str, ...]
@@ -42,6 +46,13 @@ class Dataset:
     ended: Floats
     at: Ints
     extras: Mapping[str, Floats] = field(default_factory=dict)
+    symbol: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    symbols: tuple[str, ...] = ("",)
+
+    def __post_init__(self) -> None:
+        """Give every row the first market where none is stated."""
+        if len(self.symbol) != len(self.known):
+            object.__setattr__(self, "symbol", np.zeros(len(self.known), dtype=np.int64))
 
     def __len__(self) -> int:
         """Return the number of rows, m."""
@@ -70,7 +81,14 @@ class Dataset:
             ended=self.ended[rows],
             at=self.at[rows],
             extras={name: values[rows] for name, values in self.extras.items()},
+            symbol=self.symbol[rows],
         )
+
+    def by_market(self) -> Iterator[tuple[str, Ints]]:
+        """Yield each market that has rows, and their numbers in time order."""
+        for code, name in enumerate(self.symbols):
+            if len(rows := np.flatnonzero(self.symbol == code)):
+                yield name, rows
 
     def decayed(self, half_life_events: float) -> "Dataset":
         """Return the rows of a training window with weights that fade towards its beginning; the newest has decay 1."""
@@ -81,7 +99,9 @@ class Dataset:
         return effective_rows(self.uniqueness, event_decay(self.known, half_life_events))
 
     def select_columns(self, mask: Bools) -> "Dataset":
-        """Return the dataset with the input columns where `mask` (k,) is True."""
+        """Return the dataset with the input columns where `mask` (k,) is True; itself where that is all of them."""
+        if mask.all():
+            return self
         read = self.inputs
         return replace(
             self,
@@ -204,18 +224,27 @@ class ModelFamily:
     contributions: Callable[[Fitted, Floats], Floats] | None = None
 
 
-def present_columns(rows: Floats, names: tuple[str, ...]) -> tuple[Bools, dict[str, str]]:
+def present_columns(
+    rows: Floats, names: tuple[str, ...], markets: Mapping[str, Ints] | None = None
+) -> tuple[Bools, dict[str, str]]:
     """Return (mask (k,) of the usable columns, dropped column → reason) of rows (m, k).
 
-    Columns without a value in the training snapshot are dropped, and so are constant ones, from which nothing can be
-    learnt.
+    Columns without a value in the training snapshot are dropped, or without one in any market: the pooled schema is
+    what every market records. So are constant ones, from which nothing can be learnt.
+
+    markets  market → the numbers of its rows; None = all rows are of one
     """
     mask = np.ones(len(names), dtype=bool)
     dropped: dict[str, str] = {}
+    several = {} if markets is None or len(markets) < 2 else markets
     for j, name in enumerate(names):
-        values = rows[np.isfinite(rows[:, j]), j]
+        known = np.isfinite(rows[:, j])
+        values = rows[known, j]
+        absent = [market for market, at in several.items() if not known[at].any()]
         if len(values) == 0:
             dropped[name] = "absent: no value in the training snapshot"
+        elif absent:
+            dropped[name] = f"absent in {', '.join(absent)}: pooled rows have the columns of every market"
         elif values.min() == values.max():
             dropped[name] = f"constant at {values[0]:g} in the training snapshot"
         mask[j] = name not in dropped

@@ -16,6 +16,7 @@ from pipelines.models.baselines import always_base_rate, log_loss_baseline, logi
 from pipelines.models.calibration import Calibrated, export_calibrated, fit_calibrated, raw
 from pipelines.models.losses import log_losses
 from pipelines.models.novelty import fit_novelty
+from pipelines.models.snapshot import pooled_labels
 from pipelines.models.trees import fit_boosted
 from pipelines.params import Params
 
@@ -29,9 +30,9 @@ EXTRAS = (  # of the labels, for baselines, gate and backtest; the model reads n
 
 
 def dataset(artifacts: Path, params: Params) -> Dataset:
-    """Return the resolved, eligible events in time order. Raises NotEnoughData if no event is labelled."""
-    with np.load(artifacts / "labels" / "events.npz", allow_pickle=False) as f:
-        arrays = {name: f[name] for name in f.files}
+    """Return the resolved, eligible events of all markets in time order. Raises NotEnoughData without one."""
+    found = pooled_labels(artifacts, "events")
+    arrays = found.arrays
     if len(arrays["y"]) == 0:
         raise NotEnoughData(
             "0 events with a target of labels.min_target_to_cost times the cost were resolved in this snapshot; "
@@ -45,6 +46,8 @@ def dataset(artifacts: Path, params: Params) -> Dataset:
         weight=arrays["uniqueness"],
         **{name: arrays[name] for name in ("y", "uniqueness", "known", "ended")},
         extras={name: arrays[name] for name in EXTRAS},
+        symbol=found.symbol,
+        symbols=found.symbols,
     )
 
 

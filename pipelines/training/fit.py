@@ -76,7 +76,7 @@ class Prepared:
 
     data     complete rows of the columns that have values and are not left out
     dropped  column → why it is not among them
-    share    of the rows that are complete, from the first complete one on: those before it only warm up
+    share    of the rows that are complete, in each market from its first complete one on: those before it only warm up
     """
 
     data: Dataset
@@ -93,9 +93,14 @@ class FittedWindow:
     half_life: HalfLife
 
 
-def prepare(family: str, data: Dataset, left_out: Iterable[str]) -> Prepared:
-    """Return what a fit can read of a dataset. Raises NotEnoughData if no row is complete."""
-    present, dropped = present_columns(data.newest(), data.columns)
+def prepare(family: str, data: Dataset, left_out: Iterable[str], unshared: Mapping[str, str] | None = None) -> Prepared:
+    """Return what a fit can read of a dataset.
+
+    unshared  column → why it is not the same one in every market
+    Raises    NotEnoughData if no row is complete
+    """
+    present, dropped = present_columns(data.newest(), data.columns, dict(data.by_market()))
+    dropped |= {name: why for name, why in (unshared or {}).items() if name in data.columns}
     dropped |= {name: "left out: by params.yaml or a reselection" for name in left_out if name in data.columns}
     data = data.select_columns(present & np.array([name not in dropped for name in data.columns]))
     usable = complete_rows(data)
@@ -104,7 +109,8 @@ def prepare(family: str, data: Dataset, left_out: Iterable[str]) -> Prepared:
             f"{family}: none of {len(data):,} labelled rows has all of {', '.join(data.columns)}; bring a "
             "longer history, or data with those columns"
         )
-    return Prepared(data.select_rows(usable), dropped, float(usable[np.argmax(usable) :].mean()))
+    since = np.concatenate([rows[np.argmax(usable[rows]) :] for _, rows in data.by_market() if usable[rows].any()])
+    return Prepared(data.select_rows(usable), dropped, float(usable[since].mean()))
 
 
 def fit_window(model_family: ModelFamily, data: Dataset, params: Params, embargo_s: float, log: Log) -> FittedWindow:
@@ -244,27 +250,34 @@ def train(
     embargo_s: float,
     log: Log,
     reference: Mapping[str, bytes] | None = None,
+    unshared: Mapping[str, str] | None = None,
 ) -> str:
     """Measure out of fold, fit on all rows, export; write `bundle/`, `oof.npz`, `importance.json` and `fit.json`.
 
-    context    provenance for schema and card: catalogue hash, timeframes, symbol, and the data hash if known
+    context    provenance for schema and card: catalogue hash, timeframe, markets, and the data hash if known
     embargo_s  seconds between training labels and test rows
-    reference  files of the drift reference of the training inputs, which the bundle keeps
+    reference  files of the drift references of the training inputs, which the bundle keeps
+    unshared   column → why it is not the same one in every market: such columns are dropped
     Returns    the bundle's digest
     Raises     NotEnoughData if no row is complete, and as the family's fit
     """
     started = time.monotonic()
     left_out = model_family.left_out(params)
-    prepared = prepare(model_family.family, data, left_out)
+    prepared = prepare(model_family.family, data, left_out, unshared)
     data, dropped = prepared.data, prepared.dropped
+    symbols = [name for name, _ in data.by_market()]
+    context = {**context, "symbols": symbols}
+    if isinstance(markets := context.get("markets"), Mapping):
+        context["markets"] = {name: markets[name] for name in symbols}
     plan = plan_permutation(data, params)
     oof = out_of_fold(model_family, data, params, embargo_s, log, None if isinstance(plan, str) else plan)
     if isinstance(plan, str) or oof.permutation is None:
         importance_report = not_permuted(str(plan))
     else:
         importance_report = importance(
-            plan, oof.permutation, data.select_rows(oof.row).extras, model_family.loss_name, params
-        )
+            plan, oof.permutation, data.select_rows(oof.row).extras, model_family.loss_name, params,
+            data.known[oof.row] if len(symbols) > 1 else None,
+        )  # fmt: skip
     log(f"reselection {importance_report['reselection']['line']}")
     log(f"[{oof.folds}/{oof.folds + 1}] final fit on {len(data):,} rows, {len(data.columns)} columns")
     window = fit_window(model_family, data, params, embargo_s, log)
@@ -300,6 +313,7 @@ def train(
             "classes": list(export.schema["classes"]),
             "loss_name": model_family.loss_name,
             "rows": len(data),
+            "rows_of": {name: len(rows) for name, rows in data.by_market()},
             "out_of_fold": len(oof.row),
             "folds": oof.folds,
             "columns": list(data.columns),
@@ -348,6 +362,7 @@ def _arrays(oof: OutOfFold, data: Dataset) -> Arrays:
     optional |= {} if oof.miss_atr is None else {"miss_atr": oof.miss_atr}
     return optional | {
         "fold": oof.fold,
+        "symbol": scored.symbol, "symbols": np.array(scored.symbols),
         "row": scored.at, "known": scored.known, "y": scored.y, "p": oof.p, "p_low": oof.p_low, "loss": oof.loss,
         **{f"loss_{name}": baseline.loss for name, baseline in oof.baselines.items()},
         **{f"baseline_{name}": baseline.p for name, baseline in oof.baselines.items() if baseline.p is not None},
@@ -418,7 +433,7 @@ def _card(
     lines = [
         f"# {model_family.title}",
         "",
-        f"- trained on {len(data):,} rows of {context.get('symbol')} on {context.get('decision_timeframe')} bars",
+        f"- trained on {len(data):,} rows of {_counted(data)} on {context.get('decision_timeframe')} bars",
         *(f"- {line}" for line in model_family.describe(data, params)),
         f"- {decay_line(decay, len(data), params)}",
         f"- {model_family.loss_name} {oof.loss.mean():.4f} on {len(oof.row):,} later rows in {oof.folds} purged "
@@ -427,7 +442,13 @@ def _card(
         f"- columns ({len(data.columns)}): {', '.join(data.columns)}",
         *(f"- dropped {name}: {why}" for name, why in dropped.items()),
         "- abstains on a missing column and on rows beyond the novelty limit",
-        "- not for: other symbols, other timeframes, or trading without the risk engine behind it",
+        "- not for: symbols it was not trained on, other timeframes, or trading without the risk engine behind it",
         "",
     ]
     return "\n".join(lines)
+
+
+def _counted(data: Dataset) -> str:
+    """Return the markets of the rows; of several also how many rows each has."""
+    markets = {name: len(rows) for name, rows in data.by_market()}
+    return ", ".join(name if len(markets) < 2 else f"{name} ({n:,})" for name, n in markets.items())

@@ -3,7 +3,6 @@
 Cost decides only which events are eligible, never a label (row M1 of docs/specification.md).
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,6 +41,7 @@ from pipelines.signals.events import Events, event_rows, events, traditional_eve
 from pipelines.signals.regimes import market_state
 from pipelines.signals.setups import setups
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
+from pipelines.stage_outputs import facts_of, features_of, read_meta
 
 Labels = Arrays  # always with `known` and `ended`, epoch seconds
 
@@ -77,9 +77,10 @@ class Sources:
         return np.concatenate([[0], self.grid.missing(self.decision[:, OPEN_TIME])])
 
 
-def read_sources(folder: Path) -> Sources:
-    """Return the output `folder` of the features stage."""
-    meta = json.loads((folder / "meta.json").read_text())
+def read_sources(artifacts: Path, symbol: str | None = None) -> Sources:
+    """Return the output of the features stage of one market; None = the first."""
+    meta = facts_of(read_meta(artifacts), symbol)
+    folder = features_of(artifacts, meta["symbol"])
     arrays = {name: np.load(folder / f"{name}.npy") for name in ("base", "decision", "features", "signals", "context")}
     venue, market = venue_of(meta)
     grid, base_grid = grids_of(meta)
@@ -90,9 +91,9 @@ def read_sources(folder: Path) -> Sources:
 
 
 def read_funding(folder: Path, meta: Mapping[str, Any]) -> Floats:
-    """Return (r, 2) the funding rates of the features stage in `folder`, as `costs.funding_rates`.
+    """Return (r, 2) the funding rates in a market's `folder` of the features stage, as `costs.funding_rates`.
 
-    meta    its meta.json. A release before 0.8.0 wrote neither rates nor `has_funding`: none, and figures say so
+    meta    its facts in meta.json. A release before 0.8.0 wrote neither rates nor `has_funding`: none, as figures say
     Raises  StateError if the rates that meta names are not there, BadShape if the file holds something else
     """
     file, named = folder / "funding.npy", meta.get("has_funding")

@@ -28,14 +28,15 @@ def paired_losses(
     It is fitted on the rows whose labels had ended by then, as the champion was: neither has a gap before the rows it
     is scored on, since an embargo of one of them would make it the older model again.
 
+    at         (n,) row numbers; -1 for a row that is not scored, as the champion was not trained on its market
     through    epoch seconds: `trained_through` of the champion's bundle
     left_out   columns the challenger leaves out
     embargo_s  seconds between the stretches on which the fit calibrates itself
-    Returns    losses in the family's unit; NaN where a row was known by `through` or has a missing value, and
-               everywhere if the rows by then are too few for a fit: the log says so
+    Returns    losses in the family's unit; NaN where a row is not scored, was known by `through` or has a missing
+               value, and everywhere if the rows by then are too few for a fit: the log says so
     """
     losses = np.full(len(at), np.nan)
-    later = np.flatnonzero(data.known[at] > through)
+    later = np.flatnonzero((at >= 0) & (data.known[at] > through))
     if not len(later):
         return losses
     try:

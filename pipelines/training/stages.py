@@ -1,9 +1,11 @@
 """The stages of dvc.yaml: files in, functions, files out. `python -P -m pipelines.training.stages NAME`.
 
 Layout under `artifacts/` of the workspace:
-features/   base.npy (n, 9), decision.npy (m, 9), books.npy (m, 2, levels, 3), context.npy (m, CONTEXT_WIDTH),
-            features.npy (m, kf), signals.npy (m, ks), funding.npy (r, 2) known time and rate, meta.json, warm/
-labels/     <name>.npz (one per entry of labelling.LABELS), traditional.json; no service reads outcomes from here
+features/   meta.json, and of each market <slug>/: base.npy (n, 9), decision.npy (m, 9), books.npy (m, 2, levels, 3),
+            context.npy (m, CONTEXT_WIDTH), features.npy (m, kf), signals.npy (m, ks), funding.npy (r, 2) known time
+            and rate, warm/
+labels/     of each market <slug>/: <name>.npz (one per entry of labelling.LABELS), traditional.json; no service reads
+            outcomes from here
 <family>/   bundle/, oof.npz, importance.json, fit.json
 paired/     <family>.npz: losses of the family's recipe fitted up to the end of the champion's data; not in dvc.yaml,
             as it depends on the champion
@@ -18,7 +20,9 @@ if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of
 import json
 import math
 import os
+import shutil
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +38,14 @@ from pipelines.data.embargo import inside, to_json, windows_in
 from pipelines.data.series import ages_of, names_of, series_in
 from pipelines.data.sessions import grid_of, grids_of
 from pipelines.data.timeframes import Grid
-from pipelines.errors import NOT_ENOUGH_DATA, NotEnoughData, UnknownName
+from pipelines.errors import NOT_ENOUGH_DATA, NotEnoughData, StateError, UnknownName
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.params import Params
 from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
+from pipelines.stage_outputs import facts_of, features_of, labels_of, read_meta, symbols_in
+from pipelines.training.side_by_side import each_of
 from pipelines.versioning import data_hash
 from pipelines.warm_start import write_warm_start
 
@@ -62,62 +68,72 @@ def ensure_folder(folder: Path) -> Path:
 
 
 def build_features(params: Params) -> None:
-    """Compute decision bars, books, context, features, signals and the live service's warm start from data/."""
-    from pipelines.data import records, schemas  # pandas and Parquet take a second to import; a fit needs neither
+    """Compute decision bars, books, context, features, signals and the live service's warm start of every market."""
+    from pipelines.data.data_version import read_manifest  # pandas and Parquet take a second to import
 
-    described: JsonObject = json.loads(Path("data/manifest.json").read_text())
-    frame = schemas.read_bars(Path("data") / described["file"])
-    base = schemas.to_matrix(frame)
+    version = read_manifest(Path("data"))
+    shutil.rmtree(OUT / "features", ignore_errors=True)
+    ensure_folder(OUT / "features")
+    found = each_of(features_of_market, [(version.market(symbol), params) for symbol in version.symbols])
+    timeframes_found = {str(facts.pop("decision_timeframe")) for facts in found}
+    if len(timeframes_found) > 1:
+        raise StateError(
+            f"the markets of this data version decide on {', '.join(sorted(timeframes_found))} bars; a universe "
+            "decides on one timeframe: raise data.decision_timeframe, or `bellwether symbols remove` the coarser ones"
+        )
+    meta = {
+        "data_hash": data_hash(Path()),
+        "symbols": list(version.symbols),
+        "decision_timeframe": timeframes_found.pop(),
+        "feature_columns": list(FEATURES.columns),
+        "signal_columns": list(SIGNALS.columns),
+        "catalogue_hash": FEATURES.catalogue_hash,
+        "signal_catalogue_hash": SIGNALS.catalogue_hash,
+        "markets": dict(zip(version.symbols, found, strict=True)),
+    }
+    (OUT / "features" / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+
+
+def features_of_market(of: tuple[JsonObject, Params]) -> JsonObject:
+    """Compute what `build_features` writes of one market of data/, and return its facts.
+
+    of  the market's facts in the data version, and the parameters
+    """
+    from pipelines.data import data_version, schemas
+
+    described, params = of
+    base = schemas.to_matrix(data_version.read_bars(Path("data"), described))
     base_grid = grid_of(described, base[:, OPEN_TIME])
     grid = base_grid.at(timeframes.decision_timeframe(base_grid.timeframe, params.data.decision_timeframe))
     decision = timeframes.resample(base, base_grid, grid)
+    symbol = str(described["symbol"])
     log_line(
-        f"features: {len(base):,} {base_grid.timeframe} bars → {len(decision):,} {grid.timeframe} bars of "
-        f"{described['symbol']}"
+        f"features: {len(base):,} {base_grid.timeframe} bars → {len(decision):,} {grid.timeframe} bars of {symbol}"
     )
-    books, feed = records.read_snapshot(Path("data"), described)
+    books, feed = data_version.read_records(Path("data"), described)
     series, windows = series_in(described), windows_in(described)
     levels, context = align(decision[:, OPEN_TIME], grid, books, feed, ages_of(series))
     present = [name for name, values in zip(CONTEXT_FIELDS, context.T, strict=True) if not np.isnan(values).all()]
     if books is not None or feed is not None:
         closes_with_book = int((~np.isnan(levels[:, 0, :1, 0])).sum())
-        log_line(f"features: a book at {closes_with_book:,} closes; context: {', '.join(present) or 'none'}")
+        known = ", ".join(present) or "none"
+        log_line(f"features: a book at {closes_with_book:,} closes of {symbol}; context: {known}")
     for each in series:
-        log_line(f"features: {each.field} is {each.name}, in {each.unit}")
+        log_line(f"features: {each.field} of {symbol} is {each.name}, in {each.unit}")
     feature_state, signal_state = FEATURES.fresh(), SIGNALS.fresh()
     rows = clocked(decision, grid)
     features = FEATURES.run(rows, levels, context, feature_state)
     signals = SIGNALS.run(rows, levels, context, signal_state)
     category_scores = CategoryScores.fit(signals)
-    out = ensure_folder(OUT / "features")
+    out = ensure_folder(features_of(OUT, symbol))
     arrays = {"base": base, "decision": decision, "books": levels, "context": context, "features": features,
               "signals": signals, "funding": funding_rates(feed)}  # fmt: skip
     for name, array in arrays.items():
         np.save(out / f"{name}.npy", array)
     venue, market = venue_of(described)
-    meta = {
-        "data_hash": data_hash(Path()),
-        "symbol": described["symbol"],
-        "venue": venue,
-        "market": market,
-        "base_timeframe": base_grid.timeframe,
-        "decision_timeframe": grid.timeframe,
-        "base_grid": base_grid.to_dict(),
-        "grid": grid.to_dict(),
-        "feature_columns": list(FEATURES.columns),
-        "signal_columns": list(SIGNALS.columns),
-        "catalogue_hash": FEATURES.catalogue_hash,
-        "signal_catalogue_hash": SIGNALS.catalogue_hash,
-        "has_book": books is not None,
-        "has_funding": len(arrays["funding"]) > 0,
-        "context": present,
-        "series": names_of(series),
-        "events": to_json(windows),
-    }
-    (out / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
     write_warm_start(
         out / "warm",
-        symbol=described["symbol"],
+        symbol=symbol,
         base_grid=base_grid,
         grid=grid,
         feature_state=feature_state,
@@ -133,35 +149,75 @@ def build_features(params: Params) -> None:
         series=series,
         events=windows,
     )
+    return {
+        "venue": venue,
+        "market": market,
+        "base_timeframe": base_grid.timeframe,
+        "decision_timeframe": grid.timeframe,
+        "base_grid": base_grid.to_dict(),
+        "grid": grid.to_dict(),
+        "has_book": books is not None,
+        "has_funding": len(arrays["funding"]) > 0,
+        "context": present,
+        "series": names_of(series),
+        "events": to_json(windows),
+    }
 
 
 def build_labels(params: Params) -> None:
-    """Compute the outcomes of each family's rows, in files that serving never reads."""
+    """Compute the outcomes of each family's rows of every market, in files that serving never reads."""
+    shutil.rmtree(OUT / "labels", ignore_errors=True)
+    each_of(labels_of_market, [(symbol, params) for symbol in symbols_in(read_meta(OUT))])
+
+
+def labels_of_market(of: tuple[str, Params]) -> None:
+    """Compute the outcomes of one market; `of` is its symbol, and the parameters."""
     from pipelines.signals.events import events
     from pipelines.training.labelling import LABELS, read_sources, traditional_record, without_broken_rows
 
-    sources, out = read_sources(OUT / "features"), ensure_folder(OUT / "labels")
+    symbol, params = of
+    sources, out = read_sources(OUT, symbol), ensure_folder(labels_of(OUT, symbol))
     for name, label in LABELS.items():
         labels, left_out = without_broken_rows(label(sources, params), name, sources)
         np.savez(out / f"{name}.npz", allow_pickle=False, **labels)
         gone = f", {left_out:,} left out, whose windows have missing bars" if left_out else ""
-        log_line(f"labels: {len(labels['known']):,} rows of {name}{gone}")
+        log_line(f"labels: {len(labels['known']):,} rows of {name} of {symbol}{gone}")
     if sources.windows:
         shut = int(inside(sources.closes[events(sources.features, sources.signals).index], sources.windows).sum())
-        log_line(f"labels: {shut:,} events inside {len(sources.windows):,} windows of the calendar are left out")
-    traditional = traditional_record(sources, params)
-    (out / "traditional.json").write_text(json.dumps(traditional) + "\n")
+        log_line(
+            f"labels: {shut:,} events of {symbol} inside {len(sources.windows):,} windows of the calendar are left out"
+        )
+    (out / "traditional.json").write_text(json.dumps(traditional_record(sources, params)) + "\n")
 
 
-def embargo_seconds(params: Params, grid: Grid) -> float:
-    """Return the embargo in seconds: the larger of label horizon and feature memory, with the closures between."""
-    return grid.span_s(max(params.labels.horizon_bars, int(FEATURES.warmup.max()), int(SIGNALS.warmup.max())))
+def embargo_seconds(params: Params, *grids: Grid) -> float:
+    """Return the embargo in seconds: the larger of label horizon and feature memory, with the closures between.
+
+    grids  of the decision bars of every market: the longest span counts for all
+    """
+    bars = max(params.labels.horizon_bars, int(FEATURES.warmup.max()), int(SIGNALS.warmup.max()))
+    return max(grid.span_s(bars) for grid in grids)
 
 
-def read_meta() -> JsonObject:
-    """Return what the features stage wrote of its data."""
-    meta: JsonObject = json.loads((OUT / "features" / "meta.json").read_text())
-    return meta
+def decision_grids(meta: JsonObject) -> list[Grid]:
+    """Return the grid of the decision bars of every market."""
+    return [grids_of(facts_of(meta, symbol))[0] for symbol in symbols_in(meta)]
+
+
+def pooled_series(meta: JsonObject) -> tuple[dict[str, str], dict[str, str]]:
+    """Return (the series whose field holds the same one in every market, column → why it is not pooled).
+
+    A field that holds one series in one market and another, or none, in the next is no column of both.
+    """
+    by_market = {symbol: facts_of(meta, symbol).get("series", {}) for symbol in symbols_in(meta)}
+    held = sorted({field for series in by_market.values() for field in series})
+    names = {field: {series.get(field) for series in by_market.values()} for field in held}
+    shared = {field: next(iter(of)) for field, of in names.items() if len(of) == 1}
+    unshared = {
+        column: f"{field} holds {', '.join(f'{series.get(field)} of {name}' for name, series in by_market.items())}"
+        for field in held if field not in shared for column in (field, f"{field}_change")
+    }  # fmt: skip
+    return shared, unshared
 
 
 def fit_family(family: str, params: Params) -> None:
@@ -170,13 +226,13 @@ def fit_family(family: str, params: Params) -> None:
     from pipelines.models.catalog import model_family
     from pipelines.training.fit import train
 
-    meta = read_meta()
-    named = (
-        "data_hash", "symbol", "venue", "market", "has_funding", "base_timeframe", "decision_timeframe",
-        "catalogue_hash",
-    )  # fmt: skip
-    context = {name: meta[name] for name in named} | {"series": meta.get("series", {})}  # stages of 0.8 had none
-    embargo = embargo_seconds(params, grids_of(meta)[0])
+    meta = read_meta(OUT)
+    shared, unshared = pooled_series(meta)
+    context = {name: meta[name] for name in ("data_hash", "decision_timeframe", "catalogue_hash")} | {
+        "series": shared,
+        "markets": {symbol: _market_facts(meta, symbol) for symbol in symbols_in(meta)},
+    }
+    embargo = embargo_seconds(params, *decision_grids(meta))
     chosen = model_family(family)
     data = chosen.dataset(OUT, params)
     enough = sufficient_bars(family, len(data), params)
@@ -186,11 +242,18 @@ def fit_family(family: str, params: Params) -> None:
     try:
         digest = train(
             chosen, data, ensure_folder(OUT / family), params, context, embargo, log_line,
-            reference_of_history(OUT / "features", float(data.ended.max()), params),
+            references_of_history(OUT, [name for name, _ in data.by_market()], float(data.ended.max()), params),
+            unshared,
         )  # fmt: skip
     except NotEnoughData as error:
         raise NotEnoughData(f"{family}: {error}{too_short}") from error
     log_line(f"{family}: bundle {digest[:12]}")
+
+
+def _market_facts(meta: JsonObject, symbol: str) -> JsonObject:
+    """Return what a bundle says of one of its markets."""
+    facts = facts_of(meta, symbol)
+    return {name: facts[name] for name in ("venue", "market", "base_timeframe", "has_funding", "series") if name in facts}
 
 
 def sufficient_bars(family: str, rows: int, params: Params) -> str | None:
@@ -198,7 +261,9 @@ def sufficient_bars(family: str, rows: int, params: Params) -> str | None:
 
     rows   labelled ones in the bars there are, which show how many bars a row takes
     """
-    bars = len(np.load(OUT / "features" / "decision.npy", mmap_mode="r"))
+    bars = max(
+        len(np.load(features_of(OUT, symbol) / "decision.npy", mmap_mode="r")) for symbol in symbols_in(read_meta(OUT))
+    )
     warm = min(int(FEATURES.warmup.max()), bars)
     if rows == 0 or bars == warm:
         return None
@@ -209,8 +274,8 @@ def sufficient_bars(family: str, rows: int, params: Params) -> str | None:
     return f"{warm + math.ceil(max(gate, fold)):,} bars of history suffice at this rate of rows, these are {bars:,}"
 
 
-def pair(family: str, through: float, params: Params) -> None:
-    """Score the recipe of the family's newest fit, fitted on the rows up to `through`, on the later rows.
+def pair(family: str, through: float, symbols: Sequence[str], params: Params) -> None:
+    """Score the recipe of the family's newest fit, fitted on the rows up to `through`, on the later ones of `symbols`.
 
     Writes `paired/<family>.npz`: `loss` (n,) aligned with the rows of `oof.npz`, `through`, and the fit's `digest`.
     """
@@ -221,10 +286,13 @@ def pair(family: str, through: float, params: Params) -> None:
     with np.load(OUT / family / "oof.npz", allow_pickle=False) as f:
         at = f["row"]
     chosen = model_family(family)
-    embargo = embargo_seconds(params, grids_of(read_meta())[0])
+    meta = read_meta(OUT)
+    data, left_out = chosen.dataset(OUT, params), tuple(fit.get("left_out", ()))
+    at = np.where(np.isin(np.array(data.symbols)[data.symbol[at]], symbols), at, -1)
     losses = paired_losses(
-        chosen, chosen.dataset(OUT, params), at, through, tuple(fit.get("left_out", ())), params, embargo, log_line
-    )
+        chosen, data, at, through, (*left_out, *pooled_series(meta)[1]), params,
+        embargo_seconds(params, *decision_grids(meta)), log_line,
+    )  # fmt: skip
     np.savez(
         ensure_folder(OUT / "paired") / f"{family}.npz",
         allow_pickle=False, loss=losses, through=np.float64(through), digest=np.array(fit["digest"]),
@@ -232,15 +300,26 @@ def pair(family: str, through: float, params: Params) -> None:
     log_line(f"{family}: {int(np.isfinite(losses).sum()):,} rows paired")
 
 
-def reference_of_history(folder: Path, until_s: float, params: Params) -> dict[str, bytes]:
-    """Return the files of the drift reference of a snapshot's features.
+def references_of_history(artifacts: Path, symbols: Iterable[str], until_s: float, params: Params) -> dict[str, bytes]:
+    """Return the files of the drift references of these markets, as a bundle keeps them; `until_s` as below."""
+    from pipelines.models.reference import of_market
 
-    folder   the output of the `features` stage; until_s: epoch seconds after which no row counts
+    files: dict[str, bytes] = {}
+    for symbol in symbols:
+        files |= of_market(reference_of_history(artifacts, symbol, until_s, params), symbol)
+    return files
+
+
+def reference_of_history(artifacts: Path, symbol: str, until_s: float, params: Params) -> dict[str, bytes]:
+    """Return the files of the drift reference of one market's features in a snapshot.
+
+    artifacts  with the output of the `features` stage; until_s: epoch seconds after which no row counts
     """
     from pipelines.models.reference import reference_files
 
-    meta = json.loads((folder / "meta.json").read_text())
-    closes = grids_of(meta)[0].closes(np.load(folder / "decision.npy", mmap_mode="r")[:, OPEN_TIME])
+    folder = features_of(artifacts, symbol)
+    grid = grids_of(facts_of(read_meta(artifacts), symbol))[0]
+    closes = grid.closes(np.load(folder / "decision.npy", mmap_mode="r")[:, OPEN_TIME])
     watched = [FEATURES.index[name] for name in WATCHED_COLUMNS]
     rows = np.load(folder / "features.npy", mmap_mode="r")[:, watched]
     return reference_files(np.ascontiguousarray(rows[closes <= until_s]), WATCHED_COLUMNS, params.drift, params.seed)
@@ -272,12 +351,12 @@ def main(words: list[str]) -> None:
             fit_family(family, params)
         case ["evaluate", family]:
             evaluate(family, params)
-        case ["paired", family, through]:
-            pair(family, float(through), params)
+        case ["paired", family, through, symbols]:
+            pair(family, float(through), symbols.split(","), params)
         case _:
             raise UnknownName(
                 f"no stage {' '.join(words)!r}; use features, labels, train FAMILY, evaluate FAMILY or "
-                "paired FAMILY THROUGH"
+                "paired FAMILY THROUGH SYMBOL[,SYMBOL …]"
             )
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from support.stage_folders import stage_folders
 
 from flows import evaluate as evaluate_module
 from flows import train as train_module
@@ -69,13 +70,11 @@ def write_events(artifacts, n):
     rows = rng.normal(size=(BEFORE + AFTER, len(VALIDATOR_COLUMNS)))
     y = (rng.random(len(rows)) < 1 / (1 + np.exp(-1.5 * rows[:, 0]))).astype(float)
     known = 1.7e9 + STEP_S * np.arange(len(rows))
-    (artifacts / "labels").mkdir(parents=True, exist_ok=True)
-    (artifacts / "features").mkdir(exist_ok=True)
-    (artifacts / "features" / "meta.json").write_text(json.dumps(META))
+    features, labels = stage_folders(artifacts, **META)
     bars = np.zeros((len(rows), BAR_WIDTH))
     bars[:, OPEN_TIME] = known
-    np.save(artifacts / "features" / "decision.npy", bars)
-    np.save(artifacts / "features" / "features.npy", rng.normal(size=(len(rows), len(FEATURES.columns))))
+    np.save(features / "decision.npy", bars)
+    np.save(features / "features.npy", rng.normal(size=(len(rows), len(FEATURES.columns))))
     ones = np.ones(len(rows))
     arrays = {
         "rows": rows, "y": y, "uniqueness": ones, "known": known, "ended": known + STEP_S, "gross_bps": 20 * y - 10,
@@ -83,7 +82,7 @@ def write_events(artifacts, n):
         "cost_bps": 5 * ones, "target_cost_bps": 5 * ones, "spread_known": 0 * ones,
     }  # fmt: skip
     columns = np.array(VALIDATOR_COLUMNS)
-    np.savez(artifacts / "labels" / "events.npz", columns=columns, **{k: v[:n] for k, v in arrays.items()})
+    np.savez(labels / "events.npz", columns=columns, **{k: v[:n] for k, v in arrays.items()})
 
 
 def write_params(path):
@@ -177,7 +176,7 @@ def test_the_next_retrain_leaves_out_what_the_newest_version_proposed_until_such
 def test_a_proposal_of_another_market_or_of_a_release_without_the_tag_changes_nothing(installation):
     newest = installation.tracking.known[0]
     for tags in (
-        {**newest.tags, "symbol": "BTC/USDT", "left_out": "none"},
+        {**newest.tags, "symbols": "BTC/USDT", "left_out": "none"},
         {"symbol": META["symbol"], "decision_timeframe": "15m"},
     ):
         known = SimpleNamespace(versions=lambda family, tags=tags: [SimpleNamespace(tags=tags, verdict="pending")])

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
+from support.stage_folders import stage_folders
 
 from flows import monitor as monitor_module
 from flows.monitor import resolve_outcomes
@@ -125,15 +126,15 @@ def artifacts(installation, p, miss_atr):
     index = events(features, signals).index
     scored = np.flatnonzero(index > len(decision) // 2)
     folder = installation.workspace / "artifacts"
-    for name in ("features", "labels", "validator"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    frames = {"grid": Grid("15m").to_dict(), "base_grid": MINUTES.to_dict()}
+    features_folder, labels_folder = stage_folders(folder, SYMBOL, **(MARKET | frames))
+    (folder / "validator").mkdir(exist_ok=True)
     arrays = {"base": base, "decision": decision, "features": features, "signals": signals,
               "funding": np.column_stack([paid, np.full(len(paid), 3e-4)])}  # fmt: skip
     for name, array in arrays.items():
-        np.save(folder / "features" / f"{name}.npy", array)
-    frames = {"decision_timeframe": "15m", "grid": Grid("15m").to_dict(), "base_grid": MINUTES.to_dict()}
-    (folder / "features" / "meta.json").write_text(json.dumps(MARKET | frames))
-    np.savez(folder / "labels" / "events.npz", index=index)
+        np.save(features_folder / f"{name}.npy", array)
+    closes = Grid("15m").closes(decision[index, OPEN_TIME])
+    np.savez(labels_folder / "events.npz", index=index, known=closes)
     ones = np.ones(len(scored))
     np.savez(folder / "validator" / "oof.npz", row=scored, p=p * ones, p_low=0.9 * p * ones, miss_atr=miss_atr * ones)
     return index[scored]
@@ -141,7 +142,7 @@ def artifacts(installation, p, miss_atr):
 
 def test_a_backtest_pays_row_and_funding_and_counts_misses_as_each_fold_saw_them(installation):
     index = artifacts(installation, p=0.95, miss_atr=-0.9)
-    trades = run(installation, "validator").trades
+    trades = run(installation, "validator")[SYMBOL].trades
     gross, net = (trades[:, TRADE_FIELDS.index(name)] for name in ("gross_bps", "net_bps"))
     cost = np.round(gross - net, 6)
     slipped = FEE_AND_SPREAD + PARAMS.costs.stop_slippage_bps
@@ -150,5 +151,5 @@ def test_a_backtest_pays_row_and_funding_and_counts_misses_as_each_fold_saw_them
     assert set(cost) <= {paid + held for paid in (FEE_AND_SPREAD, slipped) for held in (0.0, 3.0, -3.0)}
     for miss_atr, refused in ((1.0, 0.0), (-1.0, 1.0)):  # at one chance in three
         artifacts(installation, p=0.34, miss_atr=miss_atr)
-        codes = run(installation, "validator").codes[index - index[0]]
+        codes = run(installation, "validator")[SYMBOL].codes[index - index[0]]
         assert ((codes & NO_EDGE_AFTER_COST) > 0).mean() == refused

@@ -96,7 +96,7 @@ def test_a_generation_file_is_behind_when_it_names_another_champion_than_the_led
     installation.store.add_promotion(line)
     assert is_behind_ledger(installation)
     arm = {"version": "1", "digest": "a" * 64}
-    write_generation(installation.settings.serving_dir, {"validator": {"champion": arm}}, None, now())
+    write_generation(installation.settings.serving_dir, {"validator": {"champion": arm}}, {}, now())
     assert not is_behind_ledger(installation)
     (installation.settings.serving_dir / "generation.json").write_text("{")
     assert is_behind_ledger(installation)
@@ -108,11 +108,11 @@ def test_a_broken_generation_file_is_behind_and_is_rewritten(installation, monke
     file.write_text('{"generation": 2')
     newest = {"data_hash": "h", "digest": "d" * 64, "path": str(file.parent / "warm" / ("d" * 64))}
     monkeypatch.setattr(
-        promotion, "install_warm_start", lambda installation: newest
+        promotion, "install_warm_starts", lambda installation: {"SIM/USDT": newest}
     )  # no snapshot is there to publish from
     assert is_behind_ledger(installation)
     assert promotion.publish(installation) > 2
-    assert read_generation(file.parent)["warm_start"] == newest
+    assert read_generation(file.parent)["warm_starts"] == {"SIM/USDT": newest}
     assert not is_behind_ledger(installation)
 
 
@@ -176,11 +176,13 @@ def registered(installation, monkeypatch):
     monkeypatch.setattr(reconciler, "registry_answers", lambda installation: True)
     monkeypatch.setattr(
         promotion,
-        "install_warm_start",
+        "install_warm_starts",
         lambda installation: {
-            "data_hash": "h",
-            "digest": "d" * 64,
-            "path": str(installation.settings.serving_dir / "warm" / ("d" * 64)),
+            "SIM/USDT": {
+                "data_hash": "h",
+                "digest": "d" * 64,
+                "path": str(installation.settings.serving_dir / "warm" / ("d" * 64)),
+            }
         },
     )
     installation.__dict__["tracking"] = registry
@@ -246,7 +248,7 @@ def test_a_champion_that_cannot_be_fetched_keeps_its_predecessor_and_does_not_ho
     assert ("family_fault", "validator bundle") not in open_alarms(installation)
 
 
-@pytest.mark.parametrize("spoil", [lambda content: content.pop("warm_start"), lambda content: content.clear()])
+@pytest.mark.parametrize("spoil", [lambda content: content.pop("warm_starts"), lambda content: content.clear()])
 def test_a_generation_file_that_was_edited_by_hand_is_rewritten_from_the_ledger(registered, spoil):
     installation, _ = registered
     (installation.settings.bundles / ("a" * 64)).mkdir(parents=True)
@@ -259,7 +261,7 @@ def test_a_generation_file_that_was_edited_by_hand_is_rewritten_from_the_ledger(
     promotion.publish(installation)
     again = read_generation(file.parent)
     assert again["families"]["validator"]["champion"]["version"] == "1"
-    assert again["warm_start"]["digest"] == "d" * 64
+    assert again["warm_starts"]["SIM/USDT"]["digest"] == "d" * 64
 
 
 def test_the_reconciler_survives_its_faults_logs_each_once_and_clears_the_alarm_when_they_are_gone(

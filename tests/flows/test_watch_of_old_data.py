@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
+from support.stage_folders import stage_folders
 from support.watched_home import EDGE, START, SYMBOL, WatchedHome
 
 from flows.monitor import compare_loss
@@ -62,12 +63,12 @@ def test_a_reference_ends_where_the_training_ends(tmp_path):
     features, bars = rng.normal(size=(n, len(FEATURES.columns))), np.zeros((n, BAR_WIDTH))
     features[kept:] += 50.0
     bars[:, OPEN_TIME] = 900.0 * np.arange(n)
-    (tmp_path / "meta.json").write_text(json.dumps({"decision_timeframe": "15m", "base_timeframe": "1m"}))
-    np.save(tmp_path / "features.npy", features)
-    np.save(tmp_path / "decision.npy", bars)
+    folder, _ = stage_folders(tmp_path, SYMBOL, base_timeframe="1m")
+    np.save(folder / "features.npy", features)
+    np.save(folder / "decision.npy", bars)
     watched = features[:kept, [FEATURES.index[name] for name in WATCHED_COLUMNS]]
     expected = reference_files(np.ascontiguousarray(watched), WATCHED_COLUMNS, SHORT.drift, SHORT.seed)
-    assert reference_of_history(tmp_path, 900.0 * kept, SHORT) == expected
+    assert reference_of_history(tmp_path, SYMBOL, 900.0 * kept, SHORT) == expected
 
 
 def test_a_champion_of_an_older_release_is_watched_by_a_reference_of_the_data_it_was_trained_on(home):
@@ -78,6 +79,7 @@ def test_a_champion_of_an_older_release_is_watched_by_a_reference_of_the_data_it
     versioning.prepare(workspace, ROOT, ROOT / "params.yaml", settings.remote)
     schemas.write_bars(schemas.to_frame(bars, Grid("1m"), None), workspace / "data" / "bars.parquet")
     described = {"symbol": spec.symbol, "timeframe": "1m", "file": "bars.parquet"}
+    described |= {"first": "2024-01-01", "last": "2024-01-05"}
     (workspace / "data" / "manifest.json").write_text(json.dumps(described))
     data_hash = versioning.snapshot(workspace)
     kept = versioning.keep_version(workspace, installation.versions)

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support.stage_folders import stage_folders
 
 from pipelines.context_layout import NO_CONTEXT
 from pipelines.contracts import CLOSE, RETAINED_BARS, History
@@ -99,16 +100,15 @@ def reach_of(past):
 
 def stage_files(folder, base, past, chosen):
     """Write the files of the features and labels stages that the family reads; return its dataset."""
-    (folder / "features").mkdir()
-    (folder / "labels").mkdir()
+    features_folder, labels_folder = stage_folders(folder)
     arrays = {
         "decision": past.bars, "features": past.features, "signals": past.signals, "books": past.levels,
         "context": past.context,
     }  # fmt: skip
     for name, array in arrays.items():
-        np.save(folder / "features" / f"{name}.npy", array)
+        np.save(features_folder / f"{name}.npy", array)
     labels = pattern_labels(past.bars, base, setups(past.signals), reach_of(past), QUARTERS, MINUTES, chosen)
-    np.savez(folder / "labels" / "pattern.npz", **labels)
+    np.savez(labels_folder / "pattern.npz", **labels)
     return PATTERN.dataset(folder, chosen)
 
 
@@ -332,10 +332,10 @@ def test_a_market_is_fitted_end_to_end_and_a_class_that_never_occurs_is_left_out
     base, past = market
     chosen = params(epochs=2, max_windows=500)
     stage_files(tmp_path, base, past, chosen)
-    with np.load(tmp_path / "labels" / "pattern.npz") as f:
+    with np.load(tmp_path / "labels" / "SIM-USDT" / "pattern.npz") as f:
         labels = {name: f[name] for name in f.files}
     labels["direction"][:, 3] = labels["y"][:, 3] = 0.0
-    np.savez(tmp_path / "labels" / "pattern.npz", **labels)
+    np.savez(tmp_path / "labels" / "SIM-USDT" / "pattern.npz", **labels)
     data = PATTERN.dataset(tmp_path, chosen)
     assert "cisd.direction" not in data.columns
     assert data.y.shape[1] == 8

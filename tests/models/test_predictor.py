@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from support.stage_folders import stage_folders
 from torch import nn
 
 from pipelines.data.simulator.market import simulate
@@ -303,17 +304,16 @@ def test_a_market_without_a_book_is_fitted_from_what_it_has(tmp_path):
     spec = PARAMS.simulator.model_copy(update={"history_days": 50, "live_days": 0, "drift_after_live_days": None})
     base = simulate(spec, tape=False).bars
     bars = resample(base, MINUTES, QUARTERS)
-    (tmp_path / "features").mkdir()
-    (tmp_path / "labels").mkdir()
+    features_folder, labels_folder = stage_folders(tmp_path)
     arrays = {
         "decision": bars, "features": FEATURES.run(bars), "signals": np.zeros((len(bars), 0)),
         "books": np.zeros((len(bars), 2, 0, 3)), "context": np.zeros((len(bars), 6)),
     }  # fmt: skip
     for name, array in arrays.items():
-        np.save(tmp_path / "features" / f"{name}.npy", array)
+        np.save(features_folder / f"{name}.npy", array)
     chosen = params(configuration="four", max_windows=150, epochs=1)
     np.savez(
-        tmp_path / "labels" / "predictor.npz",
+        labels_folder / "predictor.npz",
         **horizon_labels(bars, base, QUARTERS, MINUTES, chosen, lambda spread: np.full(len(spread), 5.0)),
     )
     data = PREDICTOR.dataset(tmp_path, chosen)

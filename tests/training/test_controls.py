@@ -27,6 +27,7 @@ from pipelines.evaluation.gates import Evidence, evidence_of, judge
 from pipelines.models.base import present_columns
 from pipelines.models.validator import VALIDATOR, expected_miss
 from pipelines.settings import ROOT, load_params, read_yaml
+from pipelines.stage_outputs import facts_of, features_of, labels_of, read_meta
 from pipelines.training import stages
 from pipelines.training.fit import complete_rows, out_of_fold
 from serving.risk.codes import KELLY_ZERO
@@ -88,10 +89,14 @@ def test_the_planted_edge_passes_the_gate_without_a_suspected_leak(market):
 def traded(market):
     """(the backtest, lower bound and net break-even of the event at every row of it)."""
     folder = market / "artifacts"
-    arrays = {n: np.load(folder / "features" / f"{n}.npy") for n in ("base", "decision", "features", "signals")}
-    with np.load(folder / "labels" / "events.npz") as f, np.load(folder / "validator" / "oof.npz") as oof:
+    features = features_of(folder, PARAMS.simulator.symbol)
+    arrays = {n: np.load(features / f"{n}.npy") for n in ("base", "decision", "features", "signals")}
+    with (
+        np.load(labels_of(folder, PARAMS.simulator.symbol) / "events.npz") as f,
+        np.load(folder / "validator" / "oof.npz") as oof,
+    ):
         bars, p, p_low, miss_atr = f["index"][oof["row"]], oof["p"], oof["p_low"], missed(oof)
-    costs = costs_of(PARAMS.costs, *venue_of(json.loads((folder / "features" / "meta.json").read_text())))
+    costs = costs_of(PARAMS.costs, *venue_of(facts_of(read_meta(folder))))
     assert costs.row == "simulator spot taker"
     result = backtest_policy(
         **arrays,
@@ -150,7 +155,7 @@ def trained_again(market: Path, folder: Path, change: Callable[[dict[str, np.nda
     for name in ("params.yaml", "data.dvc"):
         shutil.copy(market / name, folder)
     (folder / "data").symlink_to(market / "data")
-    events = folder / "artifacts" / "labels" / "events.npz"
+    events = labels_of(folder / "artifacts", PARAMS.simulator.symbol) / "events.npz"
     with np.load(events) as f:
         labels = dict(f)
     change(labels)

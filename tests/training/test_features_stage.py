@@ -23,6 +23,7 @@ from pipelines.models.snapshot import read_history
 from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import events
+from pipelines.stage_outputs import facts_of, features_of, read_meta
 from pipelines.training import stages
 from pipelines.training.labelling import Sources, event_labels, read_funding, read_sources
 from pipelines.warm_start import read_warm_start
@@ -30,6 +31,7 @@ from pipelines.warm_start import read_warm_start
 QUARTERS = Grid("15m")
 
 MINUTES = Grid("1m")
+SPAN = {"first": "2024-01-01", "last": "2024-01-02"}
 
 PARAMS = load_params()
 SPEC = PARAMS.simulator.model_copy(update={"history_days": 30, "live_days": 0, "drift_after_live_days": None})
@@ -55,7 +57,13 @@ def made_up_records() -> tuple[Books, ContextFeed]:
 
 def built(workspace: Path, books: Books | None, feed: ContextFeed | None, **keys: object) -> Path:
     """Run the features stage on this snapshot and return its `artifacts/`; `keys` go into the manifest as they are."""
-    described: dict[str, object] = {"symbol": SPEC.symbol, "timeframe": "1m", "file": "bars/B/1m.parquet", **keys}
+    described: dict[str, object] = {
+        "symbol": SPEC.symbol,
+        "timeframe": "1m",
+        "file": "bars/B/1m.parquet",
+        **SPAN,
+        **keys,
+    }
     schemas.write_bars(schemas.to_frame(BASE, MINUTES, None), workspace / "data" / "bars/B/1m.parquet")
     if books is not None:
         described["book"] = "book/B.parquet"
@@ -71,8 +79,7 @@ def built(workspace: Path, books: Books | None, feed: ContextFeed | None, **keys
 
 
 def meta_of(artifacts: Path) -> dict[str, object]:
-    content: dict[str, object] = json.loads((artifacts / "features/meta.json").read_text())
-    return content
+    return facts_of(read_meta(artifacts))
 
 
 @pytest.mark.parametrize("keys", [{}, {"book": None, "context": None}], ids=["absent", "null"])
@@ -98,7 +105,7 @@ def test_books_and_context_reach_features_signals_and_the_arrays_models_read(tmp
     meta = meta_of(tmp_path / "artifacts")
     assert (meta["has_book"], meta["context"]) == (True, list(CONTEXT_FIELDS[:3]))
     assert meta["has_funding"] is True
-    rates = read_sources(tmp_path / "artifacts/features").funding  # what labels and backtest pay
+    rates = read_sources(tmp_path / "artifacts").funding  # what labels and backtest pay
     np.testing.assert_array_equal(rates, np.column_stack([feed.known, feed.value]))
 
 
@@ -112,9 +119,9 @@ def test_a_named_series_is_read_for_as_long_as_the_data_version_states(tmp_path)
     age = (QUARTERS.closes(BARS[:, OPEN_TIME]) - days[0]) % (4 * 86400.0)
     np.testing.assert_array_equal(np.isfinite(context), age < 2 * 86400.0)
     assert meta_of(folder)["series"] == {"series_1": "insider"}
-    warm = read_warm_start(folder / "features" / "warm")
+    warm = read_warm_start(features_of(folder, SPEC.symbol) / "warm")
     assert (warm.series, warm.events) == (series_in({"series": series}), windows_in({"events": events}))
-    assert read_sources(folder / "features").windows == warm.events
+    assert read_sources(folder).windows == warm.events
 
 
 def test_records_alone_change_no_column_that_does_not_need_them(tmp_path):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.stage_folders import stage_folders
 
 from pipelines.contracts import BAR_WIDTH
 from pipelines.data.timeframes import Grid
@@ -24,8 +25,7 @@ WARM = int(FEATURES.warmup.max())
 def built(tmp_path, monkeypatch):
     """A features folder of 3,000 decision bars."""
     monkeypatch.setattr(stages, "OUT", tmp_path)
-    (tmp_path / "features").mkdir()
-    np.save(tmp_path / "features" / "decision.npy", np.zeros((3000, BAR_WIDTH)))
+    np.save(stage_folders(tmp_path)[0] / "decision.npy", np.zeros((3000, BAR_WIDTH)))
 
 
 def test_the_history_that_suffices_follows_from_the_rows_these_bars_gave(built):

@@ -57,12 +57,14 @@ def dataset(artifacts: Path, params: Params) -> Dataset:
 
 
 def non_overlapping_rows(data: Dataset) -> Ints:
-    """Return the numbers of rows whose labels do not overlap: the others repeat their information."""
-    chosen, free = [], -np.inf
-    for i, (known, ended) in enumerate(zip(data.known.tolist(), data.ended.tolist(), strict=True)):
-        if known >= free:
+    """Return the numbers of rows whose labels do not overlap in their market: the others repeat their information."""
+    chosen, free = [], [-np.inf] * len(data.symbols)
+    for i, (known, ended, code) in enumerate(
+        zip(data.known.tolist(), data.ended.tolist(), data.symbol.tolist(), strict=True)
+    ):
+        if known >= free[code]:
             chosen.append(i)
-            free = ended
+            free[code] = ended
     return np.array(chosen)
 
 
@@ -85,7 +87,9 @@ def fit_ensemble(data: Dataset, params: Params) -> tuple[Ensemble, dict[str, str
         )
     if len(data) < LEAST_ROWS:
         raise NotEnoughData(f"{len(data)} bars to fit regimes on, needs {LEAST_ROWS}: bring a longer history")
-    newest, starts = planes(data.newest(), data.columns), segment_starts(data.known)
+    markets = [rows for _, rows in data.by_market()]  # one after the other: no transition leads from one to another
+    newest = planes(data.newest()[np.concatenate(markets)], data.columns)
+    starts = np.concatenate([segment_starts(data.known[rows]) for rows in markets])
     parameters = {
         name: DETECTORS[name].fit({each: newest[each] for each in inputs}, starts, params)
         for name, inputs in reads.items()

@@ -1,0 +1,51 @@
+"""Where the stages of the build graph put what they compute of each market, and what they say of it.
+
+    artifacts/features/meta.json   shared: data_hash, symbols, decision_timeframe, catalogues; markets: symbol → facts
+    artifacts/features/<slug>/     the arrays of one market, and warm/
+    artifacts/labels/<slug>/       the outcomes of one market
+
+Stages up to release 0.10 computed one market, whose facts were the whole meta.json.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.contracts import JsonObject
+from pipelines.data.symbols import slug_of
+from pipelines.errors import UnknownName
+
+
+def features_of(artifacts: Path, symbol: str) -> Path:
+    """Return the folder with what the features stage computed of one market."""
+    return artifacts / "features" / slug_of(symbol)
+
+
+def labels_of(artifacts: Path, symbol: str) -> Path:
+    """Return the folder with what the labels stage computed of one market."""
+    return artifacts / "labels" / slug_of(symbol)
+
+
+def read_meta(artifacts: Path) -> JsonObject:
+    """Return what the features stage wrote of its data. Raises FileNotFoundError before the first run."""
+    meta: JsonObject = json.loads((artifacts / "features" / "meta.json").read_text())
+    return meta
+
+
+def symbols_in(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the symbols of a meta.json, in its order: the codes of pooled rows are positions in it."""
+    return tuple(meta["symbols"]) if "symbols" in meta else (str(meta["symbol"]),)
+
+
+def facts_of(meta: Mapping[str, Any], symbol: str | None = None) -> JsonObject:
+    """Return the facts of one market of a meta.json with the shared ones; None = the first market.
+
+    Raises  UnknownName with the markets it has
+    """
+    known = symbols_in(meta)
+    name = known[0] if symbol is None and known else symbol
+    if name not in known:
+        raise UnknownName(f"the newest features are of {', '.join(known) or 'no market'}, not of {name}")
+    shared = {key: value for key, value in meta.items() if key not in ("markets", "symbols")}
+    return {**shared, **meta.get("markets", {}).get(name, {}), "symbol": name}

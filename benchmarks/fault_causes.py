@@ -24,7 +24,7 @@ import psutil
 
 from bellwether.operations import start_stop
 from bellwether.operations.warm_starts import before_start
-from benchmarks.fixture import FAMILY, Fixture, arm_of
+from benchmarks.fixture import FAMILY, Fixture, arm_of, by_symbol
 from benchmarks.hardship import Load, warm_in
 from benchmarks.probes import Log, shorten
 from benchmarks.services import service_processes
@@ -71,7 +71,7 @@ class Target:
         """Name its model and warm start in a new generation, as `bellwether promote` does."""
         arms = {"champion": arm_of(self.at.digests[0], "1")} if "mlflow" not in self.names else {"champion": None}
         warm = warm_in(self.at, self.settings.serving_dir)
-        write_generation(self.settings.serving_dir, {FAMILY: arms}, warm, datetime.now(UTC))
+        write_generation(self.settings.serving_dir, {FAMILY: arms}, by_symbol(warm), datetime.now(UTC))
 
     def up(self) -> None:
         """Start its services, as `bellwether up` does."""
@@ -282,8 +282,8 @@ def generation_replaced(change: Callable[[JsonObject], str]) -> Cause:
 
 
 def without_warm_start(content: JsonObject) -> str:
-    """Return the generation file's JSON without its warm start."""
-    return json.dumps({name: value for name, value in content.items() if name != "warm_start"})
+    """Return the generation file's JSON without its warm starts."""
+    return json.dumps({name: value for name, value in content.items() if name != "warm_starts"})
 
 
 def naming_no_bundle(content: JsonObject) -> str:

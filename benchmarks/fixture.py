@@ -193,13 +193,25 @@ def put_on_ledger(store: Store, families: Mapping[str, Mapping[str, JsonObject |
 
 
 def serve_arms(
-    where: Settings, families: Mapping[str, Mapping[str, JsonObject | None]], warm: Mapping[str, str] | None,
+    where: Settings, families: Mapping[str, Mapping[str, JsonObject | None]], warm: Mapping[str, Any] | None,
     at: datetime,
 ) -> int:  # fmt: skip
-    """Put arms on the ledger of a home and name them in its generation file; return the generation."""
+    """Put arms on the ledger of a home and name them in its generation file; return the generation.
+
+    warm  entry of one published warm start, or symbol → entry; None: no symbol is live
+    """
     with contextlib.closing(open_store(where)) as store:
         put_on_ledger(store, families, at)
-    return write_generation(where.serving_dir, families, warm, at)
+    return write_generation(where.serving_dir, families, by_symbol(warm), at)
+
+
+def by_symbol(warm: Mapping[str, Any] | None) -> dict[str, dict[str, str]]:
+    """Return symbol → entry of published warm starts, given such a mapping, one entry, or None."""
+    if not warm:
+        return {}
+    if "digest" not in warm:
+        return dict(warm)
+    return {str(json.loads((Path(warm["path"]) / "meta.json").read_text())["symbol"]): dict(warm)}
 
 
 def by_decision_bar(live: Floats, params: Params) -> list[Floats]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.fixture import arm_of, fixture, prepare, simulated
+from benchmarks.fixture import arm_of, by_symbol, fixture, prepare, simulated
 from pipelines.contracts import CATEGORIES, Floats, JsonObject, utc
 from pipelines.data.simulator.latent import MINUTES_A_DAY
 from pipelines.data.timeframes import Grid, resample
@@ -78,7 +78,7 @@ def four_families(root: Path) -> Served:
     into = home / "serving" / "warm"
     record = json.loads((artifacts / "labels" / "traditional.json").read_text())
     warm = publish_warm_start(artifacts / "features" / "warm", into, data_hash=hex_of("data"), **record)
-    write_generation(home / "serving", families, warm, datetime.now(UTC))
+    write_generation(home / "serving", families, by_symbol(warm), datetime.now(UTC))
     return Served(home, params, live, warm)
 
 

@@ -63,19 +63,19 @@ def preview(settings: Settings, to: Path) -> dict[str, int]:
 
 
 def files_of(settings: Settings) -> Callable[[], dict[str, bytes]]:
-    """Read the generation file and its warm start now; return a function that adds the rest and returns name → bytes.
+    """Read the generation file and its warm starts now; return a function that adds the rest and returns name → bytes.
 
     Read first, they name nothing younger than the ledger. A damaged generation file is left out: the next promotion or
     rollback writes it again from the ledger.
     """
-    home, found = settings.home, []
+    home, found = settings.home, list[Path]()
     try:
         generation = read_generation(settings.serving_dir)
     except StateError:
         generation = None
     early = {} if generation is None else {f"serving/{GENERATION_FILE}": json.dumps(generation, indent=1).encode()}
-    if generation and generation["warm_start"]:
-        found = [file for file in Path(generation["warm_start"]["path"]).glob("*") if file.is_file()]
+    for named in (generation or {"warm_starts": {}})["warm_starts"].values():
+        found += [file for file in Path(named["path"]).glob("*") if file.is_file()]
     early |= {f"serving/warm/{file.parent.name}/{file.name}": file.read_bytes() for file in sorted(found)}
 
     def read() -> dict[str, bytes]:
@@ -134,8 +134,9 @@ def _place(settings: Settings, name: str, content: bytes) -> Placed | None:
 
 
 def _generation_at_home(settings: Settings, content: bytes) -> bytes:
-    """Return the generation file with the path its warm start has under this home."""
+    """Return the generation file, also one up to release 0.10, with the paths its warm starts have under this home."""
     generation = json.loads(content)
-    if generation["warm_start"]:
-        generation["warm_start"]["path"] = str(settings.serving_dir / "warm" / generation["warm_start"]["digest"])
+    old = generation.get("warm_start")
+    for named in (*generation.get("warm_starts", {}).values(), *([old] if old else [])):
+        named["path"] = str(settings.serving_dir / "warm" / named["digest"])
     return json.dumps(generation, indent=1).encode()

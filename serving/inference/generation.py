@@ -1,7 +1,8 @@
-"""Read and write the generation file: the models every serving process has to serve.
+"""Read and write the generation file: the models every serving process has to serve, and a warm start for each symbol.
 
 Flows replace it by rename and `model_slots` follows it. It is accepted as a whole or refused as a whole; after a
-refusal the models before it stay in service.
+refusal the models before it stay in service. Files up to release 0.10 name one warm start, `warm_start`; they are read
+as a universe of one.
 """
 
 import json
@@ -20,6 +21,7 @@ from pipelines.families import FAMILIES
 
 GENERATION_FILE = "generation.json"
 MAX_BYTES = 1 << 20  # a usual one takes about 4 kB
+UNREADABLE = "(unreadable)"  # symbol of a warm start that an old file names and that cannot be read
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -62,7 +64,7 @@ class _Generation(_Strict):
     generation: Annotated[int, Field(ge=1)]
     written_at: Annotated[AwareDatetime, Field(strict=False)]
     families: dict[str, _Arms]
-    warm_start: _Warm | None
+    warm_starts: dict[Annotated[str, Field(min_length=1)], _Warm]
 
     @model_validator(mode="after")
     def _check_families(self) -> "_Generation":
@@ -75,13 +77,14 @@ class _Generation(_Strict):
 def write_generation(
     serving_dir: Path,
     families: Mapping[str, Mapping[str, Mapping[str, object] | None]],
-    warm_start: Mapping[str, str] | None,
+    warm_starts: Mapping[str, Mapping[str, str]],
     at: datetime,
 ) -> int:
     """Replace the generation file, which every serving process follows; return the new generation number.
 
-    families    family → {"champion": {version, digest, run_id, data_hash, git_commit, verdict} | None, "challenger": …}
-    warm_start  {data_hash, digest, path} of a published warm start
+    families     family → {"champion": {version, digest, run_id, data_hash, git_commit, verdict} | None,
+                 "challenger": …}
+    warm_starts  symbol → {data_hash, digest, path} of its published warm start; a symbol that it lacks is not live
     One writer at a time: the caller holds the promotion lease.
     """
     serving_dir.mkdir(parents=True, exist_ok=True)
@@ -90,13 +93,13 @@ def write_generation(
         generation = 1 + int((read_generation(serving_dir) or {"generation": 0})["generation"])
     except StateError:  # the unreadable file is replaced; seconds since 1970 exceed any number counted up so far
         generation = int(at.timestamp())
-    content = {"generation": generation, "written_at": at.isoformat(), "families": families, "warm_start": warm_start}
+    content = {"generation": generation, "written_at": at.isoformat(), "families": families, "warm_starts": warm_starts}
     write_atomically(file, content)
     return generation
 
 
 def read_generation(serving_dir: Path) -> JsonObject | None:
-    """Return the content of the generation file, None if nothing was ever promoted.
+    """Return the content of the generation file, with `warm_starts` by symbol; None if nothing was ever promoted.
 
     Raises StateError, naming what is wrong, for a file that is not exactly of the expected shape.
     """
@@ -107,8 +110,9 @@ def read_generation(serving_dir: Path) -> JsonObject | None:
         if len(raw) > MAX_BYTES:
             raise ValueError(f"longer than {MAX_BYTES:,} bytes")
         content: JsonObject = json.loads(raw, object_pairs_hook=_unique_keys)
+        content = _with_warm_starts(content)
         generation = _Generation.model_validate(content)
-        _refuse_outside(serving_dir, generation.warm_start)
+        _refuse_outside(serving_dir, generation.warm_starts)
         return content
     except FileNotFoundError:
         return None
@@ -133,11 +137,31 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> JsonObject:
     return content
 
 
-def _refuse_outside(serving_dir: Path, warm: _Warm | None) -> None:
+def _with_warm_starts(content: JsonObject) -> JsonObject:
+    """Return the content with `warm_starts`, of a file up to release 0.10 with the symbol that its warm start names."""
+    if not isinstance(content, dict) or "warm_starts" in content or "warm_start" not in content:
+        return content
+    named = content["warm_start"]
+    others = {name: value for name, value in content.items() if name != "warm_start"}
+    if named is None:
+        return others | {"warm_starts": {}}
+    return others | {"warm_starts": {_symbol_of(_Warm.model_validate(named)): named}}
+
+
+def _symbol_of(warm: _Warm) -> str:
+    """Return the symbol that a published warm start is of; UNREADABLE where it cannot be told: it is refused later."""
+    try:
+        return str(json.loads((Path(warm.path) / "meta.json").read_text())["symbol"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return UNREADABLE
+
+
+def _refuse_outside(serving_dir: Path, warm_starts: Mapping[str, _Warm]) -> None:
     """Raise ValueError for a warm start outside the folder that flows publish into."""
     folder = (serving_dir / "warm").resolve()
-    if warm is not None and not Path(warm.path).resolve().is_relative_to(folder):
-        raise ValueError(f"warm_start.path: {warm.path} is not under {folder}")
+    for symbol, warm in warm_starts.items():
+        if not Path(warm.path).resolve().is_relative_to(folder):
+            raise ValueError(f"warm_starts.{symbol}.path: {warm.path} is not under {folder}")
 
 
 def acknowledged(serving_dir: Path) -> dict[int, int]:

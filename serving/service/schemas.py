@@ -292,8 +292,8 @@ class Packed(_Request):
 
 
 class PackedInferenceRequest(_Request):
-    """One row for a family: (1, columns), or (1, steps, columns) where it looks back; arm → digest of the bundle that
-    must predict."""
+    """A row a symbol for a family: (n, columns), or (n, steps, columns) where it looks back; arm → digest of the bundle
+    that must predict."""
 
     family: Name
     digests: dict[Literal["champion", "challenger"], Name]

@@ -32,7 +32,8 @@ def old(tmp_path):
         folder.mkdir(parents=True)
     (warm / "bar.npy").write_bytes(bytes(range(256)))
     (version / "data.dvc").write_text("outs: []\n")
-    write_generation(settings.serving_dir, {}, {"data_hash": "h", "digest": DIGEST, "path": str(warm)}, T0)
+    named = {"data_hash": "h", "digest": DIGEST, "path": str(warm)}
+    write_generation(settings.serving_dir, {}, {"SIM/USDT": named}, T0)
     return settings
 
 
@@ -56,7 +57,7 @@ def test_a_home_is_restored_under_another_path_with_its_serving_state(old, new, 
     found = run_json(new.home, "restore", str(tmp_path / "moved.zip"))
     assert found["rows"] == made["rows"]
     generation = read_generation(new.serving_dir)
-    assert generation["warm_start"]["path"] == str(new.serving_dir / "warm" / DIGEST)
+    assert generation["warm_starts"]["SIM/USDT"]["path"] == str(new.serving_dir / "warm" / DIGEST)
     assert (new.serving_dir / "warm" / DIGEST / "bar.npy").read_bytes() == bytes(range(256))
     assert (new.home / "versions" / "0fc2.dir" / "data.dvc").read_text() == "outs: []\n"
     assert run_json(new.home, "status")["tier"] == 3
@@ -120,8 +121,8 @@ def test_nothing_is_restored_while_a_service_of_this_home_runs(old, new, tmp_pat
 
 def test_a_file_that_differs_is_moved_aside_and_an_identical_one_stays(old, new, tmp_path):
     backup.make(old, tmp_path / "b.zip", T0)
-    write_generation(new.serving_dir, {}, None, T0)
-    write_generation(new.serving_dir, {}, None, T0)
+    write_generation(new.serving_dir, {}, {}, T0)
+    write_generation(new.serving_dir, {}, {}, T0)
     same = new.serving_dir / "warm" / DIGEST / "bar.npy"
     same.parent.mkdir(parents=True)
     same.write_bytes(bytes(range(256)))

@@ -135,7 +135,7 @@ def test_bundles_stay_that_serve_could_serve_again_or_took_part_in_a_remaining_d
     write_generation(
         installation.settings.serving_dir,
         {"regime": {"champion": {"version": "4", "digest": "d" * 64}, "challenger": None}},
-        None,
+        {},
         NOW,
     )
     decide(installation, "emitted", action="BUY", digest="e" * 64)

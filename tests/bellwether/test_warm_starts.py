@@ -24,7 +24,7 @@ from serving.inference.generation import read_generation, write_generation
 MINUTES = Grid("1m")
 
 FAMILIES = {"validator": {"champion": arm_of("a" * 64), "challenger": None}}
-DAYS = 30
+DAYS, SYMBOL = 30, "SIM/USDT"
 
 
 @pytest.fixture(scope="module")
@@ -53,30 +53,30 @@ def home(made, tmp_path):
     into = settings.serving_dir / "warm"
     into.mkdir(parents=True)
     warm = publish_warm_start(made / "artifacts" / "features" / "warm", into, data_hash="0" * 32, hits=3, n=7)
-    write_generation(settings.serving_dir, FAMILIES, warm, datetime.now(UTC))
+    write_generation(settings.serving_dir, FAMILIES, {SYMBOL: warm}, datetime.now(UTC))
     Store.open(settings.store).close()
     return settings
 
 
 def of_another_release(settings):
     """The published warm start as a release with another feature would have written it."""
-    published = read_generation(settings.serving_dir)["warm_start"]
+    published = read_generation(settings.serving_dir)["warm_starts"][SYMBOL]
     folder = Path(published["path"])
     state = folder / "features.state"
     state.write_bytes(b"f" * 64 + state.read_bytes()[64:])
     published["digest"] = _seal(folder, json.loads((folder / "meta.json").read_text()))
-    write_generation(settings.serving_dir, FAMILIES, published, datetime.now(UTC))
+    write_generation(settings.serving_dir, FAMILIES, {SYMBOL: published}, datetime.now(UTC))
 
 
 def of_070(settings):
     """The published warm start as 0.7.0 would have written it: without the venue, which decides its costs."""
-    published = read_generation(settings.serving_dir)["warm_start"]
+    published = read_generation(settings.serving_dir)["warm_starts"][SYMBOL]
     folder = Path(published["path"])
     meta = json.loads((folder / "meta.json").read_text())
     for name in ("venue", "market"):
         del meta[name]
     published["digest"] = _seal(folder, meta)
-    write_generation(settings.serving_dir, FAMILIES, published, datetime.now(UTC))
+    write_generation(settings.serving_dir, FAMILIES, {SYMBOL: published}, datetime.now(UTC))
 
 
 def before_start(settings):
@@ -89,10 +89,10 @@ def test_a_warm_start_of_another_catalogue_is_folded_again_and_models_stay(home,
     of_another_release(home)
     before = read_generation(home.serving_dir)["generation"]
     lines, now = before_start(home)
-    assert "StateError: features state of catalogue" in lines[0]
+    assert "SIM/USDT: StateError: features state of catalogue" in lines[0]
     assert lines[1:] == [f"warm start folded again: generation {before + 1}"]
     assert (now["generation"], now["families"]) == (before + 1, FAMILIES)
-    again = read_warm_start(Path(now["warm_start"]["path"]), now["warm_start"]["digest"])
+    again = read_warm_start(Path(now["warm_starts"][SYMBOL]["path"]), now["warm_starts"][SYMBOL]["digest"])
     first = read_warm_start(made / "artifacts" / "features" / "warm")
     assert again.feature_state.tobytes() == first.feature_state.tobytes()
     assert again.signal_state.tobytes() == first.signal_state.tobytes()
@@ -113,7 +113,7 @@ def test_a_warm_start_without_a_venue_is_folded_again_and_pays_the_row_of_its_ma
     lines, now = before_start(home)
     assert "before release 0.8.0, without market, venue" in lines[0]
     assert lines[-1].startswith("warm start folded again"), lines
-    again = read_warm_start(Path(now["warm_start"]["path"]), now["warm_start"]["digest"])
+    again = read_warm_start(Path(now["warm_starts"][SYMBOL]["path"]), now["warm_starts"][SYMBOL]["digest"])
     assert (again.venue, again.market) == ("binance", "spot")
     assert before_start(home) == ([], now)
 
@@ -123,19 +123,19 @@ def test_a_damaged_warm_start_is_rebuilt_under_its_own_name(home, made):
     stage, into = made / "artifacts" / "features" / "warm", home.serving_dir / "warm"
     assert 0.0 < counts["effective"] < counts["n"]  # events of the consensus overlap
     published = publish_warm_start(stage, into, data_hash=data_hash, **counts)
-    write_generation(home.serving_dir, FAMILIES, published, datetime.now(UTC))
+    write_generation(home.serving_dir, FAMILIES, {SYMBOL: published}, datetime.now(UTC))
     damaged = Path(published["path"]) / "closes.npy"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     lines, now = before_start(home)
     assert "DigestMismatch" in lines[0]
     assert lines[-1].startswith("warm start folded again"), lines
-    assert now["warm_start"] == published
+    assert now["warm_starts"][SYMBOL] == published
     read_warm_start(Path(published["path"]), published["digest"])
 
 
 @pytest.mark.parametrize("broken", ["gone", "another layout"])
 def test_a_warm_start_that_is_gone_or_of_another_layout_is_refused_with_the_reason(home, broken):
-    published = read_generation(home.serving_dir)["warm_start"]
+    published = read_generation(home.serving_dir)["warm_starts"][SYMBOL]
     folder = Path(published["path"])
     if broken == "gone":
         shutil.rmtree(folder)
@@ -143,7 +143,7 @@ def test_a_warm_start_that_is_gone_or_of_another_layout_is_refused_with_the_reas
         meta = json.loads((folder / "meta.json").read_text())
         del meta["last_open_time"]
         published["digest"] = _seal(folder, meta)
-        write_generation(home.serving_dir, FAMILIES, published, datetime.now(UTC))
+        write_generation(home.serving_dir, FAMILIES, {SYMBOL: published}, datetime.now(UTC))
     (home.workspace / "data.dvc").unlink()  # nothing to fold: only the refusal matters here
     lines, _ = before_start(home)
     assert lines[0].startswith("the published warm start is refused (")

@@ -96,7 +96,7 @@ def test_a_generation_file_is_behind_when_it_names_another_champion_than_the_led
     installation.store.add_promotion(line)
     assert is_behind_ledger(installation)
     arm = {"version": "1", "digest": "a" * 64}
-    write_generation(installation.settings.serving_dir, {"validator": {"champion": arm}}, None, now())
+    write_generation(installation.settings.serving_dir, {"validator": {"champion": arm}}, {}, now())
     assert not is_behind_ledger(installation)
     (installation.settings.serving_dir / "generation.json").write_text("{")
     assert is_behind_ledger(installation)

@@ -21,7 +21,7 @@ class Place:
     def serve(self, champion, challenger=None, family="validator"):
         """Write a generation file with these arms and return its number."""
         arms = {"champion": champion, "challenger": challenger}
-        return write_generation(self.serving, {family: arms}, None, AT)
+        return write_generation(self.serving, {family: arms}, {}, AT)
 
     def champion(self):
         """Return the validator champion's slot."""

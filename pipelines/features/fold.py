@@ -142,8 +142,9 @@ class StreamingFold:
         StateError.
         """
         bar = clocked_bar(bar) if bar.shape == (BAR_WIDTH,) else bar
-        return self.step_together(self._checked(state)[np.newaxis], bar[np.newaxis], book[np.newaxis],
-                                  context[np.newaxis])[0]  # fmt: skip
+        states = self._checked(state)[np.newaxis]
+        (row,) = self.step_together(states, bar[np.newaxis], book[np.newaxis], context[np.newaxis])
+        return np.asarray(row)
 
     def step_together(self, states: Floats, bars: Floats, books: Floats, contexts: Floats) -> Floats:
         """Return the rows (n, k) float64 of one live bar of each of n symbols, in one compiled call; mutates `states`.

@@ -151,7 +151,7 @@ class ModelClient:
             for request in together
         ]
         answers = self.outage if self.outage is not None else await self._post(body)
-        failed = []
+        failed: list[int] = []
         for k, (request, group) in enumerate(zip(together, groups, strict=True)):
             for arm in request.arms:
                 digest = snapshot.slots[request.family, arm].digest

@@ -423,6 +423,7 @@ class Decision:
     capped_by: str | None = None  # the cap that reduced the size, risk.sizing.CAPS
     learned: dict[str, float] = field(default_factory=dict)  # weights learned from outcomes so far
     thresholds: dict[str, ThresholdCheck] = field(default_factory=dict)  # S17, of the trail; only with an event
+    market: dict[str, float | None] = field(default_factory=dict)  # MARKET_COLUMNS; empty up to release 0.10
 
     def to_dict(self) -> JsonObject:
         """Return the decision as plain JSON: what is stored and what a client receives; times in ISO 8601 with zone."""

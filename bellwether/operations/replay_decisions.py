@@ -171,7 +171,8 @@ def _replay_one(
         walk.symbol, snapshot, policy,
         lambda *_: decision_row.ExposureSnapshot.from_dict(old.account), old.breakers,
         tier=Tier(old.tier, old.tier_reason), learned=old.learned,
-        predictions=_predict_again(walk.symbol, snapshot, old), id=old.id, known_at=old.known_at, now=old.ingested_at,
+        predictions=_predict_again(walk.symbol, snapshot, policy, old), id=old.id, known_at=old.known_at,
+        now=old.ingested_at,
     )  # fmt: skip
     _compare(record, new, walk.symbol, found)
     found.generations.add(old.generation)
@@ -224,14 +225,14 @@ def _same_row(stored: bytes, row: Floats, tolerance: float) -> bool:
     return bool(np.allclose(before, row, rtol=tolerance, atol=tolerance, equal_nan=True))
 
 
-def _predict_again(symbol: Symbol, snapshot: Snapshot, old: Decision) -> ModelAnswers:
+def _predict_again(symbol: Symbol, snapshot: Snapshot, policy: decision_row.Policy, old: Decision) -> ModelAnswers:
     """Return the answers of the models now; the recorded one where a model had failed: no row reproduces a fault."""
     return {
         family: {
             arm: answer if faulty(old.models[family][arm]) is None else old.models[family][arm]
             for arm, answer in arms.items()
         }
-        for family, arms in predict_all(symbol, snapshot).items()
+        for family, arms in predict_all(symbol, snapshot, policy.params.models.unseen_symbols).items()
     }
 
 

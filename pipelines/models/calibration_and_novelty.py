@@ -12,6 +12,7 @@ from pipelines.contracts import Floats
 from pipelines.errors import BadShape
 
 _EPS = 1e-7
+LIVE_ROWS = 256  # the most rows that one live batch can have: schemas.MAX_SYMBOLS
 
 
 class BundleIdentity(TypedDict):
@@ -83,6 +84,19 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = 1  # single rows: more threads cost more time than they save
     options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def probabilities_of(session: onnxruntime.InferenceSession, rows: Floats) -> Floats:
+    """Return the output `probabilities` of a session, float32, of rows (n, …).
+
+    The rows of a live batch go through it one by one: a matrix product rounds otherwise at another number of rows, and
+    the answer for a symbol must not depend on which others closed with it. A whole history goes in one call.
+    """
+    name, inputs = session.get_inputs()[0].name, rows.astype(np.float32)
+    if not 1 < len(rows) <= LIVE_ROWS:
+        return np.asarray(session.run(["probabilities"], {name: inputs})[0])
+    one_by_one = [session.run(["probabilities"], {name: inputs[i : i + 1]})[0] for i in range(len(rows))]
+    return np.concatenate(one_by_one)
 
 
 def read_novelty(path: Path) -> Novelty:

@@ -21,6 +21,7 @@ from pipelines.models.calibration_and_novelty import (
     calibration_from_json,
     check_shape,
     open_session,
+    probabilities_of,
     read_novelty,
     stacked,
 )
@@ -52,9 +53,7 @@ class Member:
         p = np.full((len(rows), len(self.calibration)), np.nan)
         low = p.copy()
         if complete.any():
-            name = self.session.get_inputs()[0].name
-            inputs = {name: block[complete].astype(np.float32)}
-            raw = self.session.run(["probabilities"], inputs)[0].astype(np.float64)
+            raw = probabilities_of(self.session, block[complete]).astype(np.float64)
             p[complete], low[complete] = calibrate_all(self.calibration, raw[:, -len(self.calibration) :])
         return p, low
 

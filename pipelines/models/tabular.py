@@ -16,6 +16,7 @@ from pipelines.models.calibration_and_novelty import (
     calibration_from_json,
     check_shape,
     open_session,
+    probabilities_of,
     read_novelty,
 )
 
@@ -38,9 +39,7 @@ class TabularModel:
 
     def raw(self, rows: Floats) -> Floats:
         """Return (n,) probabilities of class 1 by the exported model, before calibration."""
-        name = self.session.get_inputs()[0].name
-        probabilities = self.session.run(["probabilities"], {name: rows.astype(np.float32)})[0]
-        return np.asarray(probabilities[:, 1], dtype=np.float64)
+        return np.asarray(probabilities_of(self.session, rows)[:, 1], dtype=np.float64)
 
     def predict(self, rows: Floats) -> Predictions:
         """Return predictions of rows (n, k); NaN = missing, which abstains. Raises BadShape."""

@@ -1,8 +1,9 @@
 """Predict in the model service (`BELLWETHER_MODELS=remote`): one batched call for everything a decision needs.
 
-Arrays travel as the bytes of float64 and each row is predicted on its own, so the predictions equal those of the same
-bundle in this process, bit for bit. Models are addressed by digest: a model of another generation never predicts for
-ours. While the service is slow or down the arms abstain; a probe every few seconds finds it back, so no request waits.
+Arrays travel as the bytes of float64 and no row's answer depends on another row, so the predictions equal those of
+the same bundle in this process, bit for bit. Models are addressed by digest: a model of another generation never
+predicts for ours. While the service is slow or down the arms abstain; a probe every few seconds finds it back, so no
+request waits.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import base64
 import binascii
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -18,7 +20,7 @@ from pipelines.contracts import Floats, JsonObject, Model, Predictions
 from pipelines.errors import BadShape, BadValues
 from pipelines.models.views import select
 from serving.inference.model_slots import Snapshot
-from serving.inference.predictions import InferenceRequest, PredictionOrFault, predict
+from serving.inference.predictions import MODEL_FAULT, InferenceRequest, PredictionOrFault, predict, row_of
 from serving.service.schemas import Packed, PackedInferenceRequest, PredictBatchRequest
 
 
@@ -115,9 +117,30 @@ class ModelClient:
     async def predict(
         self, snapshot: Snapshot, requests: Sequence[InferenceRequest]
     ) -> list[dict[tuple[str, str], PredictionOrFault]]:
-        """Return each request's predictions by (family, arm), from the bundles of `snapshot` only; or their fault."""
-        if not requests:
+        """Return each request's predictions by (family, arm), from the bundles of `snapshot` only; or their fault.
+
+        Requests of one family and the same arms travel together, a row each, and its model is called once for all.
+        Where that call fails, each of its rows is sent alone, in one request more.
+        """
+        found: list[dict[tuple[str, str], PredictionOrFault]] = [{} for _ in requests]
+        groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault((request.family, request.arms), []).append(i)
+        again = await self._predict_groups(snapshot, requests, list(groups.values()), found)
+        await self._predict_groups(snapshot, requests, [[i] for i in again], found)
+        return found
+
+    async def _predict_groups(
+        self,
+        snapshot: Snapshot,
+        requests: Sequence[InferenceRequest],
+        groups: Sequence[Sequence[int]],
+        found: list[dict[tuple[str, str], PredictionOrFault]],
+    ) -> list[int]:
+        """Put the predictions of each group, positions in `requests`, into `found`; return where to try rows alone."""
+        if not groups:
             return []
+        together = [_together([requests[i] for i in group]) for group in groups]
         body = [
             PackedInferenceRequest.model_construct(
                 family=request.family,
@@ -125,20 +148,20 @@ class ModelClient:
                 columns=list(request.columns),
                 rows=Packed.model_construct(**packed(request.rows)),
             ).model_dump()
-            for request in requests
+            for request in together
         ]
         answers = self.outage if self.outage is not None else await self._post(body)
-        if isinstance(answers, str):
-            return [{(request.family, arm): answers for arm in request.arms} for request in requests]
-        return [
-            {
-                (request.family, arm): _unpacked_predictions(
-                    answer.get(arm), snapshot.slots[request.family, arm].digest
-                )
-                for arm in request.arms
-            }
-            for request, answer in zip(requests, answers, strict=True)
-        ]
+        failed: list[int] = []
+        for k, (request, group) in enumerate(zip(together, groups, strict=True)):
+            for arm in request.arms:
+                digest = snapshot.slots[request.family, arm].digest
+                answer = answers if isinstance(answers, str) else _unpacked_predictions(answers[k].get(arm), digest)
+                rows = _by_row(answer, len(group))
+                for i, one in zip(group, rows, strict=True):
+                    found[i][request.family, arm] = one
+                if len(group) > 1 and isinstance(rows[0], str) and rows[0].startswith(MODEL_FAULT):
+                    failed += group
+        return sorted(set(failed))
 
     async def _post(self, body: list[JsonObject]) -> list[JsonObject] | str:
         """Return the service's answers, or the fault as text, which also sets `outage`."""
@@ -168,6 +191,20 @@ class ModelClient:
         """Set and return the outage."""
         self.outage = f"MODEL_SERVICE_DOWN: {why}"
         return self.outage
+
+
+def _together(requests: Sequence[InferenceRequest]) -> InferenceRequest:
+    """Return one request with the rows of all these, which are of one family and the same arms."""
+    return requests[0] if len(requests) == 1 else replace(requests[0], rows=np.concatenate([r.rows for r in requests]))
+
+
+def _by_row(answer: PredictionOrFault, n: int) -> list[PredictionOrFault]:
+    """Return the predictions of each of n rows; the fault n times where there are none, or not as many."""
+    if isinstance(answer, str):
+        return [answer] * n
+    if len(answer.status) != n:
+        return [f"MODEL_SERVICE_DOWN: {len(answer.status)} answers for {n} rows"] * n
+    return [row_of(answer, i) for i in range(n)]
 
 
 def _unpacked_predictions(answer: JsonObject | None, digest: str) -> PredictionOrFault:

@@ -63,7 +63,7 @@ class Snapshot:
     written_at: str | None = None
     slots: Mapping[tuple[str, str], Slot] = field(default_factory=dict)  # (family, arm)
     refused: tuple[Refusal, ...] = ()
-    warm_start: Mapping[str, str] | None = None  # data_hash, digest, path
+    warm_starts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # symbol → data_hash, digest, path
 
     def slot(self, family: str, arm: str) -> Slot | None:
         """Return the slot of one arm, None where nothing is served."""
@@ -176,7 +176,7 @@ class ModelSlots:
             written_at=content.get("written_at"),
             slots=slots,
             refused=tuple(refused),
-            warm_start=content.get("warm_start"),
+            warm_starts=content["warm_starts"],
         )
 
     def _slot(self, family: str, arm: str, entry: Mapping[str, object]) -> Slot:

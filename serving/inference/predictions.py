@@ -1,12 +1,14 @@
 """Predict with every served model at a close, in this process or from the answers of the model service.
 
-An arm that fails abstains by name and the others go on: `MODEL_FAULT:` where its own code raised or gave no number,
+Where several symbols close together, a model is called once with a row of each; one symbol is a batch of one. An arm
+that fails abstains by name and the others go on: `MODEL_FAULT:` where its own code raised or gave no number,
 `MODEL_SERVICE_…:` where the model service did (see serving.inference.model_client).
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -21,8 +23,10 @@ from pipelines.contracts import (
     finite_or_none,
 )
 from pipelines.data.series import names_of
+from pipelines.errors import BadShape
 from pipelines.families import DECISION_FAMILY
 from pipelines.models.directional_ensemble import directional
+from pipelines.models.trained_on import symbols_of
 from pipelines.models.views import VIEWS, select
 from pipelines.signals.events import Events, event_row, events
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
@@ -30,7 +34,12 @@ from serving.inference.model_slots import ARMS, Slot, Snapshot
 from serving.state.symbols import Symbol
 
 log = logging.getLogger("bellwether.models")
-FAULTS = ("MODEL_FAULT:", "MODEL_SERVICE_")  # reasons that are a failure, not a reasoned abstention
+MODEL_FAULT = "MODEL_FAULT:"
+FAULTS = (MODEL_FAULT, "MODEL_SERVICE_")  # reasons that are a failure, not a reasoned abstention
+UNSEEN_SYMBOL = "UNSEEN_SYMBOL:"  # the reason of a model that was not trained on the symbol
+NOT_ASKED = ("WARMING_UP", "NO_EVENT", "TRAINED_ON:", UNSEEN_SYMBOL)  # reasons of models that were not called
+
+Unseen = Literal["refuse", "allow"]  # whether a model answers for a symbol that it was not trained on
 
 PredictionOrFault = Predictions | str  # predictions of one row, or the fault as text
 Answers = Mapping[tuple[str, str], PredictionOrFault]  # by (family, arm)
@@ -53,15 +62,22 @@ class InferenceRequest:
     direction: int
 
 
-def market_mismatch(slot: Slot, symbol: Symbol) -> str | None:
-    """Return `TRAINED_ON:…` where a model was trained on another market than this symbol's; None where it fits."""
+def market_mismatch(slot: Slot, symbol: Symbol, unseen: Unseen = "refuse") -> str | None:
+    """Return why a model does not answer for this symbol's market; None where it does.
+
+    UNSEEN_SYMBOL:<symbols>  it was trained on these only; with `unseen` allow it answers all the same
+    TRAINED_ON:…             on other bars, or with other named series
+    """
     schema, series = slot.model.schema, names_of(symbol.warm.series)
-    trained_on = schema.get("symbol"), schema.get("decision_timeframe")
-    if trained_on == (symbol.name, symbol.grid.timeframe):
-        if (theirs := schema.get("series") or {}) != series:
-            return f"TRAINED_ON:series {', '.join(theirs.values()) or 'none'}"
-        return None
-    return "TRAINED_ON:" + " ".join(str(part) for part in trained_on)
+    trained_on, timeframe = symbols_of(schema), schema.get("decision_timeframe")
+    if timeframe != symbol.grid.timeframe:
+        return f"TRAINED_ON:{', '.join(trained_on)} {timeframe}"
+    if symbol.name not in trained_on and unseen == "refuse":
+        return UNSEEN_SYMBOL + ", ".join(trained_on)
+    theirs = schema.get("series") or {}
+    # a pooled model reads the series that all its symbols have; one of a single market knows what it lacked too
+    is_same = theirs == series if "symbols" not in schema else theirs.items() <= series.items()
+    return None if is_same else f"TRAINED_ON:series {', '.join(theirs.values()) or 'none'}"
 
 
 def events_at_close(symbol: Symbol) -> Events | None:
@@ -71,7 +87,9 @@ def events_at_close(symbol: Symbol) -> Events | None:
     return events(symbol.closed.features[np.newaxis], symbol.closed.signals[np.newaxis])
 
 
-def inference_requests(snapshot: Snapshot, symbol: Symbol, raised: Events | None) -> list[InferenceRequest]:
+def inference_requests(
+    snapshot: Snapshot, symbol: Symbol, raised: Events | None, unseen: Unseen = "refuse"
+) -> list[InferenceRequest]:
     """Return one request for each served family at this close; arms that have to abstain are left out.
 
     raised  what `events_at_close` returned
@@ -83,31 +101,69 @@ def inference_requests(snapshot: Snapshot, symbol: Symbol, raised: Events | None
         arms = tuple(
             arm
             for arm in ARMS
-            if (slot := snapshot.slot(family, arm)) and _not_applicable(slot, symbol, raised) is None
+            if (slot := snapshot.slot(family, arm)) and _not_applicable(slot, symbol, raised, unseen) is None
         )
         if arms:
             requests.append(_request(family, arms, symbol, raised))
     return requests
 
 
-def predict_local(snapshot: Snapshot, requests: Iterable[InferenceRequest]) -> dict[tuple[str, str], PredictionOrFault]:
-    """Return the predictions of the models in this process by (family, arm), a fault where one failed."""
-    answers: dict[tuple[str, str], PredictionOrFault] = {}
-    for request in requests:
+def predict_local(snapshot: Snapshot, requests: Sequence[InferenceRequest]) -> list[Answers]:
+    """Return each request's predictions by (family, arm), of the models in this process; a fault where one failed.
+
+    A model is called once, with the rows of every request of its family and arm.
+    """
+    found: list[dict[tuple[str, str], PredictionOrFault]] = [{} for _ in requests]
+    places: dict[tuple[str, str], list[int]] = {}
+    for i, request in enumerate(requests):
         for arm in request.arms:
-            model = snapshot.slots[request.family, arm].model
-            rows = select(request.rows, request.columns, model.columns)
-            answers[request.family, arm] = predict(model, rows, f"{request.family} {arm}")
-    return answers
+            places.setdefault((request.family, arm), []).append(i)
+    for (family, arm), rows_of in places.items():
+        model = snapshot.slots[family, arm].model
+        rows = np.concatenate([select(requests[i].rows, requests[i].columns, model.columns) for i in rows_of])
+        for i, answer in zip(rows_of, predict_each(model, rows, f"{family} {arm}"), strict=True):
+            found[i][family, arm] = answer
+    return list(found)
+
+
+def predict_each(model: Model, rows: Floats, name: str) -> list[PredictionOrFault]:
+    """Return the predictions of each row, from one call of the model.
+
+    Where that call fails, each row is tried alone: one symbol's row never costs another its answer.
+    """
+    answer = predict(model, rows, name)
+    if isinstance(answer, Predictions):
+        return [row_of(answer, i) for i in range(len(rows))]
+    if len(rows) == 1:
+        return [answer]
+    return [predict(model, rows[i : i + 1], name) for i in range(len(rows))]
+
+
+def row_of(answer: Predictions, i: int) -> Predictions:
+    """Return the predictions of row `i` alone."""
+    at = slice(i, i + 1)
+    return replace(
+        answer,
+        p=answer.p[at],
+        p_low=answer.p_low[at],
+        status=answer.status[at],
+        reason=answer.reason[at],
+        novelty=answer.novelty[at],
+        label=None if answer.label is None else answer.label[at],
+        members=None if answer.members is None else {name: p[at] for name, p in answer.members.items()},
+    )
 
 
 def predict(model: Model, rows: Floats, name: str) -> PredictionOrFault:
     """Return the predictions of one model, or its fault as text; `name` stands in the log line of a fault."""
     try:
-        return model.predict(rows)
+        answer = model.predict(rows)
+        if len(answer.status) != len(rows):
+            raise BadShape(f"{len(answer.status)} answers for {len(rows)} rows")
+        return answer
     except Exception as error:  # a model's code may raise anything; its arm abstains and an alarm names it
         log.exception("%s failed", name)
-        return f"MODEL_FAULT:{type(error).__name__}: {error}"[:300]
+        return f"{MODEL_FAULT}{type(error).__name__}: {error}"[:300]
 
 
 def prediction_records(
@@ -115,20 +171,24 @@ def prediction_records(
     symbol: Symbol,
     raised: Events | None,
     requests: Iterable[InferenceRequest],
-    answers: Answers,
+    answers: Iterable[Answers],
+    unseen: Unseen = "refuse",
 ) -> ModelAnswers:
-    """Return the answer of every served model at this close: its numbers, or None and the reason for it."""
+    """Return the answer of every served model at this close: its numbers, or None and the reason for it.
+
+    requests, answers  of this symbol, in the same order
+    """
     records: ModelAnswers = {}
     for (family, arm), slot in snapshot.slots.items():
-        if (why := _not_applicable(slot, symbol, raised)) is not None:
+        if (why := _not_applicable(slot, symbol, raised, unseen)) is not None:
             records.setdefault(family, {})[arm] = replace(_abstention(slot), reason=why)
-    for request in requests:
+    for request, answered in zip(requests, answers, strict=True):
         for arm in request.arms:
             blank = replace(
                 _abstention(snapshot.slots[request.family, arm]), event=request.event, direction=request.direction
             )
             classes = snapshot.slots[request.family, arm].model.classes
-            answer = answers[request.family, arm]
+            answer = answered[request.family, arm]
             records.setdefault(request.family, {})[arm] = (
                 _filled(blank, answer, classes) if isinstance(answer, Predictions) else replace(blank, reason=answer)
             )
@@ -164,11 +224,11 @@ def _with_vote(answer: ModelAnswer, slot: Slot, phase: str | None) -> ModelAnswe
     return replace(answer, ensemble=EnsembleVote(finite_or_none(vote.p[0]), phase, shares, tuple(vote.missing[0])))
 
 
-def _not_applicable(slot: Slot, symbol: Symbol, raised: Events | None) -> str | None:
+def _not_applicable(slot: Slot, symbol: Symbol, raised: Events | None, unseen: Unseen) -> str | None:
     """Return why this model is not used at this close; None if it is."""
     if raised is None or symbol.waits_of(slot.family) is not None:
         return "WARMING_UP"
-    return market_mismatch(slot, symbol) or (
+    return market_mismatch(slot, symbol, unseen) or (
         "NO_EVENT" if slot.family == DECISION_FAMILY and len(raised) == 0 else None
     )
 
@@ -199,7 +259,7 @@ def _filled(blank: ModelAnswer, predictions: Predictions, classes: tuple[str, ..
     )
     ok = predictions.status[0] == "OK"
     if ok and not np.isfinite(predictions.p[0]).all():
-        return replace(blank, members=members, reason="MODEL_FAULT:NaN: the model says OK and gives no number")
+        return replace(blank, members=members, reason=f"{MODEL_FAULT}NaN: the model says OK and gives no number")
     return replace(
         blank,
         members=members,

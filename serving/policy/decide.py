@@ -6,7 +6,7 @@ champion chooses the regime's weights and caps; without one, or while it abstain
 model predicts in shadow.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
@@ -16,7 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.compiled import cpu_type
-from pipelines.contracts import CATEGORIES, CLOSE, REGIMES, Decision, Floats, ModelAnswer, ModelAnswers, utc
+from pipelines.contracts import (
+    CATEGORIES,
+    CLOSE,
+    REGIMES,
+    Decision,
+    Floats,
+    ModelAnswer,
+    ModelAnswers,
+    finite_or_none,
+    utc,
+)
 from pipelines.costs import Costs
 from pipelines.data.embargo import window_at
 from pipelines.errors import BadTimes
@@ -28,6 +38,8 @@ from pipelines.signals.events import Events, events, traditional_events
 from pipelines.signals.regimes import market_state
 from serving.inference.model_slots import Snapshot
 from serving.inference.predictions import (
+    NOT_ASKED,
+    Unseen,
     events_at_close,
     faulty,
     inference_requests,
@@ -48,14 +60,41 @@ UNICORN = SIGNALS.index["unicorn_rating_score"]  # stars of the leading side, si
 CONFLUENCE = SIGNALS.index["confluence.score"]
 PHASE = SIGNALS.index["amt_phase"]
 VOLATILITY = FEATURES.index["volatility_20"]
-NOT_ASKED = ("WARMING_UP", "NO_EVENT", "TRAINED_ON:")  # reasons of models that were not called
+# what every decision states of its market → the column it is read from
+MARKET_COLUMNS = {
+    "volatility": "volatility_20",  # level: log price a bar
+    "momentum": "price_momentum",  # strength: ATR over ten bars
+    "volume": "volume_ratio",  # profile: of the mean of 20 bars
+    "book_skew": "book_skew_strength",  # -1 … 1, of the size in the book
+    "liquidity": "liquidity_density",  # of the mean of 20 bars
+}
+_MARKET = tuple((name, FEATURES.index[column]) for name, column in MARKET_COLUMNS.items())
 
 
-def predict_all(symbol: Symbol, snapshot: Snapshot) -> ModelAnswers:
-    """Return the answers of the models in this process at this close."""
-    raised = events_at_close(symbol)
-    requests = inference_requests(snapshot, symbol, raised)
-    return prediction_records(snapshot, symbol, raised, requests, predict_local(snapshot, requests))
+def predict_all(symbol: Symbol, snapshot: Snapshot, unseen: Unseen = "refuse") -> ModelAnswers:
+    """Return the answers of the models in this process at this close. `unseen`: params.models.unseen_symbols."""
+    return predict_together([symbol], snapshot, unseen)[0]
+
+
+def predict_together(symbols: Sequence[Symbol], snapshot: Snapshot, unseen: Unseen = "refuse") -> list[ModelAnswers]:
+    """Return, for each symbol, the answers of the models in this process; each model is called once for all."""
+    raised = [events_at_close(symbol) for symbol in symbols]
+    asked = [
+        inference_requests(snapshot, symbol, events, unseen) for symbol, events in zip(symbols, raised, strict=True)
+    ]
+    answers = iter(predict_local(snapshot, [request for some in asked for request in some]))
+    return [
+        prediction_records(snapshot, symbol, events, some, [next(answers) for _ in some], unseen)
+        for symbol, events, some in zip(symbols, raised, asked, strict=True)
+    ]
+
+
+def market_of(symbol: Symbol) -> dict[str, float | None]:
+    """Return the state of the market at the newest close by MARKET_COLUMNS; None = not recorded, or warming up."""
+    if symbol.reason is not None:
+        return {name: None for name, _ in _MARKET}
+    row = symbol.closed.features
+    return {name: finite_or_none(row.item(place)) for name, place in _MARKET}
 
 
 def age_in_bars(symbol: Symbol, known_at: datetime) -> float:
@@ -103,7 +142,7 @@ def decide(
     closed, warm, params = symbol.closed, symbol.warm, policy.params
     age_bars = age_in_bars(symbol, known_at)
     ready = symbol.reason is None
-    answers = predictions if predictions is not None else predict_all(symbol, snapshot)
+    answers = predictions if predictions is not None else predict_all(symbol, snapshot, params.models.unseen_symbols)
     decider = _decider(symbol, snapshot, answers, tier)
     acting = decider.events
     has_event = ready and len(acting) > 0
@@ -168,7 +207,7 @@ def decide(
         | ({"reading": symbol.reading} if symbol.reading else {}),
     )
     waiting = () if symbol.reason is None else (symbol.reason,)
-    return replace(decision, reasons=(*waiting, *decision.reasons, tier.reason))
+    return replace(decision, reasons=(*waiting, *decision.reasons, tier.reason), market=market_of(symbol))
 
 
 @cache
@@ -251,16 +290,18 @@ def tier_inputs(
     models: ModelAnswers | None,
     service: str | None = None,
     emergency: str | None = None,
+    unseen: Unseen = "refuse",
 ) -> tiers.TierInputs:
     """Return the inputs of the tier state machine for one symbol.
 
     models     answers at a decision; None at a poll
+    unseen     params.models.unseen_symbols
     service    why the model service is out; emergency why nothing may be opened; None = no fault
     """
     champions, absent = {}, {}
     for family in FAMILIES:
         slot = snapshot.slot(family, "champion")
-        why = None if slot is None else market_mismatch(slot, symbol)
+        why = None if slot is None else market_mismatch(slot, symbol, unseen)
         if slot is not None and why is None:
             champions[family] = slot.digest
         else:

@@ -5,9 +5,9 @@ Our own refusals are 400 (bad input), 404 (unknown name) or 409 (not now). Every
 """
 
 import functools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, ParamSpec, get_type_hints
+from typing import Any, Literal, ParamSpec, TypeVar, get_type_hints
 
 from pydantic import AwareDatetime, BaseModel, create_model
 from starlette.responses import Response
@@ -16,10 +16,11 @@ from pipelines.contracts import Decision, JsonObject
 from pipelines.errors import BellwetherError, InputError, UnknownName
 from pipelines.store import decision_payload
 from serving.service.http_guard import error_response, json_response
-from serving.service.schemas import DecideRequest
+from serving.service.schemas import DecideRequest, ObserveBatchRequest, Unreadable
 
 API: Literal[1] = 1  # version of requests and answers; it changes when a client has to
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Answer(BaseModel):
@@ -36,7 +37,17 @@ class QuarantinedBar(BaseModel):
     reason: str
 
 
-class ObserveResponse(Answer):
+class RefusedSymbol(BaseModel):
+    """What stands in a batch for a symbol that was refused: why, the kind of the error, and the fields that are wrong.
+    symbol: as it was sent; null where none was."""
+
+    symbol: str | None
+    error: str
+    kind: str
+    fields: list[dict[str, str]]
+
+
+class ObservedSymbol(BaseModel):
     """received, new: bars sent, and folded now; records: books and context values stored now; closed: open times of the
     decision bars they closed; quarantined: bars sent that are held back until a person acts; reason: why decisions must
     wait."""
@@ -48,6 +59,16 @@ class ObserveResponse(Answer):
     closed: list[AwareDatetime]
     quarantined: list[QuarantinedBar]
     reason: str | None
+
+
+class ObserveResponse(ObservedSymbol, Answer):
+    """The answer to one observation."""
+
+
+class ObserveBatchResponse(Answer):
+    """The answer to `observations`, in their order."""
+
+    observations: list[ObservedSymbol | RefusedSymbol]
 
 
 class BriefDecision(BaseModel):
@@ -75,7 +96,7 @@ class BriefResponse(BriefDecision, Answer):
 class DecisionsResponse(Answer):
     """The answer to `symbols`, in their order: full decisions, or brief ones with `view` brief."""
 
-    decisions: list[Decision | BriefDecision]
+    decisions: list[Decision | BriefDecision | RefusedSymbol]
 
 
 _DECISION_FIELDS: dict[str, Any] = {name: (hint, ...) for name, hint in get_type_hints(Decision).items()}
@@ -154,11 +175,45 @@ def json_endpoint(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitabl
     return answered
 
 
-def decisions_answer(request: DecideRequest, decisions: Sequence[Decision]) -> Mapping[str, object]:
-    """Return the content of `/decide`: one decision for `symbol`, {"decisions"} for `symbols`; in its view."""
-    view = brief if request.view == "brief" else decision_payload
-    shown = [view(decision) for decision in decisions]
-    return shown[0] if request.symbols is None else {"decisions": shown}
+def decisions_answer(request: DecideRequest, decisions: Sequence[Decision | BellwetherError]) -> Mapping[str, object]:
+    """Return the content of `/decide`: one decision for `symbol`, {"decisions"} for `symbols`; in its view.
+
+    decisions  one for each symbol that could be read, in their order. Raises the error of a single one
+    """
+    view, made = brief if request.view == "brief" else decision_payload, iter(decisions)
+    if request.symbols is None:
+        (decision,) = made
+        if isinstance(decision, BellwetherError):
+            raise decision
+        return view(decision)
+    return {"decisions": [_entry(name, made, view) for name in request.symbols]}
+
+
+def observations_answer(
+    request: ObserveBatchRequest, answers: Iterable[Mapping[str, Any] | BellwetherError]
+) -> Mapping[str, object]:
+    """Return the content of `/observe` for a batch: an answer a symbol, or why it was refused, in their order.
+
+    answers  one for each observation that could be read, in their order
+    """
+    found = iter(answers)
+    return {
+        "observations": [
+            _entry(one if isinstance(one, Unreadable) else one.symbol, found, dict) for one in request.observations
+        ]
+    }
+
+
+def _entry(
+    name: str | Unreadable, answers: Iterator[T | BellwetherError], view: Callable[[T], JsonObject]
+) -> JsonObject:
+    """Return what stands in a batch for one symbol: the next answer in its view, or why it was refused."""
+    if isinstance(name, Unreadable):
+        return {"symbol": name.symbol, "error": name.error, "kind": "BadRequest", "fields": name.fields[:50]}
+    found = next(answers)
+    if isinstance(found, BellwetherError):
+        return {"symbol": name, "error": str(found), "kind": type(found).__name__, "fields": []}
+    return view(found)
 
 
 def brief(decision: Decision) -> JsonObject:

@@ -1,21 +1,26 @@
-"""From a symbol's newest closed bar to a durable decision: predictions, tier, policy, ledger."""
+"""From the newest closed bars of symbols to durable decisions: predictions, tier, policy, ledger.
+
+A batch is the unit: every model is called once for all symbols, and all decisions are stored in one transaction. One
+symbol is a batch of one.
+"""
 
 import asyncio
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
+from typing import NamedTuple
 
 from pipelines.contracts import Decision, ModelAnswers, utc
-from pipelines.errors import ServiceDown
-from pipelines.store import StoreFault
+from pipelines.errors import BellwetherError, InputError, ServiceDown
+from pipelines.store import DecisionRecord, StoreFault
 from serving.inference.model_client import ModelClient
 from serving.inference.model_slots import ModelSlots, Snapshot
-from serving.inference.predictions import events_at_close, inference_requests, prediction_records
-from serving.policy.decide import age_in_bars, decide, predict_all, tier_at
+from serving.inference.predictions import Unseen, events_at_close, inference_requests, prediction_records
+from serving.policy.decide import age_in_bars, decide, predict_all, predict_together, tier_at
 from serving.policy.decision_row import Policy
 from serving.service.breaker_watch import BreakerWatch
-from serving.service.decision_memory import DecisionKey, DecisionMemory, PendingDecision, id_of, subject_of
+from serving.service.decision_memory import DecisionKey, DecisionMemory, PendingDecision, Subject, id_of, subject_of
 from serving.service.live_symbols import LiveSymbols
 from serving.service.store_executor import wait_for_write
 from serving.service.store_monitor import StoreMonitor
@@ -25,6 +30,31 @@ from serving.state.account import Account
 from serving.state.ledger import Ledger
 from serving.state.online_weights_store import OnlineWeightsStore
 from serving.state.symbols import Symbol
+
+
+class _New(NamedTuple):
+    """Hold a decision that is made and not yet handed to the ledger, with its input rows."""
+
+    name: str
+    key: DecisionKey
+    subject: Subject
+    record: DecisionRecord
+
+
+async def _durable(
+    made: Mapping[str, PendingDecision | BellwetherError],
+) -> dict[str, Decision | BellwetherError]:
+    """Wait until decisions are durable; return each, or why it is refused. Raises what the store raised."""
+    pending = {name: one for name, one in made.items() if isinstance(one, PendingDecision)}
+    ended = await asyncio.gather(*(asyncio.wrap_future(one.stored) for one in pending.values()), return_exceptions=True)
+    found: dict[str, Decision | BellwetherError] = {
+        name: one for name, one in made.items() if isinstance(one, BellwetherError)
+    }
+    for name, result in zip(pending, ended, strict=True):
+        if isinstance(result, BaseException) and not isinstance(result, InputError):
+            raise result
+        found[name] = result
+    return found
 
 
 class Decider:
@@ -48,6 +78,7 @@ class Decider:
     ) -> None:
         """Take the collaborators. `model_client` None: models run in process."""
         self._policy, self._params = policy, policy.params
+        self._unseen: Unseen = policy.params.models.unseen_symbols
         self._slots, self._live, self._ledger = slots, live, ledger
         self._account, self._weights, self._breakers = account, weights, breakers
         self._tiers, self._memory, self._store_monitor = tiers, memory, store_monitor
@@ -56,8 +87,20 @@ class Decider:
     async def decide(self, names: Sequence[str]) -> list[Decision]:
         """Return a durable decision for each symbol, on its newest closed bar, for now.
 
-        Raises UnknownName; ServiceDown or a StoreFault where nothing can be stored now: the next call may find the
-        decision stored all the same.
+        Raises UnknownName and what else refuses one of them; ServiceDown or a StoreFault where nothing can be stored
+        now: the next call may find the decision stored all the same.
+        """
+        made: list[Decision] = []
+        for found in await self.decide_all(names):
+            if isinstance(found, BellwetherError):
+                raise found
+            made.append(found)
+        return made
+
+    async def decide_all(self, names: Sequence[str]) -> list[Decision | BellwetherError]:
+        """Return the same for each symbol, or why this one is refused; decisions are stored in one transaction.
+
+        Raises ServiceDown, a StoreFault or ClockJumped where nothing can be stored now.
         """
         try:
             return await wait_for_write(self._ledger, self._decide_and_store(names, utc_now()))
@@ -65,66 +108,113 @@ class Decider:
             self._memory.mark_uncertain(names)
             raise
 
-    async def _decide_and_store(self, names: Sequence[str], now: datetime) -> list[Decision]:
+    async def _decide_and_store(self, names: Sequence[str], now: datetime) -> list[Decision | BellwetherError]:
         """Return decisions once they, their tiers and the trips they rest on are durable."""
+        found: dict[str, Decision | BellwetherError] = {}
         for name in names:
-            self._live.get(name)  # an unknown name is refused before anything else
-        self._store_monitor.refuse_writes()
-        self._clock.check(now)
-        await self._memory.find_late(names)
-        made = await self._decide_all(names, now)
-        await self._tiers.save()
-        await self._breakers.writes_done()
-        return list(await asyncio.gather(*(asyncio.wrap_future(one.stored) for one in made)))
+            try:
+                self._live.get(name)  # an unknown name is refused before anything else
+            except BellwetherError as error:
+                found[name] = error
+        known = [name for name in dict.fromkeys(names) if name not in found]
+        if known:
+            self._store_monitor.refuse_writes()
+            self._clock.check(now)
+            await self._memory.find_late(known)
+            made = await self._decide_known(known, now)
+            await self._tiers.save()
+            await self._breakers.writes_done()
+            found |= await _durable(made)
+        return [found[name] for name in names]
 
-    async def _decide_all(self, names: Sequence[str], now: datetime) -> list[PendingDecision]:
+    async def _decide_known(
+        self, names: Sequence[str], now: datetime
+    ) -> "dict[str, PendingDecision | BellwetherError]":
         """Decide each symbol; where models run in the model service, one request carries all rows."""
-        symbols = self._live.symbols
         if self._model_client is None:
-            return [self._decide_one(symbols[name], now, self._slots.snapshot, None) for name in names]
+            return self._decide_together(names, now, self._slots.snapshot, {})
         async with AsyncExitStack() as locks:
-            for name in sorted(set(names)):  # in one order, so that two requests never wait for each other
-                await locks.enter_async_context(self._live.locks[symbols[name].name])
+            for name in sorted(names):  # in one order, so that two requests never wait for each other
+                await locks.enter_async_context(self._live.locks[name])
             snapshot = self._slots.snapshot
             predictions = await self._predict_remote(self._model_client, names, now, snapshot)
-            return [self._decide_one(symbols[name], now, snapshot, predictions.get(name)) for name in names]
+            return self._decide_together(names, now, snapshot, predictions)
 
     async def _predict_remote(
         self, client: ModelClient, names: Sequence[str], now: datetime, snapshot: Snapshot
     ) -> dict[str, ModelAnswers]:
         """Return symbol → answers of the model service, of the symbols not decided yet."""
-        undecided = [
-            symbol
-            for symbol in (self._live.symbols[name] for name in dict.fromkeys(names))
-            if self._key(symbol, age_in_bars(symbol, self._known_at(symbol, now)), snapshot) not in self._memory.made
-        ]
+        undecided = self._undecided(names, now, snapshot)
         events = [events_at_close(symbol) for symbol in undecided]
         requests = [
-            inference_requests(snapshot, symbol, event) for symbol, event in zip(undecided, events, strict=True)
+            inference_requests(snapshot, symbol, event, self._unseen)
+            for symbol, event in zip(undecided, events, strict=True)
         ]
         answers = iter(await client.predict(snapshot, [request for some in requests for request in some]))
         return {
-            symbol.name: prediction_records(
-                snapshot, symbol, event, some, {k: v for _ in some for k, v in next(answers).items()}
-            )
+            symbol.name: prediction_records(snapshot, symbol, event, some, [next(answers) for _ in some], self._unseen)
             for symbol, event, some in zip(undecided, events, requests, strict=True)
         }
 
+    def _undecided(self, names: Sequence[str], now: datetime, snapshot: Snapshot) -> list[Symbol]:
+        """Return the symbols whose newest close has no decision yet, without those that nothing can be decided on."""
+        symbols = []
+        for name in names:
+            symbol = self._live.symbols.get(name)
+            if symbol is None or self._memory.find(subject_of(symbol, snapshot)) is not None:
+                continue
+            try:
+                age_bars = age_in_bars(symbol, self._known_at(symbol, now))
+            except BellwetherError:
+                continue  # `_decide_one` says why
+            if self._key(symbol, age_bars, snapshot) not in self._memory.made:
+                symbols.append(symbol)
+        return symbols
+
+    def _decide_together(
+        self, names: Sequence[str], now: datetime, snapshot: Snapshot, predictions: Mapping[str, ModelAnswers]
+    ) -> "dict[str, PendingDecision | BellwetherError]":
+        """Decide symbol by symbol, as each sees the positions before it; hand the new ones to the ledger at once.
+
+        predictions  answers of the model service; of a symbol that is not named the models in this process answer
+        """
+        here = [symbol for symbol in self._undecided(names, now, snapshot) if symbol.name not in predictions]
+        answers = dict(predictions)
+        if here:
+            predicted = predict_together(here, snapshot, self._unseen)
+            answers |= {symbol.name: found for symbol, found in zip(here, predicted, strict=True)}
+        found: dict[str, PendingDecision | BellwetherError] = {}
+        new: list[_New] = []
+        try:
+            for name in names:
+                try:
+                    made = self._decide_one(self._live.symbols[name], now, snapshot, answers.get(name))
+                except BellwetherError as error:
+                    found[name] = error
+                    continue
+                if isinstance(made, PendingDecision):
+                    found[name] = made
+                else:
+                    new.append(made)
+        finally:  # also after a fault of our own: the account counts what was decided before it
+            found |= self._append(new)
+        return found
+
     def _decide_one(
         self, symbol: Symbol, now: datetime, snapshot: Snapshot, predictions: ModelAnswers | None
-    ) -> PendingDecision:
-        """Decide and hand the decision to the ledger, or return the one already made on exactly this.
+    ) -> "PendingDecision | _New":
+        """Decide and count the decision in the account, or return the one already made on exactly this.
 
         predictions  answers of the models at this close; None: run the models in this process
         """
         subject = subject_of(symbol, snapshot)
-        if (found := self._memory.find(subject)) is not None:
-            return found
+        if (before := self._memory.find(subject)) is not None:
+            return before
         known_at = self._known_at(symbol, now)
         age_bars = age_in_bars(symbol, known_at)
         if (before := self._memory.made.get(self._key(symbol, age_bars, snapshot))) is not None:
             return before
-        predictions = predict_all(symbol, snapshot) if predictions is None else predictions
+        predictions = predict_all(symbol, snapshot, self._unseen) if predictions is None else predictions
         state = self._tiers.update(symbol, snapshot, predictions)
         key = self._key(symbol, age_bars, snapshot)
         decision = decide(
@@ -141,14 +231,23 @@ class Decider:
             now=now,
         )
         self._account.add_decision(decision)  # before it is durable: the next decision must see it
+        rows = symbol.closed.features.tobytes(), symbol.closed.signals.tobytes()
+        return _New(symbol.name, key, subject, DecisionRecord(decision, *rows))
+
+    def _append(self, new: "Sequence[_New]") -> dict[str, PendingDecision]:
+        """Hand new decisions to the ledger, in one transaction, and remember them; return symbol → decision."""
         try:
-            written = self._ledger.append(decision, symbol.closed.features.tobytes(), symbol.closed.signals.tobytes())
+            written = self._ledger.append_all([one.record for one in new])
         except ServiceDown:
-            self._account.remove_decision(decision)
+            for one in new:
+                self._account.remove_decision(one.record.decision)
             raise
-        made = PendingDecision(decision, self._memory.stored(decision, written))
-        self._memory.add(key, subject, made)
-        return made
+        pending = {}
+        for one, done in zip(new, written, strict=True):
+            decision = one.record.decision
+            pending[one.name] = PendingDecision(decision, self._memory.stored(decision, done))
+            self._memory.add(one.key, one.subject, pending[one.name])
+        return pending
 
     def _key(self, symbol: Symbol, age_bars: float, snapshot: Snapshot) -> DecisionKey:
         """Return everything a decision on this symbol would rest on now."""

@@ -21,7 +21,7 @@ from serving.state.account import Account
 from serving.state.symbols import Symbol
 
 log = logging.getLogger("bellwether.decision")
-MAX_CACHED_DECISIONS = 4096
+MAX_CACHED_DECISIONS = 512  # the newest; those of 256 symbols at one close and the one before it
 
 
 class DecisionKey(NamedTuple):
@@ -95,8 +95,7 @@ class DecisionMemory:
     def add(self, key: DecisionKey, subject: Subject, made: PendingDecision) -> None:
         """Remember a decision that was handed to the ledger, and settle it when the ledger has answered."""
         self.made[key] = self._pending[subject] = made
-        if len(self.made) > MAX_CACHED_DECISIONS:
-            del self.made[next(iter(self.made))]
+        self._forget_oldest()
         loop = asyncio.get_running_loop()
         made.stored.add_done_callback(
             lambda ended: loop.call_soon_threadsafe(self._settle, key, subject, made.decision, ended)
@@ -173,3 +172,9 @@ class DecisionMemory:
         """Remember decisions of a process before this one: the same request gives the same answer, not a second one."""
         for key, decision in decisions:
             self.made.setdefault(key, stored_already(decision))
+        self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        """Keep the newest MAX_CACHED_DECISIONS: the store has the others, and their ids find them there."""
+        while len(self.made) > MAX_CACHED_DECISIONS:
+            del self.made[next(iter(self.made))]

@@ -20,13 +20,23 @@ from serving.service.answers import (
     answer,
     decisions_answer,
     json_endpoint,
+    observations_answer,
 )
 from serving.service.decision_engine import DecisionEngine
 from serving.service.fair_queue import decision_lanes
 from serving.service.http_guard import json_response
 from serving.service.http_stack import add_http_stack
 from serving.service.metrics_folder import keep_in_memory
-from serving.service.schemas import DecideRequest, EmptyRequest, FillRequest, ObserveRequest, OutcomeRequest
+from serving.service.schemas import (
+    MAX_OBSERVE_BODY,
+    DecideRequest,
+    EmptyRequest,
+    FillRequest,
+    ObserveBatchRequest,
+    ObserveCall,
+    ObserveRequest,
+    OutcomeRequest,
+)
 from serving.service.startup import starting
 from serving.service.system_clock import utc_now
 
@@ -95,17 +105,21 @@ class DecisionService:
     @bentoml.api(route="/observe", output_spec=ObserveResponse)
     @json_endpoint
     @durable
-    async def observe(self, request: ObserveRequest, /) -> Any:
-        """Take closed base bars, books and context of one symbol."""
-        return await self._engine.intake.observe(request)
+    async def observe(self, request: ObserveCall, /) -> Any:
+        """Take closed base bars, books and context of one symbol, or of a batch of symbols."""
+        if not isinstance(request, ObserveBatchRequest):
+            return await self._engine.intake.observe(request)
+        readable = [one for one in request.observations if isinstance(one, ObserveRequest)]
+        return observations_answer(request, await self._engine.intake.observe_all(readable))
 
     @bentoml.api(route="/decide", output_spec=DecideResponse)
     @json_endpoint
     @durable
     async def decide(self, request: DecideRequest, /) -> Any:
         """Decide on the newest closed bar of one symbol or many; the same bar gives the same answer."""
-        decisions = await self._engine.decider.decide(request.symbols or [str(request.symbol)])
-        return decisions_answer(request, decisions)
+        sent = request.symbols or [str(request.symbol)]
+        names = [name for name in sent if isinstance(name, str)]
+        return decisions_answer(request, await self._engine.decider.decide_all(names))
 
     @bentoml.api(route="/outcome", output_spec=OutcomeResponse)
     @json_endpoint
@@ -161,4 +175,5 @@ add_http_stack(
     protected_paths=PROTECTED,
     reads=READS,
     lanes=decision_lanes(),
+    larger_bodies={"/observe": MAX_OBSERVE_BODY},
 )

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TypedDict
 
+from pydantic_core import ErrorDetails
+
 from pipelines.renamed_keys import renamed_key
 
 _TIME = "send an ISO 8601 time with its zone, such as 2024-01-01T00:00:00Z"
@@ -36,7 +38,7 @@ class FoundError(TypedDict):
     type: str
 
 
-def field_errors(detail: Sequence[FoundError]) -> list[dict[str, str]]:
+def field_errors(detail: Sequence[FoundError | ErrorDetails]) -> list[dict[str, str]]:
     """Return one entry an error: field, problem, remedy."""
     return [
         {
@@ -48,7 +50,13 @@ def field_errors(detail: Sequence[FoundError]) -> list[dict[str, str]]:
     ]
 
 
-def _remedy(found: FoundError) -> str:
+def sentence(fields: Sequence[dict[str, str]]) -> str:
+    """Return the first three faults of `field_errors` in one sentence, and how many more there are."""
+    error = "; ".join(f"{f['field']}: {f['problem']} ({f['remedy']})" for f in fields[:3])
+    return error + (f"; and {len(fields) - 3} more" if len(fields) > 3 else "")
+
+
+def _remedy(found: FoundError | ErrorDetails) -> str:
     """Return what to do about one error; a key of an earlier release is answered with its new name."""
     if found["type"] == "extra_forbidden" and found["loc"]:
         key = str(found["loc"][-1])

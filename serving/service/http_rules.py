@@ -2,16 +2,18 @@
 `docs.json`, and error bodies in our own format."""
 
 import json
+from collections.abc import Mapping
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.service.field_errors import field_errors
+from serving.service.field_errors import field_errors, sentence
 from serving.service.http_guard import error_response, json_response
 from serving.service.openapi import complete_spec
 from serving.service.pages import page
 from serving.service.schemas import MAX_BODY
 
+NO_LARGER: Mapping[str, int] = {}
 PROBES = ("/", "/livez", "/healthz", "/readyz", "/docs.json", "/schema.json", "/metrics")  # need no key, as `reads`
 
 
@@ -26,6 +28,7 @@ class HttpRules:
         protected_paths: tuple[str, ...],
         reads: tuple[str, ...],
         max_body: int = MAX_BODY,
+        larger_bodies: Mapping[str, int] = NO_LARGER,
     ) -> None:
         """Wrap `app`.
 
@@ -33,8 +36,10 @@ class HttpRules:
         protected_paths  paths that need the key, as `docs.json` says
         reads            paths that also take GET
         max_body         bytes
+        larger_bodies    path → bytes, where a call takes more
         """
-        self._app, self._protected, self._reads, self._max_body = app, protected_paths, reads, max_body
+        self._app, self._protected, self._reads = app, protected_paths, reads
+        self._max_body, self._larger_bodies = max_body, larger_bodies
         self._page = page(title, text)
         self._docs: Response | None = None
 
@@ -63,9 +68,10 @@ class HttpRules:
         length = headers.get(b"content-length", b"")
         if b"transfer-encoding" in headers or not (length.isdigit() or length == b""):
             return error_response(411, "LengthRequired", "send the body with a Content-Length, not in chunks")
-        if int(length or 0) > self._max_body:
+        limit = self._larger_bodies.get(scope["path"], self._max_body)
+        if int(length or 0) > limit:
             return error_response(
-                413, "BodyTooLarge", f"body of {int(length)} bytes, limit {self._max_body}; send less at a time"
+                413, "BodyTooLarge", f"body of {int(length)} bytes, limit {limit}; send less at a time"
             )
         content_types = [value for name, value in scope["headers"] if name == b"content-type"]
         if (content_types or int(length or 0)) and not (len(content_types) == 1 and _is_json(content_types[0])):
@@ -188,6 +194,4 @@ def _with_field_errors(body: bytes) -> bytes:
     if not (isinstance(content, dict) and isinstance(content.get("detail"), list)):
         return body
     fields = field_errors(content["detail"])
-    error = "; ".join(f"{f['field']}: {f['problem']} ({f['remedy']})" for f in fields[:3])
-    more = f"; and {len(fields) - 3} more" if len(fields) > 3 else ""
-    return bytes(error_response(400, "BadRequest", error + more, fields[:50]).body)
+    return bytes(error_response(400, "BadRequest", sentence(fields), fields[:50]).body)

@@ -7,7 +7,7 @@ from serving.service import json_logs
 from serving.service.connection_limits import guard_worker
 from serving.service.fair_queue import FairQueue, Lane
 from serving.service.http_guard import Guard
-from serving.service.http_rules import PROBES, BufferedJsonBody, HttpRules
+from serving.service.http_rules import NO_LARGER, PROBES, BufferedJsonBody, HttpRules
 from serving.service.json_logs import RequestLog
 from serving.service.schemas import MAX_BODY
 
@@ -21,6 +21,7 @@ def add_http_stack(
     protected_paths: tuple[str, ...],
     reads: tuple[str, ...],
     max_body: int = MAX_BODY,
+    larger_bodies: Mapping[str, int] = NO_LARGER,
     lanes: Mapping[str, Lane] | None = None,
 ) -> None:
     """Wrap a BentoML service: log, guard, HTTP rules, whole bodies, and fair queues where `lanes` are given.
@@ -30,12 +31,19 @@ def add_http_stack(
     protected_paths  calls that need the key
     reads            paths that also take GET and need no key
     max_body         bytes
+    larger_bodies    path → bytes, where a call takes more
     lanes            path → its queue
     """
     service.add_asgi_middleware(RequestLog)
     service.add_asgi_middleware(Guard, tool=tool, open_paths=(*PROBES, *reads), open_folders=("/static_content/",))
     service.add_asgi_middleware(
-        HttpRules, title=title, text=text, protected_paths=protected_paths, reads=reads, max_body=max_body
+        HttpRules,
+        title=title,
+        text=text,
+        protected_paths=protected_paths,
+        reads=reads,
+        max_body=max_body,
+        larger_bodies=larger_bodies,
     )
     service.add_asgi_middleware(BufferedJsonBody)
     if lanes is not None:

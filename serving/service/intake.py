@@ -2,11 +2,14 @@
 
 import asyncio
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
-from pipelines.contracts import OPEN_TIME, Books, ContextFeed, Outcome, utc
+from pipelines.contracts import OPEN_TIME, Books, ContextFeed, Floats, Outcome, utc
+from pipelines.errors import BadValues, BellwetherError, ServiceError
 from pipelines.params import QualityParams
 from pipelines.store import BarBatch, Fill, HeldBar, Store
 from serving.risk.breaker_monitor import slippage_bps
@@ -20,7 +23,9 @@ from serving.service.system_clock import ClockMonitor, utc_now
 from serving.service.tier_watch import TierWatch
 from serving.state.account import Account
 from serving.state.ledger import Ledger
-from serving.state.symbols import Symbol
+from serving.state.symbols import Symbol, advance_together
+
+T = TypeVar("T")
 
 
 class QuarantinedBar(TypedDict):
@@ -58,6 +63,61 @@ class Filled(TypedDict):
     breakers: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """Hold what was sent of one symbol: bars (n, 9), books and context."""
+
+    name: str
+    rows: Floats
+    records: tuple[Books | None, ContextFeed | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """Hold what is to be stored and folded of one symbol.
+
+    received  bars sent; fresh (n, 9) those to fold; new records; held those that go into quarantine
+    known_held  (open time, why) of bars sent that were held back before; batch None = nothing is new
+    """
+
+    symbol: Symbol
+    received: int
+    fresh: Floats
+    new: tuple[Books | None, ContextFeed | None]
+    held: Sequence[HeldBar]
+    known_held: Sequence[tuple[float, str]]
+    batch: BarBatch | None
+
+    def answer(self, closed: Sequence[float]) -> Observed:
+        """Return the answer, with the open times (epoch s) of the decision bars that were closed."""
+        held = sorted([*self.known_held, *((float(one.bar[OPEN_TIME]), one.code) for one in self.held)])
+        return {
+            "symbol": self.symbol.name,
+            "received": self.received,
+            "new": len(self.fresh),
+            "records": sum(len(records.known) for records in self.new if records is not None),
+            "closed": [utc(opened).isoformat() for opened in closed],
+            "quarantined": [QuarantinedBar(open_time=utc(opened).isoformat(), reason=code) for opened, code in held],
+            "reason": self.symbol.reason,
+        }
+
+
+def _parted(
+    keys: Iterable[int], results: Sequence[T | BaseException]
+) -> tuple[dict[int, T], dict[int, BellwetherError]]:
+    """Return key → result, and key → refusal of those that were refused; raise what is no refusal of one symbol."""
+    found: dict[int, T] = {}
+    refused: dict[int, BellwetherError] = {}
+    for key, result in zip(keys, results, strict=True):
+        if not isinstance(result, BaseException):
+            found[key] = result
+        elif isinstance(result, BellwetherError) and not isinstance(result, ServiceError):
+            refused[key] = result
+        else:
+            raise result
+    return found, refused
+
+
 class Intake:
     """Validate, store, then fold into live state. One event loop owns it."""
 
@@ -87,51 +147,95 @@ class Intake:
         Raises UnknownName, BadTimes, BadValues or BadShape for what cannot be taken, ServiceDown, a StoreFault or
         ClockJumped while nothing can be.
         """
-        # a caller that goes away or a timeout ends the waiting, never the work between the store and live state
-        return await wait_for_write(self._ledger, self._observe(request, utc_now()))
+        (observed,) = await self.observe_all([request])
+        if isinstance(observed, BellwetherError):
+            raise observed
+        return observed
 
-    async def _observe(self, request: ObserveRequest, now: datetime) -> Observed:
-        """Validate, store and fold what is new, under the symbol's lock."""
-        rows, sent = request.matrix(), request.records()
+    async def observe_all(self, requests: Sequence[ObserveRequest]) -> list[Observed | BellwetherError]:
+        """Take the same of several symbols, in one transaction; return an answer for each, or why it is refused.
+
+        Raises ServiceDown, a StoreFault or ClockJumped while nothing can be taken.
+        """
+        # a caller that goes away or a timeout ends the waiting, never the work between the store and live state
+        return await wait_for_write(self._ledger, self._observe_all(requests, utc_now()))
+
+    async def _observe_all(self, requests: Sequence[ObserveRequest], now: datetime) -> list[Observed | BellwetherError]:
+        """Validate each symbol, store all that is new at once, then fold it, under the symbols' locks."""
+        answers: dict[int, Observed | BellwetherError] = {}
+        sent: dict[int, _Sent] = {}
+        for i, request in enumerate(requests):
+            try:
+                sent[i] = self._read(request, {one.name for one in sent.values()})
+            except BellwetherError as error:
+                answers[i] = error
+        if sent:
+            self._store_monitor.refuse_writes()
+            async with AsyncExitStack() as locks:
+                for name in sorted(one.name for one in sent.values()):  # two requests never wait for each other
+                    await locks.enter_async_context(self._live.locks[name])
+                answers |= await self._take(sent, now)
+        return [answers[i] for i in range(len(requests))]
+
+    def _read(self, request: ObserveRequest, names: Collection[str]) -> "_Sent":
+        """Return what was sent of one symbol. Raises UnknownName, ServiceDown, and BadValues for one of `names`."""
+        rows, records = request.matrix(), request.records()
         symbol = self._live.get(request.symbol)
-        self._store_monitor.refuse_writes()
-        self._clock.check_bars(symbol, rows, now)
-        async with self._live.locks[symbol.name]:
-            symbol = self._live.symbols[request.symbol]  # a new warm start may have come while we waited
-            if self._live.is_ahead(symbol, now) and len(rows):
-                symbol = await self._live.withdraw_bars_ahead(symbol, rows, now)
-            validate = functools.partial(
-                symbol.validate_new, rows, now, functools.partial(self._store.bar_readings, symbol.name)
+        if symbol.name in names:
+            raise BadValues(
+                f"{symbol.name} stands in this batch twice: send one entry a symbol. This one is not stored."
             )
-            reads_store = len(rows) > 0 and not rows[0, OPEN_TIME] > symbol.last_open_time
-            fresh = await self._executor.run(validate) if reads_store else validate()
-            new: tuple[Books | None, ContextFeed | None] = (None, None)
-            if any(sent):
-                stored = functools.partial(self._store.records, symbol.name)
-                new = await self._executor.run(symbol.validate_new_records, *sent, now, stored)
-            known_held = symbol.withheld_of(rows)
-            fresh, held = symbol.hold_back(fresh, self._rules)
-            if len(fresh) or held or any(new):
-                batch = BarBatch(symbol.name, fresh, symbol.base_grid.closes(fresh[:, OPEN_TIME]), now, *new, held)
-                await asyncio.wrap_future(self._ledger.observe(batch))
-            self._quarantine(symbol, held)
-            symbol.ingest_records(*new)
-            closed = symbol.advance(fresh)
-            if len(fresh):
-                self._tiers.record_arrival(symbol, now)
-            self._breakers.evaluate_bars(symbol, len(closed))
-        return {
-            "symbol": symbol.name,
-            "received": len(rows),
-            "new": len(fresh),
-            "records": sum(len(records.known) for records in new if records is not None),
-            "closed": [utc(bar.bar[OPEN_TIME]).isoformat() for bar in closed],
-            "quarantined": [
-                QuarantinedBar(open_time=utc(opened).isoformat(), reason=code)
-                for opened, code in sorted([*known_held, *((float(one.bar[OPEN_TIME]), one.code) for one in held)])
-            ],
-            "reason": symbol.reason,
-        }
+        return _Sent(symbol.name, rows, records)
+
+    async def _take(self, sent: Mapping[int, "_Sent"], now: datetime) -> dict[int, Observed | BellwetherError]:
+        """Validate, store and fold what was sent; return an answer for each, or its refusal. Locks are held."""
+        ready, refused = _parted(
+            sent, await asyncio.gather(*(self._validate(one, now) for one in sent.values()), return_exceptions=True)
+        )
+        writing = {i: one for i, one in ready.items() if one.batch is not None}
+        stored = self._ledger.observe_all([one.batch for one in writing.values() if one.batch is not None])
+        written = await asyncio.gather(*map(asyncio.wrap_future, stored), return_exceptions=True)
+        failed = {i: result for i, result in zip(writing, written, strict=True) if isinstance(result, BaseException)}
+        durable = {i: one for i, one in ready.items() if i not in failed}
+        answers = self._fold(durable, now)  # also where others failed: what is stored is live
+        _, refused_late = _parted(failed, list(failed.values()))
+        return answers | refused | refused_late
+
+    async def _validate(self, sent: "_Sent", now: datetime) -> "_Ready":
+        """Return what is new of what was sent; the rest is stored already, identical. Raises as `observe`."""
+        symbol, rows = self._live.symbols[sent.name], sent.rows  # a new warm start may have come while we waited
+        self._clock.check_bars(symbol, rows, now)
+        if self._live.is_ahead(symbol, now) and len(rows):
+            symbol = await self._live.withdraw_bars_ahead(symbol, rows, now)
+        validate = functools.partial(
+            symbol.validate_new, rows, now, functools.partial(self._store.bar_readings, symbol.name)
+        )
+        reads_store = len(rows) > 0 and not rows[0, OPEN_TIME] > symbol.last_open_time
+        fresh = await self._executor.run(validate) if reads_store else validate()
+        new: tuple[Books | None, ContextFeed | None] = (None, None)
+        if any(sent.records):
+            stored = functools.partial(self._store.records, symbol.name)
+            new = await self._executor.run(symbol.validate_new_records, *sent.records, now, stored)
+        known_held = symbol.withheld_of(rows)
+        fresh, held = symbol.hold_back(fresh, self._rules)
+        batch = None
+        if len(fresh) or held or any(new):
+            batch = BarBatch(symbol.name, fresh, symbol.base_grid.closes(fresh[:, OPEN_TIME]), now, *new, held)
+        return _Ready(symbol, len(rows), fresh, new, held, known_held, batch)
+
+    def _fold(self, durable: Mapping[int, "_Ready"], now: datetime) -> dict[int, Observed]:
+        """Fold what is durable into live state, all symbols together; return their answers."""
+        for one in durable.values():
+            self._quarantine(one.symbol, one.held)
+            one.symbol.ingest_records(*one.new)
+        closed = advance_together([(one.symbol, one.fresh) for one in durable.values()])
+        answers = {}
+        for (i, one), bars in zip(durable.items(), closed, strict=True):
+            if len(one.fresh):
+                self._tiers.record_arrival(one.symbol, now)
+            self._breakers.evaluate_bars(one.symbol, len(bars))
+            answers[i] = one.answer([float(bar.bar[OPEN_TIME]) for bar in bars])
+        return answers
 
     def _quarantine(self, symbol: Symbol, held: Sequence[HeldBar]) -> None:
         """Leave bars that are durably in quarantine out of every fold from here on, and raise the alarm."""

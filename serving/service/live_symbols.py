@@ -2,10 +2,9 @@
 
 import asyncio
 import functools
-import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -14,11 +13,13 @@ import numpy as np
 from pipelines.clock import Clock, mode_of
 from pipelines.contracts import OPEN_TIME, Decision, Floats, utc
 from pipelines.data.admission import CLOCK_SKEW
-from pipelines.errors import BellwetherError, ServiceDown
+from pipelines.data.data_version import read_manifest
+from pipelines.errors import BellwetherError, ServiceDown, StateError
 from pipelines.families import DECISION_FAMILY
 from pipelines.settings import Settings
 from pipelines.store import DecisionRecord, Store
 from pipelines.warm_start import WarmStart, read_warm_start
+from serving.inference.generation import UNREADABLE
 from serving.inference.model_slots import ModelSlots, Snapshot
 from serving.policy.decide import age_in_bars, decide
 from serving.policy.decision_row import Policy
@@ -62,12 +63,12 @@ class LiveSymbols:
     def get(self, name: str) -> Symbol:
         """Return a live symbol.
 
-        Raises UnknownName; ServiceDown where nothing is live because the published warm start was refused, which is no
-        fault of the caller.
+        Raises UnknownName; ServiceDown where it is not live because its published warm start was refused, or is being
+        folded, which is no fault of the caller.
         """
-        if not self.symbols and (warm_start := self._slots.snapshot.warm_start) is not None:
+        if name not in self.symbols and (named := self._slots.snapshot.warm_starts.get(name)) is not None:
             raise ServiceDown(
-                f"no live state: warm start {warm_start['digest'][:12]} was refused. `bellwether down` and "
+                f"no live state of {name}: warm start {named['digest'][:12]} was refused. `bellwether down` and "
                 "`bellwether up` fold it again"
             )
         return self.symbols[name]
@@ -75,17 +76,45 @@ class LiveSymbols:
     # ---- warm starts ----------------------------------------------------------------------------------------------
 
     async def follow(self, new: Snapshot) -> None:
-        """Restore the symbol from the warm start that a generation names; where it is refused, the old state serves."""
-        named = new.warm_start
-        if named is None or named["digest"] in {symbol.warm.digest for symbol in self.symbols.values()}:
-            return
+        """Restore, side by side, every symbol whose warm start a generation names anew; others leave the universe.
+
+        A warm start that is refused refuses its symbol alone: its old state goes on serving. Raises what the store
+        raised, once every other symbol is restored; the next poll goes on from there.
+        """
+        anew = {
+            name: named
+            for name, named in new.warm_starts.items()
+            if name not in self.symbols or self.symbols[name].warm.digest != named["digest"]
+        }
+        ended = await asyncio.gather(
+            *(self._follow_one(name, named, new) for name, named in anew.items()), return_exceptions=True
+        )
+        names_all = new.warm_starts and UNREADABLE not in new.warm_starts
+        gone = sorted(set(self.symbols) - set(new.warm_starts)) if names_all else []
+        for name in gone:
+            async with self.locks[name]:
+                del self.symbols[name]
+            log.warning("%s left the universe: it is no longer live", name)
+        if anew or gone:
+            self._account.scenarios = await asyncio.to_thread(self._scenarios, dict(self.symbols))
+        for fault in ended:
+            if fault is not None:
+                raise fault
+
+    async def _follow_one(self, name: str, named: Mapping[str, str], new: Snapshot) -> None:
+        """Restore one symbol from the warm start that a generation names; an alarm where it is refused."""
         try:
             warm = await asyncio.to_thread(read_warm_start, Path(named["path"]), named["digest"])
-        except BellwetherError as error:
-            self._alarms.raise_alarm("warm_start_refused", "high", str(error))
-            return
-        async with self.locks[warm.symbol]:
-            await self._restore(warm, new)
+            if name not in (warm.symbol, UNREADABLE):
+                raise StateError(
+                    f"warm start {named['digest'][:12]} is of {warm.symbol}; `bellwether up` folds it again"
+                )
+            async with self.locks[warm.symbol]:
+                await self._restore(warm, new)
+        except ServiceDown:
+            raise
+        except (BellwetherError, LookupError, TypeError, ValueError) as error:
+            self._alarms.raise_alarm("warm_start_refused", "high", f"{name}: {error}", f"{name}: ")
 
     async def _restore(self, warm: WarmStart, new: Snapshot) -> None:
         """Make a symbol live: its warm start, then what was observed since. The caller holds the symbol's lock."""
@@ -104,8 +133,12 @@ class LiveSymbols:
         stored = await self._executor.run_long(self._store.decisions, warm.symbol, newest)
         self._memory.restore(self._decisions_on_newest_bar(symbol, stored))
         self.symbols[warm.symbol] = symbol
-        self._account.scenarios = await asyncio.to_thread(self._scenarios, dict(self.symbols))
         log.info("%s: warm start %s and %d bars observed since", warm.symbol, warm.digest[:12], len(bars))
+
+    async def _restore_again(self, name: str) -> None:
+        """Fold a live symbol again from its warm start. The caller holds the symbol's lock."""
+        await self._restore(self.symbols[name].warm, self._slots.snapshot)
+        self._account.scenarios = await asyncio.to_thread(self._scenarios, dict(self.symbols))
 
     async def follow_corrections(self) -> None:
         """Fold every symbol again, from its warm start, whose observed bars were corrected since it was folded."""
@@ -115,17 +148,16 @@ class LiveSymbols:
             if symbol is None or symbol.reading == at.isoformat():
                 continue
             async with self.locks[name]:
-                await self._restore(self.symbols[name].warm, self._slots.snapshot)
+                await self._restore_again(name)
             log.warning("%s: bars were corrected; folded again with the reading of %s", name, at.isoformat())
 
     def _clock_of(self, warm: WarmStart) -> Clock:
         """Return the clock a warm start names; one of release 0.5 names none, then its data's manifest may say it."""
         if warm.clock is None:
             try:
-                manifest = json.loads((self._where.workspace / "data" / "manifest.json").read_text())
-                if manifest["symbol"] == warm.symbol:
-                    return Clock(mode_of(manifest), "the warm start names no clock; taken from its data's manifest")
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                facts = read_manifest(self._where.workspace / "data").market(warm.symbol)
+                return Clock(mode_of(facts), "the warm start names no clock; taken from its data's manifest")
+            except (BellwetherError, OSError):
                 pass  # `clock_of` says which clock is taken then, and why
         return clock_of(warm)
 
@@ -193,7 +225,7 @@ class LiveSymbols:
         if is_known or not closes_now or len(stored):
             return symbol
         withdrawn = await self._executor.run(self._store.withdraw_bars, symbol.name, (now + CLOCK_SKEW).timestamp())
-        await self._restore(symbol.warm, self._slots.snapshot)
+        await self._restore_again(symbol.name)
         detail = (
             f"{SUBJECT}{len(withdrawn)} bar(s) of {symbol.name} that closed up to {symbol.last_bar_close:%F %T} UTC "
             "came while the clock was ahead; they are withdrawn, because the feed and the clock now agree on "

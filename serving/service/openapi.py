@@ -17,6 +17,7 @@ from serving.service.answers import (
     DecisionsResponse,
     FillResponse,
     FullResponse,
+    ObserveBatchResponse,
     ObserveResponse,
     OutcomeResponse,
     PredictBatchResponse,
@@ -27,24 +28,26 @@ from serving.service.schemas import (
     DecideRequest,
     EmptyRequest,
     FillRequest,
+    ObserveBatchRequest,
     ObserveRequest,
     OutcomeRequest,
     PredictBatchRequest,
     PredictRequest,
 )
 
-# path → what is taken, what may be answered (Answer = an object of any fields)
-CALLS: dict[str, tuple[type[BaseModel], tuple[type[BaseModel], ...]]] = {
-    "/observe": (ObserveRequest, (ObserveResponse,)),
-    "/decide": (DecideRequest, (FullResponse, BriefResponse, DecisionsResponse)),
-    "/outcome": (OutcomeRequest, (OutcomeResponse,)),
-    "/fill": (FillRequest, (FillResponse,)),
-    "/predict": (PredictRequest, (PredictResponse,)),
-    "/predict_batch": (PredictBatchRequest, (PredictBatchResponse,)),
-    "/models": (EmptyRequest, (Answer,)),
-    "/status": (EmptyRequest, (Answer,)),
-    "/risk": (EmptyRequest, (Answer,)),
-    "/ready": (EmptyRequest, (Answer,)),
+READ = (EmptyRequest,)  # what a call takes that only reads
+# path → what may be taken, what may be answered (Answer = an object of any fields)
+CALLS: dict[str, tuple[tuple[type[BaseModel], ...], tuple[type[BaseModel], ...]]] = {
+    "/observe": ((ObserveRequest, ObserveBatchRequest), (ObserveResponse, ObserveBatchResponse)),
+    "/decide": ((DecideRequest,), (FullResponse, BriefResponse, DecisionsResponse)),
+    "/outcome": ((OutcomeRequest,), (OutcomeResponse,)),
+    "/fill": ((FillRequest,), (FillResponse,)),
+    "/predict": ((PredictRequest,), (PredictResponse,)),
+    "/predict_batch": ((PredictBatchRequest,), (PredictBatchResponse,)),
+    "/models": (READ, (Answer,)),
+    "/status": (READ, (Answer,)),
+    "/risk": (READ, (Answer,)),
+    "/ready": (READ, (Answer,)),
 }
 REF = "#/components/schemas/{model}"
 ERROR = {
@@ -93,7 +96,7 @@ def complete_spec(spec: JsonObject, *, needs_key: Collection[str]) -> JsonObject
         for path, item in spec["paths"].items()
     }
     for path, item in paths.items():
-        if path in CALLS and CALLS[path][0] is EmptyRequest:  # what only reads is GET too
+        if path in CALLS and CALLS[path][0] is READ:  # what only reads is GET too
             post = item["post"]
             read_id = f"{post['operationId']}_read"
             item["get"] = {k: v for k, v in post.items() if k != "requestBody"} | {"operationId": read_id}
@@ -119,8 +122,8 @@ def _operation(
         taken, answered = CALLS[path]
         schema = _schema_of(answered, schemas, "serialization")
         operation["requestBody"] = {
-            "required": taken is not EmptyRequest,
-            "content": {"application/json": {"schema": _schema_of((taken,), schemas, "validation")}},
+            "required": taken is not READ,
+            "content": {"application/json": {"schema": _schema_of(taken, schemas, "validation")}},
         }
         responses = {"200": _response("the answer", schema)}
         if path == "/ready":

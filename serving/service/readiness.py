@@ -65,19 +65,14 @@ class Readiness:
     def checks(self) -> list[Check]:
         """Return what readiness rests on; where one does not hold, bars and decisions cannot be taken now."""
         snapshot, store, clock = self._slots.snapshot, self._store_monitor, self._clock
-        fault, named, pages = self._watcher.fault(), snapshot.warm_start, store.page_state
-        live = {symbol.warm.digest for symbol in self._symbols.values()}
-        if named is None:
-            warm_start = "no generation file yet: run `bellwether run`"
-        else:
-            warm_start = f"warm start {named['digest'][:12]}" + ("" if named["digest"] in live else " was refused")
+        fault, pages = self._watcher.fault(), store.page_state
         return [
             {
                 "name": "generation watcher",
                 "ok": fault is None,
                 "detail": fault or self._slots.refusal or f"{snapshot.generation}",
             },
-            {"name": "warm start", "ok": bool(live), "detail": warm_start},
+            {"name": "warm start", "ok": bool(self._symbols), "detail": self._warm_starts()},
             {"name": "store", "ok": store.fault is None, "detail": store.fault or f"writable; {pages}"},
             {"name": "store pages", "ok": store.damage is None, "detail": store.damage or pages},
             {"name": "clock", "ok": clock.fault is None, "detail": clock.fault or "runs evenly"},
@@ -97,7 +92,7 @@ class Readiness:
             "generation": snapshot.generation,
             **self._health_fields(self.checks()),
             **self.worst_tier(),
-            "data_hash": None if snapshot.warm_start is None else snapshot.warm_start["data_hash"],
+            "data_hash": ", ".join(sorted({named["data_hash"] for named in snapshot.warm_starts.values()})) or None,
             "families": families(snapshot),
             "refused": refusals(snapshot),
             "symbols": {
@@ -153,16 +148,35 @@ class Readiness:
             "waiting_for_first_turn": waits_for_first_run(checks, self._slots.snapshot.generation, refused),
         }
 
+    def _warm_starts(self) -> str:
+        """Return which warm starts the served generation names; those that were refused first."""
+        named = self._slots.snapshot.warm_starts
+        if not named:
+            return "no generation file yet: run `bellwether run`"
+        refused = self._refused_warm_starts()
+        if refused:
+            return "; ".join(refused)
+        return ", ".join(f"warm start {one['digest'][:12]}" for one in named.values())
+
+    def _refused_warm_starts(self) -> list[str]:
+        """Return one sentence a symbol whose warm start the served generation names and this process refused."""
+        return [
+            f"{name}: warm start {named['digest'][:12]} was refused"
+            for name, named in self._slots.snapshot.warm_starts.items()
+            if name not in self._symbols or self._symbols[name].warm.digest != named["digest"]
+        ]
+
     def _warming_up(self) -> dict[str, str]:
         """Return symbol → why its decisions must wait."""
         return {name: symbol.reason for name, symbol in self._symbols.items() if symbol.reason is not None}
 
     def _refused(self) -> list[str]:
-        """Return what was refused without stopping what is served: bundles, and the newest generation file."""
+        """Return what was refused without stopping what is served: bundles, warm starts, the newest generation file."""
         bundles = [
             f"{r.family} {r.arm} version {r.version} was refused: {r.reason}" for r in self._slots.snapshot.refused
         ]
-        return bundles + ([self._slots.refusal] if self._slots.refusal is not None else [])
+        refused = bundles + self._refused_warm_starts()
+        return refused + ([self._slots.refusal] if self._slots.refusal is not None else [])
 
 
 def _symbol_fields(symbol: Symbol, last_arrival_s: float | None, now: datetime) -> JsonObject:

@@ -4,6 +4,7 @@ Unknown, missing, NaN, naive and out-of-range fields are a 400 that names the fi
 """
 
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -16,6 +17,10 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -26,6 +31,7 @@ from pipelines.data.admission import LARGEST, SMALLEST_ABOVE_0
 from pipelines.data.alignment import book_fault
 from pipelines.data.symbols import parse_symbol
 from pipelines.errors import BadValues, UnknownName
+from serving.service.field_errors import field_errors, sentence
 
 if TYPE_CHECKING:
     TapeField: TypeAlias = str
@@ -39,6 +45,10 @@ MAX_ROWS = 4096
 MAX_WINDOWS = 256  # a window is many rows
 MAX_ALONG = 1 << 16  # rows, steps or columns of an array that is sent packed
 MAX_BODY = 1 << 20  # bytes; 2,000 bars take about 400 kB
+BATCH_RECORDS = 32  # bars, books and context values of a symbol in a batch of MAX_SYMBOLS; fewer symbols may send more
+RECORD_BYTES = 512  # of JSON, on average: a bar takes about 200, a book of five levels a side 1,700, a value 100
+MAX_BATCH_RECORDS = MAX_SYMBOLS * BATCH_RECORDS  # of all symbols
+MAX_OBSERVE_BODY = MAX_BATCH_RECORDS * RECORD_BYTES  # bytes: 4 MiB
 
 # ---- what a field may hold ------------------------------------------------------------------------------------------
 
@@ -171,6 +181,62 @@ class ObserveRequest(_Request):
         return np.array(rows, dtype=np.float64).reshape(-1, BAR_WIDTH)  # None becomes NaN
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Hold an entry of a batch that is not what it should be: its symbol as sent, None without one, and the faults."""
+
+    symbol: str | None
+    fields: list[dict[str, str]]
+
+    @property
+    def error(self) -> str:
+        """Return the first three faults in one sentence."""
+        return sentence(self.fields)
+
+
+def _or_unreadable(entry: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    """Return an entry of a batch as it is read, or why it cannot be: the other entries are read all the same."""
+    try:
+        return read(entry)
+    except ValidationError as error:
+        symbol = entry.get("symbol") if isinstance(entry, dict) else entry
+        named = symbol[:MAX_NAME] if isinstance(symbol, str) else None
+        return Unreadable(named, field_errors(error.errors(include_url=False, include_context=False)))
+
+
+Observation = Annotated[ObserveRequest, WrapValidator(_or_unreadable)]
+
+
+class ObserveBatchRequest(_Request):
+    """Observations of several symbols, one entry a symbol, stored in one transaction; a batch holds at most 8,192 bars,
+    books and values of context. A symbol that is refused is refused alone, in its place."""
+
+    observations: Annotated[list[Observation], Field(min_length=1, max_length=MAX_SYMBOLS)]
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> "ObserveBatchRequest":
+        """Refuse a batch of more than MAX_BATCH_RECORDS records."""
+        read = [one for one in self.observations if isinstance(one, ObserveRequest)]
+        records = sum(len(one.bars) + len(one.books) + len(one.context) for one in read)
+        if records > MAX_BATCH_RECORDS:
+            raise PydanticCustomError(
+                "too_long", f"{records:,} bars, books and values of context, at most {MAX_BATCH_RECORDS:,} a batch"
+            )
+        return self
+
+
+class ObserveCall(ObserveRequest):
+    """What `/observe` takes: one observation, or a batch of them."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one_or_many(cls, body: Any, read: ModelWrapValidatorHandler["ObserveCall"]) -> Any:
+        """Return an ObserveBatchRequest for a body with `observations`, else the observation."""
+        if isinstance(body, dict) and "observations" in body:
+            return ObserveBatchRequest.model_validate(body)
+        return read(body)
+
+
 def _books(sent: list[BookRecord]) -> Books | None:
     """Return the books in the order they became known, None where none were sent. Raises BadValues naming the level."""
     if not sent:
@@ -207,12 +273,16 @@ def _feed(sent: list[ContextRecord]) -> ContextFeed | None:
     )
 
 
+NamedSymbol = Annotated[Symbol, WrapValidator(_or_unreadable)]
+
+
 class DecideRequest(_Request):
-    """One `symbol` or many `symbols`, decided for now: the clock of a market is not the caller's to set. `view`: all
+    """One `symbol` or many `symbols`, decided for now: the clock of a market is not the caller's to set. Of many, one
+    that is refused is refused alone, in its place. `view`: all
     fields of a decision, or the ones a trader needs."""
 
     symbol: Symbol | None = None
-    symbols: Annotated[list[Symbol], Field(min_length=1, max_length=MAX_SYMBOLS)] | None = None
+    symbols: Annotated[list[NamedSymbol], Field(min_length=1, max_length=MAX_SYMBOLS)] | None = None
     view: Literal["brief", "full"] = "full"
 
     @model_validator(mode="before")
@@ -292,8 +362,8 @@ class Packed(_Request):
 
 
 class PackedInferenceRequest(_Request):
-    """One row for a family: (1, columns), or (1, steps, columns) where it looks back; arm → digest of the bundle that
-    must predict."""
+    """A row a symbol for a family: (n, columns), or (n, steps, columns) where it looks back; arm → digest of the bundle
+    that must predict."""
 
     family: Name
     digests: dict[Literal["champion", "challenger"], Name]

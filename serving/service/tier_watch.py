@@ -106,7 +106,8 @@ class TierWatch:
 
         predictions  answers of the models at this close; None at a poll
         """
-        inputs = tier_inputs(symbol, snapshot, predictions, self.outage, self._emergency(symbol, utc_now()))
+        emergency, unseen = self._emergency(symbol, utc_now()), self._params.models.unseen_symbols
+        inputs = tier_inputs(symbol, snapshot, predictions, self.outage, emergency, unseen)
         before, after = self._tiers.update(symbol.name, inputs)
         champion = (predictions or {}).get(DECISION_FAMILY, {}).get("champion")
         self._breakers.evaluate(champion_inputs(symbol, DECISION_FAMILY, champion, after.faults))

@@ -1,10 +1,12 @@
 """Write the ledger in one thread: an entry is durable before its future is done (V5).
 
 Entries queue up; the thread commits everything in the queue as one transaction, so that many requests share one disk
-write. If the database refuses that transaction, each entry is written on its own, so a bad entry fails alone. If the
-database itself is unavailable, all waiting entries fail at once instead of waiting for the same lock in turn.
+write. What one request writes for several symbols is always in one transaction. If the database refuses it, each entry
+is written on its own, so a bad entry fails alone. If the database itself is unavailable, all waiting entries fail at
+once instead of waiting for the same lock in turn.
 """
 
+import functools
 import logging
 import threading
 import time
@@ -21,7 +23,7 @@ from pipelines.store import OUTAGES, BarBatch, DecisionRecord, Fill, Store, Stor
 
 log = logging.getLogger("bellwether.ledger")
 
-GROUP = 512  # maximum entries in one transaction: bounds how long the first of them waits
+GROUP = 512  # entries from which on no more are added to a transaction: bounds how long the first of them waits
 STUCK_S = 0.8  # a transaction that takes longer waits for a database that neither answers nor fails
 
 T = TypeVar("T")
@@ -41,7 +43,7 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         """Start the writing thread."""
         self._store = store
-        self._queue: SimpleQueue[_Entry | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[_Entry, ...] | None] = SimpleQueue()
         self._closed = False
         self._order = threading.Lock()  # keeps the end mark the last item of the queue
         self._since: float | None = None  # monotonic start of the running transaction
@@ -50,12 +52,23 @@ class Ledger:
 
     def append(self, decision: Decision, features: bytes, signals: bytes) -> "Future[None]":
         """Return a future, done when the decision and its input bytes are durable; StoredAlready if its id exists."""
-        record = DecisionRecord(decision, features, signals)
-        return self._put(lambda within: self._store.add_decisions([record], within))
+        return self.append_all([DecisionRecord(decision, features, signals)])[0]
+
+    def append_all(self, records: Sequence[DecisionRecord]) -> "list[Future[None]]":
+        """Return a future for each decision, as `append`; all are written in one transaction, a refused one alone."""
+        return self._put_all([functools.partial(self._add_decision, record) for record in records])
+
+    def _add_decision(self, record: DecisionRecord, within: Transaction | None) -> None:
+        """Write one decision."""
+        self._store.add_decisions([record], within)
 
     def observe(self, batch: BarBatch) -> "Future[int]":
         """Return a future of the number of new bars, done when they are durable."""
-        return self._put(lambda within: self._store.add_bars(batch, within))
+        return self.observe_all([batch])[0]
+
+    def observe_all(self, batches: Sequence[BarBatch]) -> "list[Future[int]]":
+        """Return a future for each batch, as `observe`; all are written in one transaction, a refused one alone."""
+        return self._put_all([functools.partial(self._store.add_bars, batch) for batch in batches])
 
     def resolve(self, outcome: Outcome, at: datetime) -> "Future[bool]":
         """Return a future, done when the outcome, received at `at`, is durable; False if it was stored already."""
@@ -87,20 +100,28 @@ class Ledger:
 
     def _put(self, write: Callable[[Transaction | None], T]) -> "Future[T]":
         """Queue a write; raise ServiceDown after `close`."""
-        done: Future[T] = Future()
-        done.set_running_or_notify_cancel()  # a caller that stops waiting does not cancel the write
+        return self._put_all([write])[0]
+
+    def _put_all(self, writes: Sequence[Callable[[Transaction | None], T]]) -> "list[Future[T]]":
+        """Queue writes that share one transaction; raise ServiceDown after `close`."""
+        entries: list[_Entry] = []
+        for write in writes:
+            done: Future[T] = Future()
+            done.set_running_or_notify_cancel()  # a caller that stops waiting does not cancel the write
+            entries.append(_Entry(write, done))
         with self._order:
             if self._closed:
                 raise ServiceDown("the ledger is closed: this process is shutting down. Retry on the new one.")
-            self._queue.put(_Entry(write, done))
-        return done
+            if entries:
+                self._queue.put(tuple(entries))
+        return [entry.done for entry in entries]
 
     def _run(self) -> None:
         """Commit the queue in groups until the end mark."""
         group: list[_Entry] = []
         try:
             while (first := self._queue.get()) is not None:
-                group = [first, *self._waiting(GROUP - 1)]
+                group = [*first, *self._waiting(GROUP - len(first))]
                 outage = self._commit(group)
                 while outage is not None and (group := self._waiting(GROUP)):  # queued during the failed commit
                     _fail(group, outage)
@@ -108,17 +129,17 @@ class Ledger:
             with self._order:
                 self._closed = True
             while not self._queue.empty():
-                group += [entry] if (entry := self._queue.get()) is not None else []
+                group += self._queue.get() or ()
             _fail(group, ServiceDown("the ledger's writer stopped; see the log, then restart"))
 
     def _waiting(self, most: int) -> list[_Entry]:
-        """Take up to `most` entries from the queue; the end mark stays."""
+        """Take entries from the queue until there are `most`; the end mark stays."""
         taken: list[_Entry] = []
         while len(taken) < most and not self._queue.empty():
-            if (entry := self._queue.get()) is None:
+            if (entries := self._queue.get()) is None:
                 self._queue.put(None)  # read again after this group
                 break
-            taken.append(entry)
+            taken += entries
         return taken
 
     def _commit(self, group: list[_Entry]) -> Exception | None:

@@ -7,7 +7,7 @@ calendar, on a holiday, and where no bar means no trade, no bar is missing.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 
@@ -239,18 +239,27 @@ class Symbol:
 
     def advance(self, rows: Floats) -> list[ClosedBar]:
         """Process new base bars (n, 9), ascending and after all earlier ones; return the decision bars they closed."""
-        if len(rows) == 0:
-            return []
-        waiting = np.vstack([self._tail, rows])
-        bars = resample(waiting, self.base_grid, self.grid)
-        closed = [self.on_bar(bar) for bar in bars]
-        self.last_open_time = float(rows[-1, OPEN_TIME])
-        self._opens.extend(rows[-admission.OPENS_BEFORE :, OPEN_TIME].tolist())
-        self._tail = waiting[waiting[:, OPEN_TIME] >= self.closed.close_time]
-        return closed
+        return advance_together([(self, rows)])[0]
 
     def on_bar(self, bar: Floats) -> ClosedBar:
         """Process one closed decision bar (9,) and return it with its rows."""
+        return close_together([(self, bar)])[0]
+
+    def _take_base_bars(self, rows: Floats) -> Floats:
+        """Hold new base bars (n, 9); return the decision bars (m, 9) they close, for `close_together`."""
+        waiting = np.vstack([self._tail, rows])
+        bars = resample(waiting, self.base_grid, self.grid)
+        self.last_open_time = float(rows[-1, OPEN_TIME])
+        self._opens.extend(rows[-admission.OPENS_BEFORE :, OPEN_TIME].tolist())
+        closed_until = self.grid.next_close(bars[-1, OPEN_TIME]) if len(bars) else self.closed.close_time
+        self._tail = waiting[waiting[:, OPEN_TIME] >= closed_until]
+        return bars
+
+    def _prepare(self, bar: Floats) -> tuple[Floats, Floats, Floats]:
+        """Account for the bars missing before a closed decision bar (9,); return what the folds read at its close.
+
+        Returns  bar (CLOCKED_WIDTH,), levels (2, levels, 3), context (CONTEXT_WIDTH,)
+        """
         missing = self.grid.missing_between(self.closed.bar[OPEN_TIME], bar[OPEN_TIME])
         if missing:
             self._gap = f"{missing} missing bar(s) before {utc(bar[OPEN_TIME]):%F %H:%M} UTC"
@@ -259,9 +268,10 @@ class Symbol:
         close = self.grid.next_close(bar[OPEN_TIME])
         (levels,), (context,) = align(bar[OPEN_TIME : OPEN_TIME + 1], self.grid, self.books, self.feed, self._ages)
         self.books, self.feed = prune_records(close, self.grid.step_s, self.books, self.feed, self._ages)
-        row = clocked_bar(bar, self.grid)
-        features = FEATURES.step(self._features, row, levels, context)
-        signals = SIGNALS.step(self._signals, row, levels, context)
+        return clocked_bar(bar, self.grid), levels, context
+
+    def _close(self, bar: Floats, features: Floats, signals: Floats, levels: Floats, context: Floats) -> ClosedBar:
+        """Add a closed decision bar (9,) with its rows to the history and return it."""
         self.history = self._recent.with_bar(bar, features, signals, levels, context)
         self.closed = _newest(self.history, self.grid)
         return self.closed
@@ -297,6 +307,56 @@ def _is_same(row: Floats, before: Floats) -> bool:
     """Return whether a bar (9,) is one that is stored, but for a half spread that was not recorded then."""
     came_later = np.isnan(before) & (np.arange(len(before)) == HALF_SPREAD)
     return bool(((row == before) | (np.isnan(row) & np.isnan(before)) | came_later).all())
+
+
+def advance_together(observed: Sequence[tuple[Symbol, Floats]]) -> list[list[ClosedBar]]:
+    """Process new base bars (n, 9) of several symbols, as `Symbol.advance` each; return the decision bars they closed.
+
+    The first bars that they close are folded in one compiled call, then the second ones, and so on.
+    """
+    waiting = [symbol._take_base_bars(rows) if len(rows) else rows for symbol, rows in observed]
+    closed: list[list[ClosedBar]] = [[] for _ in observed]
+    for turn in range(max((len(bars) for bars in waiting), default=0)):
+        places = [i for i, bars in enumerate(waiting) if len(bars) > turn]
+        made = close_together([(observed[i][0], waiting[i][turn]) for i in places])
+        for i, bar in zip(places, made, strict=True):
+            closed[i].append(bar)
+    return closed
+
+
+def close_together(closing: Sequence[tuple[Symbol, Floats]]) -> list[ClosedBar]:
+    """Process one closed decision bar (9,) of each of several symbols, and return each with its rows.
+
+    Each fold is one compiled call over the states of all symbols that have books, and one over those that have none.
+    One symbol's rows are those it would have alone, bit for bit.
+    """
+    inputs = [symbol._prepare(bar) for symbol, bar in closing]
+    rows: dict[int, tuple[Floats, Floats]] = {}
+    for depth in {levels.shape for _, levels, _ in inputs}:
+        places = [i for i, (_, levels, _) in enumerate(inputs) if levels.shape == depth]
+        symbols = [closing[i][0] for i in places]
+        bars, books, contexts = (np.stack([inputs[i][part] for i in places]) for part in range(3))
+        features = FEATURES.step_together(_stacked(symbols, "_features"), bars, books, contexts)
+        signals = SIGNALS.step_together(_stacked(symbols, "_signals"), bars, books, contexts)
+        rows |= {i: (features[k], signals[k]) for k, i in enumerate(places)}
+    return [
+        symbol._close(bar, *rows[i], levels, context)
+        for i, ((symbol, bar), (_, levels, context)) in enumerate(zip(closing, inputs, strict=True))
+    ]
+
+
+def _stacked(symbols: Sequence[Symbol], name: str) -> Floats:
+    """Return the fold states (n, size) of several symbols in one array, of which each symbol holds its row from now on.
+
+    One symbol's state is not copied at all.
+    """
+    if len(symbols) == 1:
+        alone: Floats = getattr(symbols[0], name)[np.newaxis]
+        return alone
+    states = np.stack([getattr(symbol, name) for symbol in symbols])
+    for symbol, row in zip(symbols, states, strict=True):
+        setattr(symbol, name, row)
+    return states
 
 
 class RecentBars:

@@ -211,8 +211,9 @@ def changed(content, path, value):
 
 
 ARM = ("families", "validator", "champion")
+WARM = ("warm_starts", "SIM/USDT")
 BAD = {
-    "no warm start": (("warm_start",), None), "no generation": (("generation",), None),
+    "no warm starts": (("warm_starts",), None), "no generation": (("generation",), None),
     "no families": (("families",), None), "no digest": ((*ARM, "digest"), None),
     "no version": ((*ARM, "version"), None),
     "a generation in words": (("generation",), "7"), "true": (("generation",), True), "zero": (("generation",), 0),
@@ -224,16 +225,20 @@ BAD = {
     "capitals": ((*ARM, "digest"), "A" * 64), "a digest and a line": ((*ARM, "digest"), "a" * 64 + "\n"),
     "a version of numbers": ((*ARM, "version"), 9), "an empty version": ((*ARM, "version"), ""),
     "no moment": (("written_at",), "yesterday"), "a naive moment": (("written_at",), "2024-01-01T00:00:00"),
-    "a warm start of words": (("warm_start",), "newest"), "an empty warm start": (("warm_start",), {}),
-    "a path outside": (("warm_start", "path"), "/etc"), "a path that climbs": (("warm_start", "path"), "warm/../../.."),
-    "a digest that is none": (("warm_start", "digest"), "x"), "no digest of it": (("warm_start", "digest"), None),
+    "a warm start of words": (WARM, "newest"), "an empty warm start": (WARM, {}), "a list": (("warm_starts",), []),
+    "a path outside": ((*WARM, "path"), "/etc"), "a path that climbs": ((*WARM, "path"), "warm/../../.."),
+    "a digest that is none": ((*WARM, "digest"), "x"), "no digest of it": ((*WARM, "digest"), None),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_file_that_is_not_exactly_one_is_refused_whole_and_the_old_one_is_served(place, name):
     good = {"families": {"validator": {"champion": slot_entry("2", place.second), "challenger": None}}}
-    content = good | {"generation": 7, "written_at": "2024-01-01T00:00:00+00:00", "warm_start": dict(place.warm)}
+    content = good | {
+        "generation": 7,
+        "written_at": "2024-01-01T00:00:00+00:00",
+        "warm_starts": {"SIM/USDT": dict(place.warm)},
+    }
     changed(content, *BAD[name])
     refused(place, json.dumps(content))
 
@@ -269,8 +274,18 @@ def test_the_whole_file_of_a_release_is_taken(place):
     families = {name: {"champion": None, "challenger": None} for name in ("regime", "pattern", "predictor")}
     families["validator"] = {"champion": slot_entry("2", place.second) | {"promotion": 4}, "challenger": None}
     content = {"generation": 9, "written_at": "2024-01-01T00:00:00+00:00", "families": families}
-    (place.serving / GENERATION_FILE).write_text(json.dumps(content | {"warm_start": place.warm}))
+    (place.serving / GENERATION_FILE).write_text(json.dumps(content | {"warm_starts": {"SIM/USDT": place.warm}}))
     assert place.slots.refresh() is True
+
+
+def test_a_file_up_to_release_0_10_names_one_warm_start_whose_symbol_it_takes_from_it(place):
+    content = {"generation": 9, "written_at": "2024-01-01T00:00:00+00:00", "families": {}}
+    (place.serving / GENERATION_FILE).write_text(json.dumps(content | {"warm_start": place.warm}))
+    assert read_generation(place.serving)["warm_starts"] == {"SIM/USDT": place.warm}
+    assert place.slots.refresh() is True
+    assert place.slots.snapshot.warm_starts == {"SIM/USDT": place.warm}
+    (place.serving / GENERATION_FILE).write_text(json.dumps(content | {"warm_start": None}))
+    assert read_generation(place.serving)["warm_starts"] == {}
 
 
 def test_a_refused_file_is_reported_and_what_was_served_before_decides(client):

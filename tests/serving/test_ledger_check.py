@@ -36,7 +36,7 @@ class Place:
     def name(self, champion=None, challenger=None):
         """Write a generation file, as anyone who may write to the home."""
         arms = {"champion": champion, "challenger": challenger}
-        write_generation(self.home / "serving", {"validator": arms}, None, AT)
+        write_generation(self.home / "serving", {"validator": arms}, {}, AT)
         return self.slots.refresh()
 
     def champion(self):

@@ -119,7 +119,7 @@ def installation(tmp_path_factory):
             families = {"validator": {arm: slot_entry(str(k + 1), digests[k]) for arm, k in arms.items()}}
             if i == DECISIONS // 2:
                 warm, _ = warm_start(home, bars[: HISTORY + i - 40], "second")
-            write_generation(home / "serving", families, warm, utc(bar[OPEN_TIME]))
+            write_generation(home / "serving", families, {SYMBOL: warm}, utc(bar[OPEN_TIME]))
             slots.refresh()
             if symbol is None or symbol.warm.digest != warm["digest"]:
                 wait(waiting)  # what it is replayed from must be in the store

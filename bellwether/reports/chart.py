@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flows.support.installation import Installation, markets_of
+from flows.support.installation import Installation
 from pipelines.contracts import (
     BAR_WIDTH,
     CLOSE,
@@ -33,6 +33,7 @@ from pipelines.errors import UnknownName
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
 from pipelines.signals.columns import SIGNAL_PARTS
 from pipelines.signals.signal_registry import direction, onsets
+from pipelines.stage_outputs import symbols_in
 from pipelines.store import DecisionRecord
 
 SHOWN = ("ict", "order_flow")  # categories drawn at once; the others wait in the legend
@@ -82,7 +83,7 @@ def gather(installation: Installation, symbol: str | None, last: int) -> ChartDa
 
     Raises  UnknownName for a market without data, StateError before the first ingest
     """
-    markets = markets_of(installation.meta())
+    markets = symbols_in(installation.meta())
     name = symbol or next(iter(markets))
     meta = installation.meta_of(name if name in markets else None)  # one that is observed alone has the first's grid
     grid, base_grid = grids_of(meta)

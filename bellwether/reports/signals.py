@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from bellwether.reports.chart import gather
-from flows.support.installation import Installation, markets_of
+from flows.support.installation import Installation
 from pipelines.context_layout import CONTEXT_FIELDS, TAPE
 from pipelines.contracts import OPEN_TIME, TAKER_BUY, VOLUME, Floats, JsonObject
 from pipelines.costs import costs_of, venue_of
@@ -24,6 +24,7 @@ from pipelines.evaluation.signals import Scores, format_estimate, score_signals,
 from pipelines.features.catalog import absent_columns
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
 from pipelines.signals.signal_registry import SIGNAL_REGISTRY, direction, onsets
+from pipelines.stage_outputs import symbols_in
 
 __all__ = ["SCORE_COLUMNS", "format_estimate", "listing", "missing_inputs", "score", "score_rows", "write"]
 EVERY_BAR = 2**31  # more than any market has
@@ -125,7 +126,7 @@ def _ingested(installation: Installation) -> bool:
 
 def _known(installation: Installation, symbol: str | None) -> Known:
     """Return a market from the newest snapshot, or from what was observed and decided of it."""
-    if symbol is None or symbol in markets_of(installation.meta()):
+    if symbol is None or symbol in symbols_in(installation.meta()):
         meta = installation.meta_of(symbol)
         name = str(meta["symbol"])
         bars, signals, levels, context = (

@@ -17,10 +17,11 @@ from typing import Any
 import psutil
 
 from pipelines import versioning
-from pipelines.data.schemas import epoch_seconds, read_bars
+from pipelines.data.data_version import DataVersion, read_bars, read_manifest
+from pipelines.data.schemas import epoch_seconds
 from pipelines.data.sessions import grid_of
 from pipelines.data.timeframes import Grid
-from pipelines.errors import LeaseHeld, StateError, UnreadableFile
+from pipelines.errors import LeaseHeld, StateError, UnknownName, UnreadableFile
 from pipelines.params import Params
 from pipelines.settings import ROOT, Settings, load_params, settings
 from pipelines.store import Store
@@ -60,26 +61,51 @@ class Installation:
         """Return the folder with the files of each data version."""
         return self.settings.home / "versions"
 
+    @property
+    def data(self) -> Path:
+        """Return the folder of the newest data version."""
+        return self.workspace / "data"
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Return the symbols of the newest data version, in its order. Raises as `data_version`."""
+        return self.data_version().symbols
+
+    def data_version(self) -> DataVersion:
+        """Return what the newest data version holds. Raises StateError before the first, UnreadableFile if damaged."""
+        return read_manifest(self.data)
+
+    def manifest(self, symbol: str | None = None) -> Mapping[str, Any]:
+        """Return the facts of one market of the newest data version; None = the first.
+
+        Raises  as `data_version`, and UnknownName for a symbol it does not hold
+        """
+        return self.data_version().market(symbol)
+
+    def base_grid(self, symbol: str | None = None) -> Grid:
+        """Return where the base bars of a market open and close. Raises as `manifest`."""
+        facts = self.manifest(symbol)
+        if "grid" in facts:
+            return Grid.from_dict(facts["grid"])
+        return grid_of(facts, epoch_seconds(read_bars(self.data, facts)["open_time"]))
+
     def meta(self) -> Mapping[str, Any]:
         """Return what the last `features` stage wrote of its data. Raises StateError before the first ingest."""
         return self._read(self.workspace / "artifacts" / "features" / "meta.json")
 
-    def manifest(self) -> Mapping[str, Any]:
-        """Return the manifest of the newest snapshot. Raises StateError before the first, UnreadableFile if damaged."""
-        path = self.workspace / "data" / "manifest.json"
-        manifest = self._read(path)
-        if lacking := {"symbol", "timeframe"} - set(manifest):
-            raise UnreadableFile(
-                f"{path} is damaged: no {', '.join(sorted(lacking))}. `bellwether run --once` writes it again."
-            )
-        return manifest
+    def meta_of(self, symbol: str | None = None) -> Mapping[str, Any]:
+        """Return what `meta` says of one market, with what it says of all; None = the first.
 
-    def base_grid(self) -> Grid:
-        """Return where the base bars of the newest snapshot open and close. Raises as `manifest`."""
-        manifest = self.manifest()
-        if "grid" in manifest:
-            return Grid.from_dict(manifest["grid"])
-        return grid_of(manifest, epoch_seconds(read_bars(self.workspace / "data" / manifest["file"])["open_time"]))
+        Raises  as `meta`, and UnknownName for a symbol without features
+        """
+        whole = self.meta()
+        markets = markets_of(whole)
+        name = next(iter(markets), None) if symbol is None else symbol
+        if name not in markets:
+            raise UnknownName(
+                f"no features of {symbol}; the newest data version was computed for {', '.join(markets) or 'nothing'}"
+            )
+        return {**{key: value for key, value in whole.items() if key != "markets"}, **markets[name], "symbol": name}
 
     def _read(self, path: Path) -> Mapping[str, Any]:
         """Return the JSON object in a file. Raises as `manifest`."""
@@ -89,6 +115,11 @@ class Installation:
             return dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:  # cut off, no text at all, or JSON of another shape
             raise UnreadableFile(f"{path} is damaged: {error}. `bellwether run --once` writes it again.") from error
+
+
+def markets_of(meta: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Return symbol → facts of `meta`; up to release 0.10 it describes one market."""
+    return meta["markets"] if "markets" in meta else {str(meta["symbol"]): meta}
 
 
 def is_of_market(facts: Mapping[str, object], meta: Mapping[str, object]) -> bool:

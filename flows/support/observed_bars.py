@@ -7,16 +7,20 @@ import pandas as pd
 
 from flows.support.installation import Installation
 from pipelines.data import schemas
+from pipelines.data.data_version import read_bars
 from pipelines.data.timeframes import Grid
 from pipelines.store import Correction
 
 
-def snapshot_now(installation: Installation) -> pd.DataFrame:
-    """Return the bars of the newest snapshot as they are read now. Raises StateError before the first ingest."""
-    manifest = installation.manifest()
-    stored = schemas.read_bars(installation.workspace / "data" / manifest["file"])
-    corrections = installation.store.corrections(manifest["symbol"])
-    return corrected(stored, corrections, installation.base_grid()) if corrections else stored
+def snapshot_now(installation: Installation, symbol: str | None = None) -> pd.DataFrame:
+    """Return the bars of a market of the newest data version as they are read now; None = the first.
+
+    Raises  StateError before the first ingest, UnknownName for a symbol it does not hold
+    """
+    facts = installation.manifest(symbol)
+    stored = read_bars(installation.data, facts)
+    corrections = installation.store.corrections(facts["symbol"])
+    return corrected(stored, corrections, installation.base_grid(facts["symbol"])) if corrections else stored
 
 
 def corrected(stored: pd.DataFrame, corrections: Sequence[Correction], grid: Grid) -> pd.DataFrame:

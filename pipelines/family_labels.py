@@ -26,6 +26,7 @@ from pipelines.costs import (
 )
 from pipelines.data.embargo import Window, inside
 from pipelines.data.timeframes import Grid
+from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.horizon import horizon_labels
@@ -164,10 +165,19 @@ class DecidedBars:
         return len(self.closes)
 
 
+def horizon_bars(family: str, grid: Grid, params: Params) -> int:
+    """Return the decision bars after which the label of a family is known, or never will be."""
+    return {
+        "validator": params.labels.horizon_bars,
+        "pattern": params.pattern.horizon_bars,
+        "predictor": params.predictor.horizon_bars,
+        "regime": grid.bars_of(params.regime.horizon_minutes * 60.0),
+    }[family]
+
+
 def longest_horizon(grid: Grid, params: Params) -> int:
     """Return the decision bars after which the label of every family is known, or never will be."""
-    hour = grid.bars_of(params.regime.horizon_minutes * 60.0)
-    return max(params.labels.horizon_bars, params.pattern.horizon_bars, params.predictor.horizon_bars, hour)
+    return max(horizon_bars(family, grid, params) for family in FAMILIES)
 
 
 def settled(closes: Floats, until: float, grid: Grid, params: Params) -> Bools:

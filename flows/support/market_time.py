@@ -1,7 +1,7 @@
 """The time of learning: how old champions and their data are, and when they are trained again.
 
-A simulated or recorded market runs by its own clock (pipelines.clock): its time is the close of the newest bar observed.
-Intervals, cool-downs and drift windows count in it. Leases, timeouts and logs stay on wall time.
+A simulated or recorded market runs by its own clock (pipelines.clock): its time is the close of the newest bar
+observed. Intervals, cool-downs and drift windows count in it. Leases, timeouts and logs stay on wall time.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,6 +14,7 @@ from pipelines.contracts import utc
 from pipelines.data.data_version import DataVersion, read_manifest
 from pipelines.data.timeframes import TIMEFRAMES, Grid
 from pipelines.errors import StateError
+from serving.state.feed_state import read_feed_state
 
 
 def learning_now(installation: Installation) -> datetime:
@@ -42,6 +43,18 @@ def is_market_clocked(markets: Iterable[Mapping[str, Any]]) -> bool:
     """Return whether the time of a universe is that of its market: every one of its markets runs by a market clock."""
     modes = {mode_of(facts) for facts in markets}
     return modes == {"market"}
+
+
+def market_speed(installation: Installation) -> float:
+    """Return how many seconds of learning pass in a second of wall time.
+
+    1 for a market that trades now; else the speed of the feed, 0 where no feed ever ran here, NaN where what the feed
+    wrote cannot be read.
+    """
+    if not is_market_clocked(ingested_markets(installation).values()):
+        return 1.0
+    feed = read_feed_state(installation.settings.serving_dir)
+    return feed.speed if feed is not None else 0.0
 
 
 def ingested_markets(installation: Installation) -> Mapping[str, Mapping[str, Any]]:

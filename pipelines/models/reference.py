@@ -14,6 +14,7 @@ neither a newer snapshot nor a refused retrain can absorb a drift.
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log, pi, sqrt
 from pathlib import Path
@@ -23,7 +24,9 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import Bools, Floats, Ints
+from pipelines.data.symbols import slug_of
 from pipelines.errors import BadShape, BadValues, NotEnoughData, UnreadableFile
+from pipelines.models.trained_on import symbols_of
 from pipelines.params import DriftParams
 
 STD_FLOOR = 1e-3  # Evidently's own floor under the standard deviation; without it the two numbers would differ
@@ -111,18 +114,43 @@ class DriftReference:
         }
 
 
-def read_reference(folder: Path) -> DriftReference:
-    """Return the reference that a folder stores, as `DriftReference.files` gave it.
+def of_market(files: Mapping[str, bytes], symbol: str) -> dict[str, bytes]:
+    """Return the files of a reference under the names they have in a bundle of several markets."""
+    return {_named(name, symbol): content for name, content in files.items()}
 
-    Raises  NotEnoughData with training's own reason where the history was too short for one; UnreadableFile naming the
-            folder
+
+def _named(name: str, symbol: str) -> str:
+    """Return the name of a market's file: drift.json is drift.BTC-USDT.json."""
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}.{slug_of(symbol)}.{suffix}"
+
+
+def has_reference(bundle: Path) -> bool:
+    """Return whether a bundle stores drift references, of one market or of several."""
+    stem, _, suffix = JSON_FILE.rpartition(".")
+    return (bundle / JSON_FILE).is_file() or any(bundle.glob(f"{stem}.*.{suffix}"))
+
+
+def read_reference(folder: Path, symbol: str | None = None) -> DriftReference:
+    """Return the reference of one market that a bundle or folder stores, as `DriftReference.files` gave it.
+
+    symbol  None = the only one of the folder. A bundle of a release before 0.11 has one, of the symbol of its schema
+    Raises  NotEnoughData with training's own reason where the history was too short for one, or where the model was
+            not trained on the market; UnreadableFile naming the folder
     """
+    json_file, arrays_file = JSON_FILE, ARRAYS_FILE
+    if symbol is not None and (folder / _named(JSON_FILE, symbol)).is_file():
+        json_file, arrays_file = _named(JSON_FILE, symbol), _named(ARRAYS_FILE, symbol)
+    elif symbol is not None and (folder / "schema.json").is_file():
+        trained_on = symbols_of(json.loads((folder / "schema.json").read_text()))
+        if symbol not in trained_on:
+            raise NotEnoughData(f"the model was trained on {', '.join(trained_on)}, not on {symbol}")
     try:
-        figures = json.loads((folder / JSON_FILE).read_text())
+        figures = json.loads((folder / json_file).read_text())
         if reason := figures.get("insufficient"):
             raise NotEnoughData(str(reason))
         # opened here: numpy does not close a file that turns out to be cut short
-        with (folder / ARRAYS_FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with (folder / arrays_file).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             tails = {
                 name: GumbelTail(arrays[f"{name}_scores"], figures[name]["location"], figures[name]["spread"])
                 for name in ("values", "missing")

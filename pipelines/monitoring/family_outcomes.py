@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.contracts import Estimate, Floats, Ints, JsonObject, ModelAnswer, Probabilities, utc
+from pipelines.contracts import Arm, Estimate, Floats, Ints, JsonObject, ModelAnswer, Probabilities, finite_or_none, utc
 from pipelines.experiments.eprocess import block_means
 from pipelines.family_labels import DecidedBars, Labels, Sources, labels_at, settled
 from pipelines.features.catalog import FEATURES
@@ -133,6 +133,7 @@ def _label(family: ModelFamily, labels: Labels, row: int) -> float | dict[str, f
 class LiveLoss:
     """Hold the loss of one served version since its training.
 
+    arm       of the version: champion or challenger
     unit      of the loss, as `ModelFamily.loss_name`
     outcomes  n; mean loss of all of them, NaN without one
     blocks    mean of the means of blocks of time with its 95 % t interval; n counts blocks
@@ -140,6 +141,7 @@ class LiveLoss:
     """
 
     family: str
+    arm: Arm
     version: str
     unit: str
     outcomes: int
@@ -149,14 +151,12 @@ class LiveLoss:
 
     def describe(self) -> str:
         """Return the loss in words: mean, interval and n, and a figure for each of several markets."""
+        name = f"{self.family} {self.arm} version {self.version}"
         if not self.outcomes:
-            return f"{self.family} version {self.version}: no outcome of its own label yet"
+            return f"{name}: no outcome of its own label yet"
         low, high = self.blocks.low, self.blocks.high
         bounds = "" if np.isnan(low) else f"; blocks {self.blocks.value:.4f} [{low:.4f}, {high:.4f}]"
-        text = (
-            f"{self.family} version {self.version}: {self.unit} {self.mean:.4f} on {self.outcomes:,} outcomes{bounds}, "
-            f"n = {self.blocks.n} blocks"
-        )
+        text = f"{name}: {self.unit} {self.mean:.4f} on {self.outcomes:,} outcomes{bounds}, n = {self.blocks.n} blocks"
         if len(self.markets) > 1:
             text += f" ({', '.join(f'{name} {mean:.4f}, n = {n:,}' for name, (n, mean) in self.markets.items())})"
         return text
@@ -165,15 +165,16 @@ class LiveLoss:
         """Return the figures, JSON-ready; null where there is no interval yet."""
         figures = {"loss": self.blocks.value, "low": self.blocks.low, "high": self.blocks.high, "mean": self.mean}
         return {
-            "family": self.family, "version": self.version, "unit": self.unit, "outcomes": self.outcomes,
-            "blocks": self.blocks.n, **{k: None if np.isnan(v) else v for k, v in figures.items()},
+            "family": self.family, "arm": self.arm, "version": self.version, "unit": self.unit,
+            "outcomes": self.outcomes, "blocks": self.blocks.n,
+            **{name: finite_or_none(value) for name, value in figures.items()},
             "markets": {name: {"outcomes": n, "mean": mean} for name, (n, mean) in self.markets.items()},
         }  # fmt: skip
 
 
 def live_loss(
-    outcomes: Sequence[FamilyOutcome], family: str, version: str, digest: str, *, origin_s: float, until_s: float,
-    horizon_s: float, horizons: int,
+    outcomes: Sequence[FamilyOutcome], family: str, arm: Arm, version: str, digest: str, *, origin_s: float,
+    until_s: float, horizon_s: float, horizons: int,
 ) -> LiveLoss:  # fmt: skip
     """Return the loss of the version with this digest, pooled over markets by blocks of time.
 
@@ -190,4 +191,4 @@ def live_loss(
     }
     mean = float(losses.mean()) if len(losses) else float("nan")
     unit = MODEL_FAMILIES[family].loss_name
-    return LiveLoss(family, version, unit, len(losses), mean, blocks.interval(), markets)
+    return LiveLoss(family, arm, version, unit, len(losses), mean, blocks.interval(), markets)

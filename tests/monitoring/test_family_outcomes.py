@@ -188,8 +188,8 @@ def test_a_live_loss_pools_markets_by_blocks_of_time_and_says_how_many(outcomes)
     other = [replace(one, symbol="ETH/USDT", decision_id=f"e{one.decision_id}") for one in regime[:50]]
     start, digest = regime[0].as_of.timestamp(), DIGESTS["regime"]
     found = live_loss(
-        [*regime, *other], "regime", "4", digest, origin_s=start, until_s=start + 7 * 86_400, horizon_s=3600.0,
-        horizons=5,
+        [*regime, *other], "regime", "champion", "4", digest, origin_s=start, until_s=start + 7 * 86_400,
+        horizon_s=3600.0, horizons=5,
     )  # fmt: skip
     assert found.outcomes == len(regime) + 50
     assert found.markets[SYMBOL][0] == len(regime)
@@ -198,6 +198,6 @@ def test_a_live_loss_pools_markets_by_blocks_of_time_and_says_how_many(outcomes)
     assert found.blocks.low < found.blocks.value < found.blocks.high
     assert f"on {found.outcomes:,} outcomes" in found.describe()
     assert f"ETH/USDT {found.markets['ETH/USDT'][1]:.4f}, n = 50" in found.describe()
-    nothing = live_loss([], "regime", "4", digest, origin_s=0.0, until_s=1.0, horizon_s=3600.0, horizons=5)
-    assert nothing.describe() == "regime version 4: no outcome of its own label yet"
+    nothing = live_loss([], "regime", "champion", "4", digest, origin_s=0.0, until_s=1.0, horizon_s=3600.0, horizons=5)
+    assert nothing.describe() == "regime champion version 4: no outcome of its own label yet"
     assert nothing.to_dict()["loss"] is None

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 
 from flows import monitor as monitor_module
+from flows.support import live_outcomes, market_time
 from flows.support.installation import Installation
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Decision, ModelAnswer, Outcome
 from pipelines.data.timeframes import Grid
@@ -47,7 +48,8 @@ class WatchedHome:
         self.at = START
         store = Store.open(f"sqlite:///{home / 'store.db'}")
         self.installation = Installation(Settings(home=home, store_url=""), load_params(), store)
-        monkeypatch.setattr(monitor_module, "now", lambda: self.at)
+        for module in (monitor_module, live_outcomes, market_time):
+            monkeypatch.setattr(module, "now", lambda: self.at)
         workspace = self.installation.workspace
         (workspace / "artifacts" / "features").mkdir(parents=True)
         (workspace / "data").mkdir()
@@ -66,7 +68,8 @@ class WatchedHome:
     def snapshot(self, last):
         """Make the workspace one whose newest data version ends at `last`."""
         manifest = {
-            "symbol": SYMBOL, "timeframe": "1m", "grid": Grid("1m").to_dict(), "last": last.isoformat()
+            "symbol": SYMBOL, "timeframe": "1m", "grid": Grid("1m").to_dict(), "first": START.isoformat(),
+            "last": last.isoformat(), "clock": "wall",
         }  # fmt: skip
         (self.installation.workspace / "data" / "manifest.json").write_text(json.dumps(manifest))
 
@@ -74,7 +77,7 @@ class WatchedHome:
         """Write a sealed bundle as training does, or as releases before 0.8 did, and return its digest."""
         draft = self.installation.settings.bundles / "draft"
         draft.mkdir(parents=True)
-        schema = {"trained_through": START.timestamp()}
+        schema = {"symbol": SYMBOL, "trained_through": START.timestamp()}
         if with_reference:
             schema["edge"] = EDGE
             for name, content in reference_of_training().items():
@@ -132,10 +135,15 @@ class WatchedHome:
         ended = Outcome(f"d{self.at:%j%H%M}", self.at + QUARTER, label, "time", net_bps + 5.0, net_bps, 5.0)
         self.store.add_outcome(ended, self.at + QUARTER)
 
+    def family_watch(self):
+        """Return the watch of the validator in all markets, before it gives any reason to retrain."""
+        model = monitor_module.model_under_watch(self.installation, "validator")
+        return monitor_module.family_watch(self.installation, model, self.installation.symbols)
+
     def watch(self):
-        """Run the watch once, as the flow does; return (watch, reasons due now)."""
-        watched = monitor_module.family_watch(self.installation, "validator", SYMBOL)
-        return watched, monitor_module.reasons_of(self.installation, SYMBOL, watched)
+        """Run the watch of the validator once, as the flow does; return (watch, reasons due now)."""
+        watched = self.family_watch()
+        return watched, monitor_module.reasons_of(self.installation, watched)
 
     def alarms(self):
         """Return kind → detail of the open alarms."""

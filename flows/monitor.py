@@ -5,35 +5,42 @@ Drift, a lost edge or age requests a retrain by an event; it never promotes anyt
 that lose money trip the breaker `model`.
 """
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TypedDict
 
 import numpy as np
 import pandas as pd
 from prefect import flow, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_link_artifact
 from prefect.events import emit_event
 
 from flows.support import promotion
-from flows.support.alarms import end_alarm, end_others, keep_alarm, open_alarms
+from flows.support.alarms import end_alarm, end_others, keep_alarm
 from flows.support.installation import Installation, now, open_installation
-from flows.support.live_outcomes import Resolved, decision_grid, live_losses, resolve_market
+from flows.support.live_outcomes import Resolved, live_losses, resolve_market
 from flows.support.market_time import learning_now, learning_time_at
-from flows.support.progress import report_progress, step
-from flows.support.watched import WatchedModel, watched_model
-from pipelines.contracts import Estimate, Floats, JsonObject, utc
+from flows.support.monitor_summary import events_in, markets_of, publish_summary, summary_of
+from flows.support.progress import step
+from flows.support.watched import WatchedModel
+from flows.support.watches import (
+    FamilyWatch,
+    ServedReader,
+    family_watch,
+    isolate_market,
+    known_markets,
+    market_time,
+    model_under_watch,
+    outcomes_until_s,
+    watched_families,
+    worst_block,
+)
+from pipelines.contracts import Estimate, JsonObject
 from pipelines.data.timeframes import Grid
 from pipelines.experiments.eprocess import LEAST_BLOCKS, block_means
-from pipelines.families import DECISION_FAMILY, FAMILIES
-from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
-from pipelines.models.reference import DriftReference
-from pipelines.monitoring.drift import AlarmRates, BlockDrift, DriftResult, alarm_rates, detect
-from pipelines.monitoring.family_outcomes import LiveLoss
-from pipelines.monitoring.loss import LossDrift, harm, loss_drift, pooled_until, unwatched
+from pipelines.families import DECISION_FAMILY
+from pipelines.features.catalog import WATCHED_COLUMNS
+from pipelines.monitoring.loss import harm
 from pipelines.monitoring.triggers import (
     KINDS,
     TriggerReason,
@@ -46,12 +53,8 @@ from pipelines.monitoring.triggers import (
 )
 from serving.risk.breakers import BreakerInputs, triggered
 
-log = logging.getLogger("bellwether.monitor")
 DRIFT_EVENT = "bellwether.retrain-requested"
-WATCHED = np.array([FEATURES.index[name] for name in WATCHED_COLUMNS])  # their columns in a row of features
-UNSCORED = "no outcome scores it"
 OF_MARKET = ("drift", "missing")  # reasons that are about one market: each has an alarm of its own
-MARKET_FAULT = "market_fault"
 POSITION = {name: i for i, name in enumerate(WATCHED_COLUMNS)}  # their columns in a row of watched features
 
 Reasons = dict[str, list[TriggerReason]]  # family → why it should be trained again; an empty list: no reason
@@ -77,83 +80,6 @@ class MonitorResult(TypedDict):
     losses: list[JsonObject]
 
 
-@dataclass(frozen=True, slots=True)
-class ServedRows:
-    """Hold what the service used: (n,) epoch seconds of decision bars, ascending; (n, k) rows of WATCHED_COLUMNS."""
-
-    at_s: Floats
-    values: Floats
-
-    def after(self, moment_s: float) -> "ServedRows":
-        """Return the rows of decision bars that closed after `moment_s`, epoch seconds."""
-        first = int(np.searchsorted(self.at_s, moment_s, side="right"))
-        return ServedRows(self.at_s[first:], self.values[first:])
-
-
-@dataclass(frozen=True, slots=True)
-class MarketWatch:
-    """Hold one run of the watch of a version's inputs in one market; `rates` are those of one block.
-
-    reference  of the version's training there, or why there is none
-    """
-
-    symbol: str
-    reference: DriftReference | str
-    rates: AlarmRates
-    served: ServedRows
-    drift: DriftResult
-
-
-@dataclass(frozen=True, slots=True)
-class FamilyWatch:
-    """Hold one run of the watch of one family.
-
-    markets   those of its training that were watched now
-    left_out  symbol → why it was not: the model does not know the market, or its watch has a fault
-    loss      of all of them together; abstains where none is known
-    """
-
-    model: WatchedModel
-    markets: tuple[MarketWatch, ...]
-    loss: LossDrift
-    left_out: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def symbols(self) -> tuple[str, ...]:
-        """Return the markets that were watched."""
-        return tuple(market.symbol for market in self.markets)
-
-    @property
-    def worst(self) -> MarketWatch | None:
-        """Return the market that decided: the first that alarms, else the one with the highest score; None of none."""
-        return max(self.markets, key=_severity, default=None)
-
-
-def _severity(market: MarketWatch) -> tuple[bool, float]:
-    """Return whether a market alarms, and the highest score over its threshold of the block that decided."""
-    block = worst_block(market.drift)
-    if block is None:
-        return False, -np.inf
-    alarm = bool(market.drift.alarm or market.drift.missing_alarm)
-    scores = np.array([block.score, block.missing_score]) / np.array([block.threshold, block.missing_threshold])
-    return alarm, float(np.nan_to_num(scores, nan=-np.inf).max())
-
-
-class ServedReader:
-    """Read what the service used in each market, once for all families."""
-
-    def __init__(self, installation: Installation, since: datetime) -> None:
-        """Read rows of decision bars after `since`, the earliest end of a training."""
-        self._installation, self._since = installation, since
-        self._read: dict[str, ServedRows] = {}
-
-    def rows(self, symbol: str, since: datetime) -> ServedRows:
-        """Return the rows of a market after `since`, not before the reader's own."""
-        if symbol not in self._read:
-            self._read[symbol] = served_rows(self._installation, symbol, self._since)
-        return self._read[symbol].after(since.timestamp())
-
-
 def universe(installation: Installation, symbol: str | None) -> tuple[str, ...]:
     """Return the markets of a run: the one asked for, or all of the newest data version.
 
@@ -176,38 +102,6 @@ def resolve_each(installation: Installation, symbols: Sequence[str]) -> dict[str
         with isolate_market(installation, f"outcomes {symbol}"):
             found[symbol] = resolve_outcomes(symbol)
     return found
-
-
-@contextmanager
-def isolate_market(installation: Installation, subject: str) -> Iterator[None]:
-    """Log and alarm a fault of one market once, and go on with the others; clear the alarm when the fault is gone.
-
-    subject  what failed and where: `outcomes BTC/USDT`, `validator BTC/USDT`
-    """
-    store = installation.store
-    try:
-        yield
-    except Exception as fault:
-        if not open_alarms(store, MARKET_FAULT, subject):
-            log.exception("%s", subject)
-            detail = f"{subject}: {type(fault).__name__}: {' '.join(str(fault).split())}"[:400]
-            store.raise_alarm(MARKET_FAULT, "high", detail, now())
-    else:
-        end_alarm(store, MARKET_FAULT, subject, now())
-
-
-def served_rows(installation: Installation, symbol: str, since: datetime) -> ServedRows:
-    """Return what the service used at every decision bar after `since`, oldest first; NaN = a feature was missing."""
-    by_bar = {
-        r.decision.as_of: r.features
-        for r in installation.store.decisions(symbol, since=since)
-        if r.decision.as_of > since
-    }
-    order = sorted(by_bar)
-    rows = [np.frombuffer(by_bar[at], dtype=np.float64)[WATCHED] for at in order]
-    return ServedRows(
-        np.array([at.timestamp() for at in order]), np.array(rows, dtype=np.float64).reshape(-1, len(WATCHED))
-    )
 
 
 @task
@@ -239,94 +133,6 @@ def watch_each(installation: Installation, symbols: Sequence[str]) -> tuple[list
     return watches, reasons
 
 
-def model_under_watch(installation: Installation, family: str) -> WatchedModel:
-    """Return what the watch needs of a family's champion, without one of its challenger.
-
-    Raises  BundleError for a bundle that is not as it was registered
-    """
-    slots = installation.store.slots(family)
-    line = slots.champion or slots.challenger
-    assert line is not None, f"{family} has neither champion nor challenger, so it is not watched"
-    return watched_model(installation, line)
-
-
-def family_watch(
-    installation: Installation, model: WatchedModel, symbols: Sequence[str], served: ServedReader | None = None
-) -> FamilyWatch:
-    """Return the watch of one version in these markets, and of its edge in all of them that it was trained on.
-
-    A market with a fault is left out by name: it is alarmed and logged, and the others go on.
-    """
-    reader = served or ServedReader(installation, model.trained_through)
-    watched, left_out = [], {}
-    for symbol in symbols:
-        if symbol not in model.references:
-            left_out[symbol] = f"not in the training of version {model.line.to_version}"
-            continue
-        left_out[symbol] = f"a fault, which the alarm {MARKET_FAULT} names"
-        with isolate_market(installation, f"{model.family} {symbol}"):
-            watched.append(market_watch(installation, model, symbol, reader))
-            del left_out[symbol]
-    known = tuple(symbol for symbol in symbols if symbol in model.references)
-    loss = compare_loss(installation, model, known) if model.family == DECISION_FAMILY else unwatched(UNSCORED)
-    return FamilyWatch(model, tuple(watched), loss, left_out)
-
-
-def market_watch(
-    installation: Installation, model: WatchedModel, symbol: str, served: ServedReader
-) -> MarketWatch:  # fmt: skip
-    """Return the watch of a version's inputs in one market; the budget of false alarms is that of the universe."""
-    reference, params = model.references[symbol], installation.params
-    # the blocks that are judged are the reference's: params.yaml may have another length since that training
-    block_bars = params.drift.block_bars if isinstance(reference, str) else reference.block_bars
-    bar_s = decision_grid(installation, installation.base_grid(symbol)).mean_s
-    watches = len(watched_families(installation)) * len(installation.symbols)
-    rates = alarm_rates(params.drift.false_alarms_a_month, block_bars, bar_s, watches)
-    rows = served.rows(symbol, model.trained_through)
-    if isinstance(reference, str):
-        drift = DriftResult(None, reference, len(rows.at_s), (), None, reference)
-    else:
-        drift = detect(reference, rows.values, rates)
-    return MarketWatch(symbol, reference, rates, rows, drift)
-
-
-def compare_loss(installation: Installation, model: WatchedModel, symbols: Sequence[str]) -> LossDrift:
-    """Test the edge of the served version on the outcomes of all it predicted since its training, in all markets.
-
-    Markets move together, so a block is one of time, with the outcomes of all of them.
-    """
-    if not symbols:
-        return unwatched("none of its markets is watched")
-    digest, family = model.line.digest, model.family
-    scored = [
-        (record.decision.as_of.timestamp(), chance, float(outcome.label))
-        for record, outcome in installation.store.resolved(model.trained_through)
-        if record.decision.symbol in symbols
-        and (answer := record.decision.models.get(family, {}).get("champion")) is not None
-        and answer.digest == digest
-        and (chance := answer.chance[0]) is not None
-    ]
-    at_s, p, y = np.array(scored, dtype=np.float64).reshape(-1, 3).T
-    return loss_drift(
-        at_s, p, y, model.edge, installation.params,
-        origin_s=model.trained_through.timestamp(), until_s=outcomes_until_s(installation, model, symbols),
-    )  # fmt: skip
-
-
-def outcomes_until_s(installation: Installation, model: WatchedModel, symbols: Sequence[str]) -> float:
-    """Return up to when the outcomes of these markets are known together, epoch seconds; one or more markets."""
-    horizon_s = np.inf if model.edge is None else model.edge.horizon_s
-    return pooled_until([market_time(installation, s, model).timestamp() for s in symbols], horizon_s)
-
-
-def market_time(installation: Installation, symbol: str, model: WatchedModel) -> datetime:
-    """Return the newest moment of the market that the service knows, at least the end of the model's training."""
-    newest = installation.store.newest_bar(symbol)
-    if newest is None:
-        return model.trained_through
-    return max(utc(installation.base_grid(symbol).next_close(newest)), model.trained_through)
-
-
 def trip_model(installation: Installation, watched: FamilyWatch | None) -> str | None:
     """Trip `model` if the deciding champion's edge is gone and its newest trades lost money; return why, else None.
 
@@ -344,11 +150,6 @@ def trip_model(installation: Installation, watched: FamilyWatch | None) -> str |
     if why is not None and installation.store.trip("model", now(), why):
         installation.store.raise_alarm("breaker_tripped", "critical", f"model: {why}", now())
     return why
-
-
-def known_markets(watched: FamilyWatch) -> tuple[str, ...]:
-    """Return the markets of a run that the version was trained on, also one whose watch has a fault."""
-    return tuple(s for s in watched.model.references if s in watched.symbols or s in watched.left_out)
 
 
 def traded_lately(installation: Installation, watched: FamilyWatch) -> Estimate | None:
@@ -426,25 +227,6 @@ def report(watched: FamilyWatch) -> str | None:
             description=f"{market.symbol}: {market.drift.reason}",
         )
     return str(files.html)
-
-
-def worst_block(result: DriftResult) -> BlockDrift | None:
-    """Return the block that decided: the first of the alarms that last, else the highest score; None before any."""
-    onsets = [start for start in (result.onset, result.missing_onset) if start is not None]
-    if onsets:
-        return next(block for block in result.blocks if block.start == min(onsets))
-    return max(result.blocks, key=lambda b: -np.inf if np.isnan(b.score) else b.score, default=None)
-
-
-def watched_families(installation: Installation) -> list[str]:
-    """Return the families with a champion: only what serves can be hurt.
-
-    Without one, the deciding family, once it was judged: before that its first training is still running, and a second
-    one at the same time is of no use.
-    """
-    serving = [family for family in FAMILIES if installation.store.slots(family).champion is not None]
-    judged = installation.store.slots(DECISION_FAMILY).challenger is not None
-    return serving or ([DECISION_FAMILY] if judged else [])
 
 
 def last_trained(installation: Installation, family: str) -> datetime | None:
@@ -554,88 +336,6 @@ def request_retrains(reasons: Reasons) -> list[str]:
             payload={"family": ",".join(requested), "reason": str(first)},
         )
     return list(requested)
-
-
-def summary_of(watches: Sequence[FamilyWatch], tripped: str | None, faulty: Sequence[str] = ()) -> str:
-    """Return one line on drift, share missing, loss and the breaker `model`; equal findings of families once.
-
-    faulty  families whose watch met a fault
-    """
-    parts: dict[str, list[str]] = {}
-    for watched in watches:
-        for text in findings(watched):
-            parts.setdefault(text, []).append(watched.model.family)
-    lines = [text if len(parts) == 1 else f"{', '.join(names)}: {text}" for text, names in parts.items()]
-    lines += [f"loss: {w.loss.reason}" for w in watches if w.model.family == DECISION_FAMILY]
-    if faulty:
-        lines.append(f"{', '.join(faulty)} not watched: a fault, which the alarm {promotion.FAULT} names")
-    if tripped:
-        lines.append(f"breaker model tripped: {tripped}")
-    return "; ".join(lines) or "nothing is watched: no family was judged yet"
-
-
-def findings(watched: FamilyWatch) -> list[str]:
-    """Return what a run found in a family's markets: each that alarms, else the one nearest to it, and the others."""
-    several = len(watched.markets) + len(watched.left_out) > 1
-    alarming = [m for m in watched.markets if m.drift.alarm or m.drift.missing_alarm]
-    told = alarming or ([watched.worst] if watched.worst else [])
-    lines = []
-    for market in told:
-        name = f"{market.symbol}: " if several else ""
-        lines.append(f"{name}{market.drift.reason}")
-        if market.drift.missing_alarm:
-            lines.append(f"{name}{market.drift.missing_reason}")
-    quiet = [m for m in watched.markets if m not in told]
-    judged = [m.symbol for m in quiet if m.drift.alarm is not None]
-    if judged:
-        lines.append(f"no drift in {', '.join(judged)} either" if not alarming else f"no drift in {', '.join(judged)}")
-    if waiting := [m.symbol for m in quiet if m.drift.alarm is None]:
-        lines.append(f"not judged yet: {', '.join(waiting)}")
-    return lines + [f"{symbol} not watched: {why}" for symbol, why in watched.left_out.items()]
-
-
-def publish_summary(
-    installation: Installation, summary: str, resolved: Mapping[str, Resolved | str], losses: Sequence[LiveLoss],
-    page: str | None,
-) -> None:  # fmt: skip
-    """Write summary, outcomes by market and live losses to the flow run's artifacts and to the progress lines."""
-    rows = []
-    for symbol, found in resolved.items():
-        counts = f"{found.events} | {found.families}" if isinstance(found, Resolved) else f"{found} |"
-        rows.append(f"| {symbol} | {counts} |")
-    lines = [
-        f"# {', '.join(resolved)}", "", summary, "",
-        "| market | outcomes of events | of the families' labels |", "|---|---|---|", *rows, "",
-        "## Live loss", "",
-        *([f"- {each.describe()}" for each in losses] or ["no outcome of a family's own label yet"]), "",
-        f"report: {page}",
-    ]  # fmt: skip
-    create_markdown_artifact(key="monitor", markdown="\n".join(lines))
-    known, now_found = len(installation.store.resolved()), events_in(resolved)
-    report_progress(f"{known} outcomes known, {now_found} of them resolved now; {summary}")
-    for each in losses:
-        report_progress(f"live loss: {each.describe()}")
-
-
-def events_in(resolved: Mapping[str, Resolved | str]) -> int:
-    """Return how many outcomes of events were found in all markets."""
-    return sum(found.events for found in resolved.values() if isinstance(found, Resolved))
-
-
-def markets_of(
-    watches: Sequence[FamilyWatch], resolved: Mapping[str, Resolved | str]
-) -> dict[str, JsonObject]:  # fmt: skip
-    """Return symbol → what a run found there, JSON-ready."""
-    found: dict[str, JsonObject] = {}
-    for symbol, outcomes in resolved.items():
-        drift = {w.model.family: m.drift.reason for w in watches for m in w.markets if m.symbol == symbol}
-        drift |= {w.model.family: f"not watched: {w.left_out[symbol]}" for w in watches if symbol in w.left_out}
-        counted = outcomes if isinstance(outcomes, Resolved) else Resolved(0, 0)
-        found[symbol] = {
-            "resolved": counted.events, "family_outcomes": counted.families, "drift": drift,
-            "fault": outcomes if isinstance(outcomes, str) else None,
-        }  # fmt: skip
-    return found
 
 
 def as_text(reasons: Mapping[str, list[TriggerReason]]) -> dict[str, list[str]]:

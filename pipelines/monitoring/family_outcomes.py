@@ -14,7 +14,6 @@ from pipelines.experiments.eprocess import block_means
 from pipelines.family_labels import DecidedBars, Labels, Sources, labels_at, settled
 from pipelines.features.catalog import FEATURES
 from pipelines.models.base import Dataset, ModelFamily
-from pipelines.models.catalog import MODEL_FAMILIES
 from pipelines.params import Params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.store import DecisionRecord, FamilyOutcome
@@ -56,7 +55,7 @@ def family_outcomes(
     )
     found = []
     for name, labels in labels_at(market, decided, params).items():
-        family = MODEL_FAMILIES[name]
+        family = _family(name)
         losses = _losses(family, [records[i] for i in labels["index"]], labels, loss_params)
         for row, at in enumerate(labels["index"].tolist()):
             if losses[row]:
@@ -65,6 +64,13 @@ def family_outcomes(
                 label = _label(family, labels, row)
                 found.append(FamilyOutcome(one.id, name, one.symbol, one.as_of, ended, label, losses[row]))
     return found
+
+
+def _family(name: str) -> ModelFamily:
+    """Return a family by its name."""
+    from pipelines.models.catalog import MODEL_FAMILIES  # half a second that `status` does not wait for
+
+    return MODEL_FAMILIES[name]
 
 
 def losses_of(
@@ -190,5 +196,5 @@ def live_loss(
         for name in dict.fromkeys(names.tolist())
     }
     mean = float(losses.mean()) if len(losses) else float("nan")
-    unit = MODEL_FAMILIES[family].loss_name
+    unit = _family(family).loss_name
     return LiveLoss(family, arm, version, unit, len(losses), mean, blocks.interval(), markets)

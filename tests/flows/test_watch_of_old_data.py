@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from support.watched_home import EDGE, START, SYMBOL, WatchedHome
 
-from flows.monitor import compare_loss
 from flows.support.watched import WatchedModel, watched_model
+from flows.support.watches import compare_loss
 from pipelines import versioning
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME
 from pipelines.data import schemas

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.watched_home import BLOCK, START, SYMBOL, WatchedHome, feature_rows
 
-from flows.monitor import served_rows
+from flows.support.watches import served_rows
 from pipelines.errors import DigestMismatch
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.models.reference import reference_files
@@ -212,7 +212,7 @@ def test_a_reference_that_cannot_be_computed_again_is_tried_once(older_home):
 
 
 def test_a_changed_reference_is_refused_with_the_bundle(home):
-    file = home.installation.settings.bundles / home.digest / "drift.npz"
+    file = home.installation.settings.bundles / home.digest / "drift.SIM-USDT.npz"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(DigestMismatch, match=r"drift\.npz"):
+    with pytest.raises(DigestMismatch, match=r"drift\.SIM-USDT\.npz"):
         home.watch()

@@ -106,12 +106,12 @@ class WatchedHome:
         self.store.finish_retrain(claimed.id, "host:1", self.at, True, "was refused by the gate")
         return True
 
-    def bars(self, until, symbols=None):
-        """Store the newest observed bar of each market, which closed at `until`."""
+    def bars(self, until, symbols=None, came=None):
+        """Store the newest observed bar of each market, which closed at `until` and came then, or at `came`."""
         row = np.full((1, BAR_WIDTH), 100.0)
         row[0, OPEN_TIME] = (until - timedelta(minutes=1)).timestamp()
         for symbol in symbols or self.symbols:
-            self.store.add_bars(BarBatch(symbol, row, np.array([until.timestamp()]), until))
+            self.store.add_bars(BarBatch(symbol, row, np.array([until.timestamp()]), came or until))
 
     def serve(self, rows, others=None, **facts):
         """Store one decision a quarter of an hour from the clock on, with these feature rows; move the clock on.

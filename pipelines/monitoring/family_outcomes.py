@@ -168,13 +168,14 @@ class LiveLoss:
         return text
 
     def to_dict(self) -> JsonObject:
-        """Return the figures, JSON-ready; null where there is no interval yet."""
+        """Return the figures, JSON-ready, and `text` that says them; null where there is no interval yet."""
         figures = {"loss": self.blocks.value, "low": self.blocks.low, "high": self.blocks.high, "mean": self.mean}
         return {
             "family": self.family, "arm": self.arm, "version": self.version, "unit": self.unit,
             "outcomes": self.outcomes, "blocks": self.blocks.n,
             **{name: finite_or_none(value) for name, value in figures.items()},
             "markets": {name: {"outcomes": n, "mean": mean} for name, (n, mean) in self.markets.items()},
+            "text": self.describe(),
         }  # fmt: skip
 
 

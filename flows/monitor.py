@@ -145,7 +145,8 @@ def trip_model(installation: Installation, watched: FamilyWatch | None) -> str |
     net_bps = traded_lately(installation, watched)
     if net_bps is None:
         return None
-    about = f"{DECISION_FAMILY} champion version {champion.to_version} at {', '.join(known_markets(watched))}"
+    markets = ", ".join(known_markets(installation, watched.model))
+    about = f"{DECISION_FAMILY} champion version {champion.to_version} at {markets}"
     why = triggered(BreakerInputs(about, loss_drift=True, traded=net_bps), installation.params).get("model")
     if why is not None and installation.store.trip("model", now(), why):
         installation.store.raise_alarm("breaker_tripped", "critical", f"model: {why}", now())
@@ -164,7 +165,7 @@ def traded_lately(installation: Installation, watched: FamilyWatch) -> Estimate 
         if trip.name == "model" and trip.reset_as_of
     ]
     model, edge, params = watched.model, watched.model.edge, installation.params
-    since, symbols = max([model.trained_through, *resets]), known_markets(watched)
+    since, symbols = max([model.trained_through, *resets]), known_markets(installation, model)
     traded = [
         (record.decision.as_of.timestamp(), outcome.net_bps, outcome.cost_bps)
         for record, outcome in installation.store.resolved(since)
@@ -266,7 +267,7 @@ def reasons_of(installation: Installation, watched: FamilyWatch) -> list[Trigger
     of_family: dict[str, TriggerReason] = {
         reason.kind: reason
         for reason in retrain_reasons(
-            at, last, at - data_age(installation, watched), None, watched.loss, rules, model.predated
+            at, last, at - data_age(installation, model), None, watched.loss, rules, model.predated
         )
     }
     conditions = [(model.family, kind, of_family.get(kind)) for kind in KINDS if kind not in OF_MARKET]
@@ -278,16 +279,15 @@ def reasons_of(installation: Installation, watched: FamilyWatch) -> list[Trigger
         raised_at = keep_or_end(installation, subject, kind, "warning", reason, detail)
         if reason is not None and is_due(reason, learning_time_at(installation, raised_at), answered):
             due.append(reason)
-    kept = [f"{model.family} {symbol}" for symbol in model.references if symbol in installation.symbols]
+    kept = [f"{model.family} {symbol}" for symbol in known_markets(installation, model)]
     for kind in OF_MARKET:  # of markets that are not watched any more
         end_others(installation.store, kind, model.family, kept, now())
     return due
 
 
-def data_age(installation: Installation, watched: FamilyWatch) -> timedelta:
+def data_age(installation: Installation, model: WatchedModel) -> timedelta:
     """Return the trading days since the end of a version's training, in the market where most have passed."""
-    model = watched.model
-    symbols = known_markets(watched) or installation.symbols[:1]
+    symbols = known_markets(installation, model) or installation.symbols[:1]
     return max(
         trading_age(installation.base_grid(s), model.trained_through, market_time(installation, s, model))
         for s in symbols

@@ -127,7 +127,7 @@ def model_under_watch(installation: Installation, family: str) -> WatchedModel:
 def family_watch(
     installation: Installation, model: WatchedModel, symbols: Sequence[str], served: ServedReader | None = None
 ) -> FamilyWatch:
-    """Return the watch of one version in these markets, and of its edge in all of them that it was trained on.
+    """Return the watch of one version in these markets, and of its edge in all that it was trained on.
 
     A market with a fault is left out by name: it is alarmed and logged, and the others go on.
     """
@@ -141,8 +141,9 @@ def family_watch(
         with isolate_market(installation, f"{model.family} {symbol}"):
             watched.append(market_watch(installation, model, symbol, reader))
             del left_out[symbol]
-    known = tuple(symbol for symbol in symbols if symbol in model.references)
-    loss = compare_loss(installation, model, known) if model.family == DECISION_FAMILY else unwatched(UNSCORED)
+    loss = unwatched(UNSCORED)
+    if model.family == DECISION_FAMILY:
+        loss = compare_loss(installation, model, known_markets(installation, model))
     return FamilyWatch(model, tuple(watched), loss, left_out)
 
 
@@ -233,9 +234,9 @@ def served_rows(installation: Installation, symbol: str, since: datetime) -> Ser
     )
 
 
-def known_markets(watched: FamilyWatch) -> tuple[str, ...]:
-    """Return the markets of a run that the version was trained on, also one whose watch has a fault."""
-    return tuple(s for s in watched.model.references if s in watched.symbols or s in watched.left_out)
+def known_markets(installation: Installation, model: WatchedModel) -> tuple[str, ...]:
+    """Return the markets of the universe that a version was trained on: its edge is that of all of them."""
+    return tuple(symbol for symbol in installation.symbols if symbol in model.references)
 
 
 def worst_block(result: DriftResult) -> BlockDrift | None:

@@ -149,7 +149,9 @@ def outcomes(home, days, follows, net=0.0):
 def test_the_edge_is_that_of_all_markets_by_blocks_of_time(home):
     outcomes(home, 5, follows=True)
     pooled = home.family_watch().loss.blocks
-    alone = family_watch(home.installation, model(home), [BTC]).loss.blocks
+    asked = family_watch(home.installation, model(home), [BTC])  # a look at one market is no other edge
+    assert asked.loss.blocks.n.tolist() == pooled.n.tolist()
+    alone = watches.compare_loss(home.installation, model(home), [BTC]).blocks
     assert pooled.start_s.tolist() == alone.start_s.tolist()
     assert pooled.n.tolist() == (2 * alone.n).tolist()
 

@@ -21,8 +21,7 @@ def summary_of(watches: Sequence[FamilyWatch], tripped: str | None, faulty: Sequ
     """
     parts: dict[str, list[str]] = {}
     for watched in watches:
-        for text in findings(watched):
-            parts.setdefault(text, []).append(watched.model.family)
+        parts.setdefault("; ".join(findings(watched)), []).append(watched.model.family)
     lines = [text if len(parts) == 1 else f"{', '.join(names)}: {text}" for text, names in parts.items()]
     lines += [f"loss: {w.loss.reason}" for w in watches if w.model.family == DECISION_FAMILY]
     if faulty:
@@ -43,10 +42,11 @@ def findings(watched: FamilyWatch) -> list[str]:
         lines.append(f"{name}{market.drift.reason}")
         if market.drift.missing_alarm:
             lines.append(f"{name}{market.drift.missing_reason}")
-    quiet = [m for m in watched.markets if m not in told]
+    named = {market.symbol for market in told}
+    quiet = [m for m in watched.markets if m.symbol not in named]
     judged = [m.symbol for m in quiet if m.drift.alarm is not None]
     if judged:
-        lines.append(f"no drift in {', '.join(judged)} either" if not alarming else f"no drift in {', '.join(judged)}")
+        lines.append(f"no drift in {', '.join(judged)}")
     if waiting := [m.symbol for m in quiet if m.drift.alarm is None]:
         lines.append(f"not judged yet: {', '.join(waiting)}")
     return lines + [f"{symbol} not watched: {why}" for symbol, why in watched.left_out.items()]

@@ -300,6 +300,7 @@ PARTS = {
 OTHERS = (
     "params.yaml",
     "flows/monitor.py",
+    "flows/support/watches.py",
     "flows/evaluate.py",
     "benchmarks/fixture.py",
     "benchmarks/evidence.py",

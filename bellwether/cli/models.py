@@ -97,21 +97,26 @@ def retrain(
 @app.command()
 def drift(
     symbol: Annotated[
-        str | None, typer.Option(help="Such as BTC/USDT; the newest snapshot's by default.", callback=canonical)
+        str | None, typer.Option(help="Such as BTC/USDT; the whole universe by default.", callback=canonical)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Detect drift and request retraining where needed.
+    """Detect drift and request retraining where needed; show the live loss of each model.
 
     Resolves outcomes first and writes the Evidently report.
     """
     from flows.support.installation import open_installation
     from flows.support.progress import progress_display
 
-    name = symbol or open_installation().manifest()["symbol"]
+    open_installation().manifest(symbol)  # before the first ingest, or of no such market: said without the servers
     require_services("mlflow", "prefect")
     from flows.monitor import monitor
 
     with progress_display(err):
-        found = monitor(name)
-    emit(found) if as_json else line(f"{found['summary']}\nreport: {found['report']}")
+        found = monitor(symbol)
+    if as_json:
+        emit(found)
+        return
+    line(f"{found['summary']}\nreport: {found['report']}")
+    for loss in found["losses"]:
+        line(f"live loss: {loss['text']}")

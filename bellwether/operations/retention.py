@@ -23,6 +23,7 @@ from serving.inference.generation import read_generation
 RULES = {
     "decisions": "NO_TRADE without an event",
     "alarms": "cleared; the newest stays",
+    "family_outcomes": "all: older ones are no evidence on a model that serves",
     "retrain_requests": "closed; the newest of each family stays",
     "bundles": "named by no slot, earlier champion or remaining decision",
 }

@@ -1,5 +1,6 @@
 """Alarms of conditions that are looked at again and again: one alarm while a condition lasts, whatever its numbers."""
 
+from collections.abc import Collection
 from datetime import datetime
 
 from pipelines.store import Alarm, Store
@@ -30,6 +31,17 @@ def keep_alarm(store: Store, kind: str, severity: str, subject: str, detail: str
     if newest.detail != text:
         store.revise_alarm(newest.id, text)
     return newest.at
+
+
+def end_others(store: Store, kind: str, subject: str, kept: Collection[str], at: datetime) -> None:
+    """Clear the open alarms of this kind about `subject`, or about a market of it that is not among `kept`.
+
+    kept  subjects `<subject> <market>`: such alarms stay
+    """
+    for alarm in store.alarms():
+        mine = alarm.kind == kind and alarm.detail.startswith((f"{subject}: ", f"{subject} "))
+        if mine and not alarm.detail.startswith(tuple(f"{each}: " for each in kept)):
+            store.clear_alarm(alarm.id, at)
 
 
 def end_alarm(store: Store, kind: str, subject: str, at: datetime) -> None:

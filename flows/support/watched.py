@@ -1,4 +1,4 @@
-"""What the watch knows of a served version: its bundle's drift reference and edge, and where its training ended.
+"""What the watch knows of a served version: its bundle's drift references and edge, and where its training ended.
 
 Everything is read from the verified bundle, so that neither a newer snapshot nor a refused retrain changes it. A bundle
 of a release before 0.8 has no reference: it is computed again from the data version it was trained on, once.
@@ -6,6 +6,7 @@ of a release before 0.8 has no reference: it is computed again from the data ver
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +31,7 @@ from pipelines.store import Promotion
 from pipelines.training.stages import reference_of_history
 
 PREDATES = "INSUFFICIENT_DATA: champion predates 0.8"
+PREDATES_LOSS = f"{PREDATES}: its bundle states no gain over the base rate"
 REBUILD_TIMEOUT_S = 900.0
 
 
@@ -39,7 +41,8 @@ class WatchedModel:
 
     line             the ledger line that put it into its slot
     trained_through  end of its newest training label: the watch starts there
-    reference        of its training inputs of the market under watch; None with the cause in `reason`
+    references       symbol → the drift reference of its training inputs there, or why there is none; the markets it was
+                     trained on, in the order of its bundle: no other market is watched for it
     edge             its gain over the base rate as the gate saw it; None where the bundle states none
     predates         its bundle is of a release that stored neither, and the reference could not be computed again: its
                      data are gone or too few
@@ -47,8 +50,7 @@ class WatchedModel:
 
     line: Promotion
     trained_through: datetime
-    reference: DriftReference | None
-    reason: str
+    references: Mapping[str, DriftReference | str]
     edge: Edge | None
     predates: bool
 
@@ -56,6 +58,13 @@ class WatchedModel:
     def family(self) -> str:
         """Return the family of the version."""
         return self.line.family
+
+    @property
+    def predated(self) -> str | None:
+        """Return why a version of an earlier release cannot be watched in full; None for one that can."""
+        if not self.predates:
+            return None
+        return next((why for why in self.references.values() if isinstance(why, str)), PREDATES_LOSS)
 
 
 def watched_model(installation: Installation, line: Promotion, symbol: str | None = None) -> WatchedModel:
@@ -67,18 +76,31 @@ def watched_model(installation: Installation, line: Promotion, symbol: str | Non
     bundle = local_bundle(installation, line)
     read_manifest(bundle, line.digest)
     schema = current_names("bundle schema", json.loads((bundle / "schema.json").read_text()))
-    through = utc(float(schema["trained_through"]))
     edge = Edge(**schema["edge"]) if schema.get("edge") else None
-    stored, market = has_reference(bundle), symbol or next(iter(symbols_of(schema)), None)
+    stored = has_reference(bundle)
+    # a bundle of the first releases names no symbol: theirs was the one market of the home
+    markets = symbols_of(schema) or installation.symbols[:1]
+    references = {symbol: _reference(installation, line, schema, bundle if stored else None, symbol)
+                  for symbol in markets}  # fmt: skip
+    older = any(isinstance(found, str) and found.startswith(PREDATES) for found in references.values())
+    return WatchedModel(
+        line, utc(float(schema["trained_through"])), references, edge, older or (not stored and "edge" not in schema)
+    )
+
+
+def _reference(
+    installation: Installation, line: Promotion, schema: dict[str, Any], bundle: Path | None, symbol: str
+) -> DriftReference | str:
+    """Return the reference of a market, or why there is none. bundle: which stores it; None: of an older release."""
     try:
-        reference = read_reference(bundle, market) if stored else rebuilt_reference(installation, line, schema)
+        found = read_reference(bundle, symbol) if bundle else rebuilt_reference(installation, line, schema)
     except BellwetherError as error:
-        if stored and isinstance(error, NotEnoughData):
-            return WatchedModel(line, through, None, f"INSUFFICIENT_DATA: {error}", edge, False)
-        return WatchedModel(line, through, None, f"{PREDATES}, {one_line(error)}", edge, True)
-    if reference.columns != WATCHED_COLUMNS:
-        return WatchedModel(line, through, None, f"{PREDATES} columns: other features are watched now", edge, True)
-    return WatchedModel(line, through, reference, "", edge, not stored and "edge" not in schema)
+        if bundle and isinstance(error, NotEnoughData):
+            return f"INSUFFICIENT_DATA: {error}"
+        return f"{PREDATES}, {one_line(error)}"
+    if found.columns != WATCHED_COLUMNS:
+        return f"{PREDATES} columns: other features are watched now"
+    return found
 
 
 def one_line(error: BellwetherError) -> str:

@@ -11,7 +11,7 @@ from sqlalchemy.types import TypeDecorator
 
 from pipelines.errors import BadTimes
 
-SCHEMA = "0010"  # the revision these tables belong to
+SCHEMA = "0012"  # the revision these tables belong to
 
 
 class NaiveTime(BadTimes, DontWrapMixin):
@@ -272,4 +272,27 @@ parameters = sa.Table(
     sa.Column("digest", sa.String(64), primary_key=True),  # sha256 of the content
     sa.Column("content", sa.Text, nullable=False),  # params.yaml as it was read, JSON
     sa.Column("at", UtcTime, nullable=False),  # first used
+)
+
+family_outcomes = sa.Table(
+    "family_outcomes",  # what became of each family's own label, and how far off the models were that predicted it
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("decision_id", sa.String(64), sa.ForeignKey("decisions.id"), nullable=False),
+    sa.Column("family", sa.String(32), nullable=False),
+    sa.Column("symbol", sa.String(64), nullable=False),
+    sa.Column("as_of", UtcTime, nullable=False),  # of the decision
+    sa.Column("resolved_at", UtcTime, nullable=False),  # when the label ended, by the market
+    sa.Column("ingested_at", UtcTime, nullable=False),
+    sa.Column("label", sa.Text, nullable=False),  # JSON: a number, or class → number
+    sa.Column("losses", sa.Text, nullable=False),  # JSON: digest of the bundle → loss in the family's unit
+    sa.Index("family_outcomes_decision", "decision_id", "family", unique=True),
+    sa.Index("family_outcomes_as_of", "family", "as_of"),
+)
+
+family_outcomes_through = sa.Table(
+    "family_outcomes_through",  # newest decision of each market whose labels were looked at, found or not
+    METADATA,
+    sa.Column("symbol", sa.String(64), primary_key=True),
+    sa.Column("through", UtcTime, nullable=False),
 )

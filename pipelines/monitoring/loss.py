@@ -6,6 +6,7 @@ resolved outcome is scored against the base rate of the champion's training, and
 at least `edge_share` of what the gate saw". An alarm says: that share is gone, at the stated rate of false alarms.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,16 @@ def loss_alpha(params: Params) -> float:
     At most one champion a retrain interval is promoted on average; one that serves longer spends nothing more.
     """
     return min(0.5, params.drift.false_alarms_a_month.loss * params.retrain.interval_days / DAYS_A_MONTH)
+
+
+def pooled_until(newest_s: Sequence[float], horizon_s: float) -> float:
+    """Return up to when the outcomes of several markets are known together, epoch seconds.
+
+    newest_s   newest moment known of each market, one or more: a block of time waits for the slowest of them
+    horizon_s  one that is further behind than this has stopped, or is closed, and holds nothing up
+    """
+    newest = max(newest_s)
+    return min(moment for moment in newest_s if moment >= newest - horizon_s)
 
 
 def unwatched(reason: str) -> LossDrift:

@@ -21,11 +21,19 @@ KINDS = ("schedule", "age", "drift", "missing", "loss", "predates")  # of reason
 
 @dataclass(frozen=True, slots=True)
 class TriggerReason:
-    """Hold one reason: `detail` for operators, `numbers` it was decided by (days, scores, shares)."""
+    """Hold one reason: `detail` for operators, `numbers` it was decided by (days, scores, shares).
+
+    market  whose inputs it is about; None where it is about the family
+    """
 
     kind: Literal["schedule", "age", "drift", "missing", "loss", "predates", "overdue"]
     detail: str
     numbers: dict[str, float]
+    market: str | None = None
+
+    def __str__(self) -> str:
+        """Return the reason in one line: `kind: detail`, with the market it is about."""
+        return f"{self.kind}: {f'{self.market}: ' if self.market else ''}{self.detail}"
 
 
 def last_finished(requests: list[RetrainRequest]) -> datetime | None:
@@ -75,7 +83,20 @@ def retrain_reasons(
     if age is not None and age >= limit:
         detail = f"the model's newest training bar is {age:.1f} days old, limit {limit}"
         reasons.append(TriggerReason("age", detail, {"days": age, "limit_days": float(limit)}))
-    if drift is not None and drift.alarm:
+    if drift is not None:
+        reasons += drift_reasons(drift)
+    if loss is not None and loss.alarm:
+        numbers = {"gain": loss.gain.value, "expected": loss.expected, "p": loss.p, "blocks": float(loss.gain.n)}
+        reasons.append(TriggerReason("loss", loss.reason, numbers))
+    if predates is not None:
+        reasons.append(TriggerReason("predates", predates, {}))
+    return reasons
+
+
+def drift_reasons(drift: DriftResult, market: str | None = None) -> list[TriggerReason]:
+    """Return the reasons that the inputs of one market give: values that drift, and a share missing that moved."""
+    reasons = []
+    if drift.alarm:
         first = next(block for block in drift.blocks if block.start == drift.onset)
         numbers = {
             "score": first.score,
@@ -83,16 +104,11 @@ def retrain_reasons(
             "blocks": float(len(drift.blocks)),
             "blocks_in_alarm": float(sum(block.alarm for block in drift.blocks)),
         }
-        reasons.append(TriggerReason("drift", drift.reason, numbers))
-    if drift is not None and drift.missing_alarm:
+        reasons.append(TriggerReason("drift", drift.reason, numbers, market))
+    if drift.missing_alarm:
         first = next(block for block in drift.blocks if block.start == drift.missing_onset)
         numbers = {"score": first.missing_score, "threshold": first.missing_threshold}
-        reasons.append(TriggerReason("missing", drift.missing_reason, numbers))
-    if loss is not None and loss.alarm:
-        numbers = {"gain": loss.gain.value, "expected": loss.expected, "p": loss.p, "blocks": float(loss.gain.n)}
-        reasons.append(TriggerReason("loss", loss.reason, numbers))
-    if predates is not None:
-        reasons.append(TriggerReason("predates", predates, {}))
+        reasons.append(TriggerReason("missing", drift.missing_reason, numbers, market))
     return reasons
 
 

@@ -1,5 +1,5 @@
-"""The only doorway to SQL: bars, corrections, decisions, promotions and their chain, retrain queue, leases, trips of
-breakers, alarms."""
+"""The only doorway to SQL: bars, corrections, decisions, outcomes, promotions and their chain, retrain queue, leases,
+trips of breakers, alarms."""
 
 from pipelines.record_codec import DecisionRecord
 from pipelines.store.alarms import Alarm, AlarmStore
@@ -22,6 +22,7 @@ from pipelines.store.engine import (
     damage,
     exists,
 )
+from pipelines.store.family_outcomes import FamilyOutcome, FamilyOutcomeStore
 from pipelines.store.leases import Lease, LeaseStore
 from pipelines.store.parameters import ParameterStore
 from pipelines.store.promotions import LedgerSlots, Promotion, PromotionStore
@@ -41,6 +42,7 @@ __all__ = [
     "ContextValue",
     "Correction",
     "DecisionRecord",
+    "FamilyOutcome",
     "Fault",
     "Fill",
     "HeldBar",
@@ -78,6 +80,7 @@ class Store(
     BarStore,
     CorrectionStore,
     DecisionStore,
+    FamilyOutcomeStore,
     PromotionStore,
     RetrainQueue,
     LeaseStore,

@@ -138,6 +138,13 @@ class BarStore(Database):
             newest = connection.scalar(sa.select(sa.func.max(t.bars.c.open_time)).where(t.bars.c.symbol == symbol))
         return None if newest is None else float(newest)
 
+    def newest_close(self, symbol: str, known_by: datetime | None = None) -> float | None:
+        """Return when the newest observed bar closed, epoch seconds, of those that came by `known_by`; None without."""
+        query = known(sa.select(t.bars.c.known_at).where(t.bars.c.symbol == symbol), t.bars.c.ingested_at, known_by)
+        with self._engine.connect() as connection:
+            newest = connection.scalar(query.order_by(t.bars.c.open_time.desc()).limit(1))
+        return None if newest is None else float(newest)
+
     def records(
         self, symbol: str, after: float = -np.inf, until: float = np.inf, known_by: datetime | None = None
     ) -> tuple[Books | None, ContextFeed | None]:

@@ -119,8 +119,8 @@ class DecisionStore(RecordParts):
 
     # ---- outcomes -------------------------------------------------------------------------------------------------
 
-    def unresolved(self, until: datetime, limit: int | None = None) -> list[DecisionRecord]:
-        """Return decisions on an event, as_of <= until, that have no outcome yet; oldest first."""
+    def unresolved(self, until: datetime, limit: int | None = None, symbol: str | None = None) -> list[DecisionRecord]:
+        """Return decisions on an event, as_of <= until, that have no outcome yet; oldest first. symbol: None = all."""
         query = (
             sa.select(t.decisions)
             .outerjoin(t.outcomes, t.outcomes.c.decision_id == t.decisions.c.id)
@@ -128,6 +128,8 @@ class DecisionStore(RecordParts):
             .order_by(t.decisions.c.as_of)
             .limit(limit)
         )
+        if symbol is not None:
+            query = query.where(t.decisions.c.symbol == symbol)
         return self._records(self._rows(query))
 
     def add_outcome(self, outcome: Outcome, at: datetime, within: Connection | None = None) -> bool:

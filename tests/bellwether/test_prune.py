@@ -190,6 +190,6 @@ def test_the_command_shows_first_and_removes_with_yes(tmp_path):
     assert (shown["removed"], done["removed"]) == (False, True)
     assert shown["removals"] == done["removals"]
     assert {what: removal["n"] for what, removal in done["removals"].items()} == {
-        "decisions": 1, "alarms": 0, "retrain_requests": 1, "bundles": 0
+        "family_outcomes": 0, "decisions": 1, "alarms": 0, "retrain_requests": 1, "bundles": 0
     }  # fmt: skip
     assert [r.decision.id for r in Store.open(settings.store).decisions()] == ["d1"]

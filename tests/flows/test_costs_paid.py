@@ -31,7 +31,8 @@ MIDNIGHT = 1_704_067_200.0
 FEE_AND_SPREAD = 11.0  # of a perpetual at binance, where no spread was recorded; the default row pays 21
 MINUTES = Grid("1m")
 MARKET = {
-    "symbol": SYMBOL, "timeframe": "1m", "grid": MINUTES.to_dict(), "venue": "binance", "market": "perpetual"
+    "symbol": SYMBOL, "timeframe": "1m", "grid": MINUTES.to_dict(), "venue": "binance", "market": "perpetual",
+    "first": utc(MIDNIGHT).isoformat(), "last": utc(MIDNIGHT).isoformat(),
 }  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def test_an_outcome_pays_the_row_of_its_venue_and_the_funding_of_snapshot_and_se
     known = bars[100:, OPEN_TIME] + 60.0
     installation.store.add_bars(BarBatch(SYMBOL, bars[100:], known, utc(known[-1]), feed=observed))
     installation.store.add_decisions([DecisionRecord(long(MIDNIGHT + 7.95 * HOUR, 8.1), b"", b"")])
-    assert resolve_outcomes.fn(SYMBOL) == 1
+    assert resolve_outcomes.fn(SYMBOL).events == 1
     ((_, outcome),) = installation.store.resolved()
     assert (outcome.barrier, outcome.cost_bps) == ("time", pytest.approx(FEE_AND_SPREAD + 3.0 + 2.0))
 

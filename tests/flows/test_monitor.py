@@ -9,7 +9,7 @@ import pytest
 from support.watched_home import SYMBOL, WatchedHome, feature_rows
 
 from flows import monitor as monitor_module
-from flows.monitor import family_watch, request_retrains, summary_of, trip_model, watch_each, watched_families
+from flows.monitor import request_retrains, summary_of, trip_model, watch_each, watched_families
 from flows.support import promotion
 from flows.support.installation import Installation
 from pipelines.monitoring.triggers import TriggerReason
@@ -48,14 +48,12 @@ def home(tmp_path, monkeypatch):
 # ---- one family's fault
 
 
-def test_a_fault_of_one_family_is_alarmed_and_the_others_are_watched(home, monkeypatch):
-    monkeypatch.setattr(monitor_module, "open_installation", lambda: home.installation)
-    monkeypatch.setattr(monitor_module, "watch", monitor_module.watch.fn)
+def test_a_fault_of_one_family_is_alarmed_and_the_others_are_watched(home):
     families = watch_order(home)
     home.serve(feature_rows(1, 2))
     broken = home.installation.settings.bundles / ("2" * 64)
     shutil.copytree(home.installation.settings.bundles / home.digest, broken)
-    watches, reasons = watch_each(home.installation, SYMBOL)
+    watches, reasons = watch_each(home.installation, [SYMBOL])
     assert [w.model.family for w in watches] == [f for f in families if f != "pattern"]
     assert list(reasons) == [f for f in families if f != "pattern"]
     (alarm,) = [alarm for alarm in home.store.alarms() if alarm.kind == promotion.FAULT]
@@ -65,7 +63,7 @@ def test_a_fault_of_one_family_is_alarmed_and_the_others_are_watched(home, monke
     assert summary.endswith("pattern not watched: a fault, which the alarm family_fault names")
     assert summary_of([], None, ["pattern"]) == summary.rpartition("; ")[2]
     home.line("promote", "1", True, family="pattern")  # a rollback to a bundle that is whole
-    watches, _ = watch_each(home.installation, SYMBOL)
+    watches, _ = watch_each(home.installation, [SYMBOL])
     assert [w.model.family for w in watches] == families
     assert promotion.FAULT not in home.alarms()
 
@@ -82,7 +80,7 @@ def watch_order(home):
 
 
 def watched(home, alarm=True):
-    found = family_watch(home.installation, "validator", SYMBOL)
+    found = home.family_watch()
     return replace(found, loss=replace(found.loss, alarm=alarm))
 
 
@@ -99,7 +97,7 @@ def traded(home, mean_bps, n=TRADES + 30, **changes):
 
 def test_a_lost_edge_that_costs_money_trips_the_model_and_states_how_much(home):
     traded(home, -12.0)
-    why = trip_model(home.installation, SYMBOL, watched(home))
+    why = trip_model(home.installation, watched(home))
     (trip,) = home.store.breaker_trips()
     assert (trip.name, trip.reason) == ("model", why)
     assert "its edge over the base rate is gone, and its last" in why
@@ -109,15 +107,15 @@ def test_a_lost_edge_that_costs_money_trips_the_model_and_states_how_much(home):
 def test_a_breaker_that_is_tripped_raises_its_alarm_once(home):
     traded(home, -12.0)
     for _ in range(3):
-        trip_model(home.installation, SYMBOL, watched(home))
+        trip_model(home.installation, watched(home))
     assert len(home.store.alarms(open_only=False)) == 1
 
 
 def test_with_its_edge_nothing_trips_however_much_is_lost(home):
     traded(home, -50.0)
     for alarm in (False, None):
-        assert trip_model(home.installation, SYMBOL, watched(home, alarm)) is None
-    assert trip_model(home.installation, SYMBOL, None) is None
+        assert trip_model(home.installation, watched(home, alarm)) is None
+    assert trip_model(home.installation, None) is None
     assert home.store.breaker_trips() == []
 
 
@@ -134,19 +132,19 @@ def test_with_its_edge_nothing_trips_however_much_is_lost(home):
 )
 def test_a_lost_edge_alone_requests_a_retrain_and_trips_nothing(home, trades):
     traded(home, **trades)
-    assert trip_model(home.installation, SYMBOL, watched(home)) is None
+    assert trip_model(home.installation, watched(home)) is None
     assert home.store.breaker_trips() == []
 
 
 def test_only_trades_since_a_person_reset_it_count_and_only_the_newest(home):
     traded(home, -12.0)
-    trip_model(home.installation, SYMBOL, watched(home))
+    trip_model(home.installation, watched(home))
     home.store.reset("model", home.at, "ann", "kept on purpose")
-    assert trip_model(home.installation, SYMBOL, watched(home)) is None
+    assert trip_model(home.installation, watched(home)) is None
     traded(home, 12.0)
-    assert trip_model(home.installation, SYMBOL, watched(home)) is None
+    assert trip_model(home.installation, watched(home)) is None
     traded(home, -12.0)
-    assert trip_model(home.installation, SYMBOL, watched(home)) is not None
+    assert trip_model(home.installation, watched(home)) is not None
 
 
 # ---- requests for retrains
@@ -171,5 +169,5 @@ def test_without_a_reason_nothing_is_emitted(monkeypatch):
 def test_the_summary_says_what_families_share_once(home):
     found = watched(home, alarm=None)
     other = replace(found, model=replace(found.model, line=line("pattern", "promote", passed=True)))
-    assert summary_of([found, other], None).count(found.drift.reason) == 1
+    assert summary_of([found, other], None).count(found.worst.drift.reason) == 1
     assert summary_of([], None) == "nothing is watched: no family was judged yet"

@@ -9,8 +9,8 @@ import pytest
 from support.stage_folders import stage_folders
 from support.watched_home import EDGE, START, SYMBOL, WatchedHome
 
-from flows.monitor import compare_loss
 from flows.support.watched import WatchedModel, watched_model
+from flows.support.watches import compare_loss
 from pipelines import versioning
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME
 from pipelines.data import schemas
@@ -51,8 +51,8 @@ def test_outcomes_are_watched_from_the_end_of_the_training_whatever_snapshots_ca
     home.bars(home.at)
     home.snapshot(home.at)
     line = home.store.slots("validator").champion
-    model = WatchedModel(line, START, reference=None, reason="", edge=Edge(**EDGE), predates=False)
-    found = compare_loss(home.installation, model, SYMBOL)
+    model = WatchedModel(line, START, references={SYMBOL: "none"}, edge=Edge(**EDGE), predates=False)
+    found = compare_loss(home.installation, model, [SYMBOL])
     assert found.blocks.n.sum() >= 18  # of 24: one horizon in six is left out
     assert found.blocks.start_s[0] == START.timestamp()
 
@@ -90,8 +90,10 @@ def test_a_champion_of_an_older_release_is_watched_by_a_reference_of_the_data_it
     draft.rename(draft.with_name(digest))
     line = replace(home.store.slots("validator").champion, digest=digest, data_hash=data_hash)
     model = watched_model(installation, line)
-    assert (model.reason, model.predates) == ("", True)  # its edge is still not known
-    assert (model.reference.n, model.reference.columns) == (rows, WATCHED_COLUMNS)
+    reference = model.references[SYMBOL]
+    assert model.predates  # its edge is still not known
+    assert "states no gain over the base rate" in model.predated
+    assert (reference.n, reference.columns) == (rows, WATCHED_COLUMNS)
     assert not (settings.home / "reference-workspace").exists()
     kept.rename(kept.with_name("gone"))  # it is computed once
-    assert watched_model(installation, line).reference.n == rows
+    assert watched_model(installation, line).references[SYMBOL].n == rows

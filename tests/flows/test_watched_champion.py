@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.watched_home import BLOCK, START, SYMBOL, WatchedHome, feature_rows
 
-from flows.monitor import served_rows
+from flows.support.watches import served_rows
 from pipelines.errors import DigestMismatch
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.models.reference import reference_files
@@ -61,11 +61,11 @@ def drifted(blocks, seed):
 
 def test_daily_snapshots_and_a_refused_retrain_do_not_absorb_a_drift(home):
     home.serve(feature_rows(BLOCK, 2))
-    assert home.watch()[0].drift.alarm is False
+    assert home.watch()[0].worst.drift.alarm is False
     home.serve(drifted(1, 3))
     watched, due = home.watch()
     assert [reason.kind for reason in due] == ["drift"]
-    assert watched.drift.onset == BLOCK
+    assert watched.worst.drift.onset == BLOCK
     since = home.store.alarms()[0].at
     assert home.retrain()
     for day in range(6):  # every day is a new data version, as ingest makes them
@@ -75,8 +75,8 @@ def test_daily_snapshots_and_a_refused_retrain_do_not_absorb_a_drift(home):
         assert due == []  # one retrain has answered it
     # a watch from the newest snapshot on has nothing to judge: it forgot the drift
     assert len(served_rows(home.installation, SYMBOL, home.at).at_s) == 0
-    assert watched.drift.alarm is True
-    assert watched.drift.onset == BLOCK
+    assert watched.worst.drift.alarm is True
+    assert watched.worst.drift.onset == BLOCK
     (alarm,) = home.store.alarms()
     assert (alarm.kind, alarm.at) == ("drift", since)
 
@@ -115,8 +115,8 @@ def test_the_false_alarm_budget_is_spent_on_blocks_of_the_references_own_length(
     home.installation.params = params.model_copy(update={"drift": shorter})
     home.serve(feature_rows(BLOCK, 2))
     watched, _ = home.watch()
-    assert watched.drift.blocks[0].n == BLOCK
-    assert watched.rates == alarm_rates(params.drift.false_alarms_a_month, BLOCK, 900.0, 1)
+    assert watched.worst.drift.blocks[0].n == BLOCK
+    assert watched.worst.rates == alarm_rates(params.drift.false_alarms_a_month, BLOCK, 900.0, 1)
 
 
 def test_a_column_that_vanishes_is_an_alarm_that_says_what_is_not_known(home):
@@ -161,8 +161,8 @@ def test_a_champion_of_an_older_release_asks_for_one_retrain_and_says_why(tmp_pa
     home = WatchedHome(tmp_path, monkeypatch, with_reference=False)
     home.serve(feature_rows(BLOCK, 2))
     watched, due = home.watch()
-    assert watched.drift.alarm is None
-    assert watched.drift.reason.startswith("INSUFFICIENT_DATA: champion predates 0.8")
+    assert watched.worst.drift.alarm is None
+    assert watched.worst.drift.reason.startswith("INSUFFICIENT_DATA: champion predates 0.8")
     assert [reason.kind for reason in due] == ["predates"]
     home.retrain()
     home.at += timedelta(days=2)
@@ -189,8 +189,8 @@ def test_too_short_a_history_for_an_older_champions_reference_asks_for_a_retrain
         (kept / name).write_bytes(content)
     seal(kept, {"format": 1})
     watched, due = older_home.watch()
-    assert watched.drift.reason.startswith("INSUFFICIENT_DATA: champion predates 0.8, ")
-    assert "3 blocks" in watched.drift.reason
+    assert watched.worst.drift.reason.startswith("INSUFFICIENT_DATA: champion predates 0.8, ")
+    assert "3 blocks" in watched.worst.drift.reason
     assert [reason.kind for reason in due] == ["predates"]
     older_home.retrain()
     assert older_home.watch()[1] == []
@@ -201,16 +201,18 @@ def test_a_reference_that_cannot_be_computed_again_is_tried_once(older_home):
     pointer.parent.mkdir(parents=True)
     pointer.write_text("outs:\n- md5: 0123456789abcdef0123456789abcdef.dir\n  hash: md5\n  path: data\n")
     watched, due = older_home.watch()
-    assert watched.drift.reason.startswith("INSUFFICIENT_DATA: champion predates 0.8, it could not be computed again: ")
+    assert watched.worst.drift.reason.startswith(
+        "INSUFFICIENT_DATA: champion predates 0.8, it could not be computed again: "
+    )
     assert [reason.kind for reason in due] == ["predates"]
     kept = older_home.installation.settings.home / "references" / older_home.digest
     assert f"Delete {kept} to try again" in json.loads((kept / "drift.json").read_text())["insufficient"]
     pointer.unlink()  # with another attempt, that would be the reason
-    assert older_home.watch()[0].drift.reason == watched.drift.reason
+    assert older_home.watch()[0].worst.drift.reason == watched.worst.drift.reason
 
 
 def test_a_changed_reference_is_refused_with_the_bundle(home):
-    file = home.installation.settings.bundles / home.digest / "drift.npz"
+    file = home.installation.settings.bundles / home.digest / "drift.SIM-USDT.npz"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(DigestMismatch, match=r"drift\.npz"):
+    with pytest.raises(DigestMismatch, match=r"drift\.SIM-USDT\.npz"):
         home.watch()

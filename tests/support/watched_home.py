@@ -7,11 +7,12 @@ from functools import cache
 import numpy as np
 
 from flows import monitor as monitor_module
+from flows.support import live_outcomes, market_time, watches
 from flows.support.installation import Installation
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Decision, ModelAnswer, Outcome
 from pipelines.data.timeframes import Grid
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
-from pipelines.models.reference import reference_files
+from pipelines.models.reference import of_market, reference_files
 from pipelines.sealed_folder import seal
 from pipelines.settings import Settings, load_params
 from pipelines.store import BarBatch, DecisionRecord, Promotion, Store
@@ -43,16 +44,18 @@ def reference_of_training():
 class WatchedHome:
     """Hold an installation whose validator is watched, and `at`, the present of its clock."""
 
-    def __init__(self, home, monkeypatch, with_reference=True):
-        self.at = START
+    def __init__(self, home, monkeypatch, with_reference=True, symbols=(SYMBOL,), trained_on=None):
+        """Make one whose universe is `symbols`, and whose champion was trained on them or on `trained_on`."""
+        self.at, self.symbols, self.trained_on = START, symbols, trained_on or symbols
         store = Store.open(f"sqlite:///{home / 'store.db'}")
         self.installation = Installation(Settings(home=home, store_url=""), load_params(), store)
-        monkeypatch.setattr(monitor_module, "now", lambda: self.at)
+        for module in (monitor_module, live_outcomes, market_time, watches):
+            monkeypatch.setattr(module, "now", lambda: self.at)
         workspace = self.installation.workspace
         (workspace / "artifacts" / "features").mkdir(parents=True)
         (workspace / "data").mkdir()
         grids = {"grid": Grid("15m").to_dict(), "base_grid": Grid("1m").to_dict()}
-        meta = {"symbol": SYMBOL, "decision_timeframe": "15m", **grids}
+        meta = {"symbol": symbols[0], "decision_timeframe": "15m", **grids}
         (workspace / "artifacts" / "features" / "meta.json").write_text(json.dumps(meta))
         self.snapshot(START)
         self.digest = self.bundle(with_reference)
@@ -65,20 +68,21 @@ class WatchedHome:
 
     def snapshot(self, last):
         """Make the workspace one whose newest data version ends at `last`."""
-        manifest = {
-            "symbol": SYMBOL, "timeframe": "1m", "grid": Grid("1m").to_dict(), "last": last.isoformat()
-        }  # fmt: skip
+        shared = {"timeframe": "1m", "grid": Grid("1m").to_dict(), "first": START.isoformat(),
+                  "last": last.isoformat(), "clock": "wall"}  # fmt: skip
+        manifest = {"format": 2, "markets": {symbol: {"symbol": symbol, **shared} for symbol in self.symbols}}
         (self.installation.workspace / "data" / "manifest.json").write_text(json.dumps(manifest))
 
     def bundle(self, with_reference):
         """Write a sealed bundle as training does, or as releases before 0.8 did, and return its digest."""
         draft = self.installation.settings.bundles / "draft"
         draft.mkdir(parents=True)
-        schema = {"trained_through": START.timestamp()}
+        schema = {"symbols": list(self.trained_on), "trained_through": START.timestamp()}
         if with_reference:
             schema["edge"] = EDGE
-            for name, content in reference_of_training().items():
-                (draft / name).write_bytes(content)
+            for symbol in self.trained_on:
+                for name, content in of_market(reference_of_training(), symbol).items():
+                    (draft / name).write_bytes(content)
         (draft / "schema.json").write_text(json.dumps(schema))
         digest = seal(draft, {"family": "validator", "format": 2})
         draft.rename(draft.with_name(digest))
@@ -102,40 +106,56 @@ class WatchedHome:
         self.store.finish_retrain(claimed.id, "host:1", self.at, True, "was refused by the gate")
         return True
 
-    def bars(self, until):
-        """Store the newest observed bar, which closed at `until`."""
+    def bars(self, until, symbols=None, came=None):
+        """Store the newest observed bar of each market, which closed at `until` and came then, or at `came`."""
         row = np.full((1, BAR_WIDTH), 100.0)
         row[0, OPEN_TIME] = (until - timedelta(minutes=1)).timestamp()
-        self.store.add_bars(BarBatch(SYMBOL, row, np.array([until.timestamp()]), until))
+        for symbol in symbols or self.symbols:
+            self.store.add_bars(BarBatch(symbol, row, np.array([until.timestamp()]), came or until))
 
-    def serve(self, rows, **facts):
-        """Store one decision a quarter of an hour from the clock on, with these feature rows; move the clock on."""
+    def serve(self, rows, others=None, **facts):
+        """Store one decision a quarter of an hour from the clock on, with these feature rows; move the clock on.
+
+        others  symbol → rows of the other markets at the same closes; None: only the first market decides
+        """
         records = []
-        for row in rows:
+        for i, row in enumerate(rows):
             self.at += QUARTER
             records.append(self.decision(row.tobytes(), **facts))
+            records += [self.decision(more[i].tobytes(), symbol=name) for name, more in (others or {}).items()]
         self.store.add_decisions(records)
         self.bars(self.at)
 
-    def decision(self, features, p=0.5, action="NO_TRADE", arm="champion", digest=None):
-        """Return the decision of now."""
+    def decision(self, features, p=0.5, action="NO_TRADE", arm="champion", digest=None, symbol=None):
+        """Return the decision of now on a market, the first by default."""
         answer = ModelAnswer("validator", version="1", digest=digest or self.digest, p=p)
+        name = symbol or self.symbols[0]
         decision = Decision(
-            id=f"d{self.at:%j%H%M}", symbol=SYMBOL, as_of=self.at, known_at=self.at, ingested_at=self.at, direction=1,
+            id=self.id_of(name), symbol=name, as_of=self.at, known_at=self.at, ingested_at=self.at, direction=1,
             confidence=0.8, entry=100.0, stop=99.0, take_profits=(101.0,), size=0.05, expiry=None, edge_bps=3.0, p=p,
             regime=None, tier=2, event="fvg", models={"validator": {"champion": answer}}, action=action, arm=arm,
         )  # fmt: skip
         return DecisionRecord(decision, features, b"")
 
-    def resolve(self, label, net_bps):
+    def id_of(self, symbol):
+        """Return the id of the decision of now on a market."""
+        return f"d{self.symbols.index(symbol)}-{self.at:%j%H%M}"
+
+    def resolve(self, label, net_bps, symbol=None):
         """Give the decision of now its outcome."""
-        ended = Outcome(f"d{self.at:%j%H%M}", self.at + QUARTER, label, "time", net_bps + 5.0, net_bps, 5.0)
+        name = self.id_of(symbol or self.symbols[0])
+        ended = Outcome(name, self.at + QUARTER, label, "time", net_bps + 5.0, net_bps, 5.0)
         self.store.add_outcome(ended, self.at + QUARTER)
 
+    def family_watch(self):
+        """Return the watch of the validator in all markets, before it gives any reason to retrain."""
+        model = monitor_module.model_under_watch(self.installation, "validator")
+        return monitor_module.family_watch(self.installation, model, self.installation.symbols)
+
     def watch(self):
-        """Run the watch once, as the flow does; return (watch, reasons due now)."""
-        watched = monitor_module.family_watch(self.installation, "validator", SYMBOL)
-        return watched, monitor_module.reasons_of(self.installation, SYMBOL, watched)
+        """Run the watch of the validator once, as the flow does; return (watch, reasons due now)."""
+        watched = self.family_watch()
+        return watched, monitor_module.reasons_of(self.installation, watched)
 
     def alarms(self):
         """Return kind → detail of the open alarms."""

@@ -1,9 +1,12 @@
 """The Python client of the decision service: JSON over HTTP, a bearer key for writes, errors in one sentence."""
 
+import json
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from types import TracebackType
+from typing import Literal
 
 import httpx
 import numpy as np
@@ -14,9 +17,12 @@ from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
 from pipelines.settings import settings as process_settings
 from serving.service.keys import write_key
+from serving.service.schemas import MAX_BARS, MAX_BATCH_RECORDS, MAX_OBSERVE_BODY, MAX_SYMBOLS
 
 TIMEOUT_SECONDS = 30.0
 READY_SECONDS = 3.0
+Observed = tuple[str, Floats, Books | None, ContextFeed | None]  # symbol, bars (n, 9), books, context
+_MAX_BATCH_BYTES = MAX_OBSERVE_BODY - 1024  # without the braces around the observations
 BATCH_SIZE = 300  # records of a kind in one request: 300 books of five levels a side and a whole tape take about 500 kB
 
 
@@ -54,41 +60,44 @@ class Client:
         More than BATCH_SIZE records of a kind go ahead of the bars in requests of their own: a body has a limit.
         Returns the answer of `/observe`. Raises InputError for bars that are refused, ServiceDown if none can be taken.
         """
-        book_rows = [] if books is None else [book_json(books, i) for i in range(len(books.known))]
-        values = [] if feed is None else context_json(feed)
-        while len(book_rows) > BATCH_SIZE or len(values) > BATCH_SIZE:
-            ahead = {"books": book_rows[:BATCH_SIZE], "context": values[:BATCH_SIZE]}
-            self._post("observe", {"symbol": symbol, **ahead})
-            book_rows, values = book_rows[BATCH_SIZE:], values[BATCH_SIZE:]
-        body = {"symbol": symbol, "bars": [bar_json(bar) for bar in bars], "books": book_rows, "context": values}
+        *ahead, body = observations(symbol, bars, books, feed)
+        for part in ahead:
+            self._post("observe", part)
         return self._post("observe", body)
+
+    def observe_all(self, observed: Sequence[Observed]) -> JsonObject:
+        """Send base bars and records of several symbols, in as few requests as their limits allow.
+
+        observed  (symbol, bars (n, 9), books, feed), one a symbol, as `observe` takes them
+        Returns   {"observations": [...]} in the same order: the answer of each symbol, summed where it took several
+                  requests, or {"symbol", "error", "kind", "fields"} of one that is refused; nothing of it is sent then
+        Raises    ServiceDown if none can be taken; sending everything again is safe
+        """
+        waiting = [deque(observations(*one, most_bars=MAX_BARS)) for one in observed]
+        answers: list[JsonObject] = [{} for _ in observed]
+        while places := [i for i, parts in enumerate(waiting) if parts]:
+            for batch in _batches([(i, waiting[i].popleft()) for i in places]):
+                found = self._post("observe", {"observations": [body for _, body in batch]})["observations"]
+                for (i, _), answer in zip(batch, found, strict=True):
+                    answers[i] = _summed(answers[i], answer)
+                    if "error" in answer:
+                        waiting[i].clear()
+        return {"observations": answers}
 
     def decide(self, symbol: str) -> JsonObject:
         """Return the decision on the symbol's newest closed bar, for now by the clock of its market."""
         return self._post("decide", {"symbol": symbol})
 
-    def observe_all(self, markets: Sequence[tuple[str, Floats, Books | None, ContextFeed | None]]) -> JsonObject:
-        """Send bars and records of several symbols, as `observe` takes them. Return {"observations": answer of each}.
+    def decide_all(self, symbols: Sequence[str], view: Literal["brief", "full"] = "full") -> JsonObject:
+        """Return {"decisions": [...]} on the newest closed bars of several symbols, in their order.
 
-        A symbol that is refused has {"symbol", "error", "kind"} for an answer, and the others are taken all the same.
+        One that is refused is {"symbol", "error", "kind", "fields"}. Raises ServiceDown if none can be decided.
         """
-        found = []
-        for symbol, bars, books, feed in markets:
-            try:
-                found.append(self.observe(symbol, bars, books, feed))
-            except InputError as error:
-                found.append({"symbol": symbol, "error": str(error), "kind": type(error).__name__})
-        return {"observations": found}
-
-    def decide_all(self, symbols: Sequence[str]) -> JsonObject:
-        """Return {"decisions": [decision, or {"symbol", "error", "kind"}, of each symbol]}."""
-        found = []
-        for symbol in symbols:
-            try:
-                found.append(self.decide(symbol))
-            except InputError as error:
-                found.append({"symbol": symbol, "error": str(error), "kind": type(error).__name__})
-        return {"decisions": found}
+        decisions: list[JsonObject] = []
+        for first in range(0, len(symbols), MAX_SYMBOLS):
+            body = {"symbols": list(symbols[first : first + MAX_SYMBOLS]), "view": view}
+            decisions += self._post("decide", body)["decisions"]
+        return {"decisions": decisions}
 
     def outcome(self, outcome: Outcome) -> JsonObject:
         """Report what became of a decision; return whether it was new."""
@@ -147,6 +156,50 @@ class Client:
         return ServiceDown(
             f"the decision service does not answer at {self.url}: {error}. Start it with `bellwether up`."
         )
+
+
+def observations(
+    symbol: str, bars: Floats, books: Books | None, feed: ContextFeed | None, most_bars: int | None = None
+) -> list[JsonObject]:
+    """Return the bodies of `/observe`, in order, that carry bars (n, 9) and records of one symbol.
+
+    Of more than BATCH_SIZE records of a kind, the others go ahead of the bars. most_bars: in one body; None = all.
+    """
+    book_rows = [] if books is None else [book_json(books, i) for i in range(len(books.known))]
+    values = [] if feed is None else context_json(feed)
+    bodies: list[JsonObject] = []
+    while len(book_rows) > BATCH_SIZE or len(values) > BATCH_SIZE:
+        bodies.append({"symbol": symbol, "books": book_rows[:BATCH_SIZE], "context": values[:BATCH_SIZE]})
+        book_rows, values = book_rows[BATCH_SIZE:], values[BATCH_SIZE:]
+    rows = [bar_json(bar) for bar in bars]
+    bodies.append({"symbol": symbol, "bars": rows[:most_bars], "books": book_rows, "context": values})
+    if most_bars is not None:
+        bodies += [{"symbol": symbol, "bars": rows[i : i + most_bars]} for i in range(most_bars, len(rows), most_bars)]
+    return bodies
+
+
+def _batches(bodies: Sequence[tuple[int, JsonObject]]) -> Iterator[list[tuple[int, JsonObject]]]:
+    """Yield the observations in batches that the limits of a request allow: symbols, records and bytes."""
+    batch: list[tuple[int, JsonObject]] = []
+    records = size = 0
+    for place, body in bodies:
+        own = sum(len(body.get(kind, ())) for kind in ("bars", "books", "context"))
+        length = len(json.dumps(body)) + 2
+        is_full = len(batch) == MAX_SYMBOLS or records + own > MAX_BATCH_RECORDS or size + length > _MAX_BATCH_BYTES
+        if batch and is_full:
+            yield batch
+            batch, records, size = [], 0, 0
+        batch.append((place, body))
+        records, size = records + own, size + length
+    yield batch
+
+
+def _summed(before: JsonObject, answer: JsonObject) -> JsonObject:
+    """Return the answer of a symbol after one more request about it."""
+    if not before or "error" in answer:
+        return answer
+    counts = {name: before[name] + answer[name] for name in ("received", "new", "records", "closed", "quarantined")}
+    return answer | counts
 
 
 def book_json(books: Books, i: int) -> JsonObject:

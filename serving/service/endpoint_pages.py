@@ -47,11 +47,13 @@ _CHAMPION = {
 PAGES: dict[str, Page] = {
     "/observe": Page(
         "Market data",
-        "Send closed bars, books and context of one symbol",
+        "Send closed bars, books and context of one symbol or many",
         "Stored durably, then folded into live features. Sending the same again changes nothing. What became known "
         "before a decision bar closed must come with or before the bar that closes it. Times are ISO 8601 with a zone; "
         "prices in quote currency, volumes in base asset; at most 2,000 bars a request. A bar whose price lies far "
-        "outside the newest range is stored in quarantine, not folded, and named in `quarantined`, with an alarm.",
+        "outside the newest range is stored in quarantine, not folded, and named in `quarantined`, with an alarm. "
+        "Of many symbols: `observations`, one entry a symbol, in one transaction, 8,192 records and 4 MiB at most; each "
+        "is answered in its place, and one that is refused is refused alone.",
         {
             "symbol": "SIM/USDT",
             "bars": [
@@ -83,7 +85,8 @@ PAGES: dict[str, Page] = {
         "Decisions",
         "Decide on the newest closed bar of one symbol or many",
         "Decided for now, by the clock of the symbol's market, and durable before the answer leaves. The same bar "
-        "gives the same answer, with the same id. `view` brief answers what a trader needs; full (the default) answers "
+        "gives the same answer, with the same id. Of many `symbols`, each is answered in its place, and one that is "
+        "refused is refused alone. `view` brief answers what a trader needs; full (the default) answers "
         "the whole record: every model's answer, the vote, every refusal with its numbers.",
         {"symbol": "SIM/USDT", "view": "brief"},
         {

@@ -90,18 +90,18 @@ def test_it_observes_decides_and_describes_itself_without_a_server(stand, where)
 def test_a_caller_that_goes_away_while_its_bars_are_written_leaves_store_and_live_state_as_one(
     stand, where, monkeypatch
 ):
-    real, has_begun = Ledger.observe, asyncio.Event()
+    real, has_begun = Ledger.observe_all, asyncio.Event()
 
-    def slow(self, batch):
+    def slow(self, batches):
         done = Future()
         done.set_running_or_notify_cancel()  # a write that has begun is not called back
         has_begun.set()
         asyncio.get_running_loop().call_later(
-            0.1, lambda: real(self, batch).add_done_callback(lambda written: done.set_result(written.result()))
+            0.1, lambda: real(self, batches)[0].add_done_callback(lambda written: done.set_result(written.result()))
         )
-        return done
+        return [done]
 
-    monkeypatch.setattr(Ledger, "observe", slow)
+    monkeypatch.setattr(Ledger, "observe_all", slow)
 
     async def run():
         async with started(where) as engine:

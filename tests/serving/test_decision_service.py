@@ -17,6 +17,7 @@ from pipelines.contracts import HALF_SPREAD, OPEN_TIME
 from pipelines.settings import ROOT
 from serving.inference.generation import acknowledged
 from serving.service.answers import BriefResponse, FullResponse
+from serving.service.schemas import MAX_BODY, MAX_OBSERVE_BODY
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_a_champion_of_another_market_is_not_used_on_this_one(client):
     decision = client.decide()
     assert decision["tier"] == 3
     assert decision["models"]["validator"]["champion"]["p"] is None
-    assert any("TRAINED_ON:BTC/USDT 15m" in reason for reason in decision["reasons"])
+    assert any("UNSEEN_SYMBOL:BTC/USDT" in reason for reason in decision["reasons"])
 
 
 def test_every_decision_names_its_models_and_lineage_and_is_in_the_ledger_with_its_bytes(served):
@@ -357,8 +358,9 @@ def test_writing_needs_the_key(served, path, headers):
 
 
 def test_a_body_over_the_limit_is_not_even_read(served):
-    answer = served.http.post("/observe", content=b" " * (1 << 21), headers=KEY)
-    assert answer.status_code == 413
+    for path, limit in (("/decide", MAX_BODY), ("/observe", MAX_OBSERVE_BODY)):
+        answer = served.http.post(path, content=b" " * (limit + 1), headers=KEY)
+        assert (answer.status_code, f"limit {limit}" in answer.json()["error"]) == (413, True)
 
 
 def test_the_api_page_lists_every_call_with_its_fields(served):

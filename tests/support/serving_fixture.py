@@ -85,9 +85,11 @@ def make_bundle(
     symbol: str = SYMBOL,
     broken: bool = False,
     miss_atr: float | None = None,
+    symbols: tuple[str, ...] = (),
 ) -> str:
     """Write a real bundle under its digest and return the digest.
 
+    symbols  it was trained on; empty: a bundle up to release 0.10, of `symbol` alone
     miss_atr  what its training rows returned that missed the target; None: a bundle of release 0.5.0 has none
     broken  it passes every check and fails at predict, since its golden rows are too novel to reach the model
     """
@@ -109,7 +111,8 @@ def make_bundle(
             {"classes": ["target_first"], "steps": 1},
         ),
         novelty=novelty,
-        schema={"columns": list(columns), "dropped": {}, "symbol": symbol, "decision_timeframe": "15m"}
+        schema={"columns": list(columns), "dropped": {}, "decision_timeframe": "15m"}
+        | ({"symbols": list(symbols)} if symbols else {"symbol": symbol})
         | ({} if miss_atr is None else {"miss_atr": miss_atr}),
         card="# test model\n",
         inputs=rows + 1e9 if broken else rows,
@@ -183,6 +186,21 @@ def trading_now(stand: Stand, folder: Path) -> Stand:
         category_scores=CategoryScores.fit(signals), clock="wall", venue="simulator", market="spot",
     )  # fmt: skip
     return replace(stand, base=base, live=base[HISTORY:], stage=folder)
+
+
+def another_stand(stand: Stand, folder: Path, symbol: str, seed: int) -> Stand:
+    """Return another seeded market of the same length, with a warm start of its own."""
+    base = market(len(stand.base), seed)
+    history, states = base[:HISTORY], (FEATURES.fresh(), SIGNALS.fresh())
+    closed = resample(history, MINUTES, QUARTERS)
+    features, signals = FEATURES.run(closed, state=states[0]), SIGNALS.run(closed, state=states[1])
+    levels, context = align(closed[:, OPEN_TIME], QUARTERS, None, None)
+    write_warm_start(
+        folder, symbol=symbol, base_grid=MINUTES, grid=QUARTERS, feature_state=states[0],
+        signal_state=states[1], base=history, history=History(closed, features, signals, levels, context),
+        category_scores=CategoryScores.fit(signals), clock="market", venue="simulator", market="spot",
+    )  # fmt: skip
+    return replace(stand, base=base, live=base[HISTORY:], decision=resample(base, MINUTES, QUARTERS), stage=folder)
 
 
 @pytest.fixture

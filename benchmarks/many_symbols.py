@@ -1,0 +1,119 @@
+"""Time one close of sixteen symbols: a batched /observe and a batched /decide, against one call of each a symbol.
+
+What a request does in this process is timed: its JSON is read, bars are stored durably and folded, models answer,
+decisions are stored durably and written as JSON. HTTP itself comes on top, twice a close instead of 32 times.
+
+Run: python -m benchmarks many_symbols
+"""
+
+import asyncio
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.fixture import FAMILY, arm_of, by_decision_bar, fixture, serve_arms
+from benchmarks.four_families import four_families
+from benchmarks.measured import Row, pairs, spread
+from pipelines.contracts import Floats, JsonObject
+from pipelines.params import ModelsParams, Params
+from pipelines.settings import Settings
+from pipelines.warm_start import _seal
+from serving.client import bar_json
+from serving.inference.generation import read_generation
+from serving.service.answers import decisions_answer, observations_answer
+from serving.service.decision_engine import DecisionEngine
+from serving.service.schemas import DecideRequest, ObserveBatchRequest, ObserveRequest
+
+SYMBOLS = tuple(f"S{i:02d}/USDT" for i in range(16))
+CLOSES, WARM = 96, 8  # decision bars that are timed; those before them, which load code
+SPEED = 900.0  # market seconds a second, `feed.speed`: a bar of 15 minutes each second
+
+Close = Callable[[DecisionEngine, list[JsonObject]], Awaitable[None]]
+
+
+def universe(tiny: bool, root: Path) -> tuple[Settings, Params, list[Floats]]:
+    """Return an installation of SYMBOLS, its parameters, and the live minutes of each decision bar.
+
+    Every symbol is the same market under another name; models answer for all of them by `models.unseen_symbols`.
+    """
+    if tiny:
+        small = fixture(tiny)
+        source, warm, params, live = small.home, small.warm, small.params, small.live
+        families = {FAMILY: {arm: arm_of(digest) for arm, digest in zip(("champion", "challenger"), small.digests)}}
+    else:
+        trained = four_families(root / "trained")
+        source, warm, params, live = trained.home, trained.warm, trained.params, trained.live
+        families = (read_generation(source / "serving") or {})["families"]
+    home = root / "home"
+    shutil.copytree(source / "bundles", home / "bundles")
+    named = {symbol: renamed(warm, symbol, home / "serving" / "warm") for symbol in SYMBOLS}
+    where = Settings(home=home, store_url="", write_key="benchmark")
+    serve_arms(where, families, named, datetime.now(UTC))
+    return (
+        where,
+        params.model_copy(update={"models": ModelsParams(unseen_symbols="allow")}),
+        by_decision_bar(live, params),
+    )
+
+
+def renamed(warm: dict[str, str], symbol: str, into: Path) -> dict[str, str]:
+    """Return the entry of the same published warm start under another symbol."""
+    draft = into / symbol.replace("/", "-")
+    shutil.copytree(warm["path"], draft)
+    meta = json.loads((draft / "meta.json").read_text())
+    digest = _seal(draft, meta | {"symbol": symbol})
+    return warm | {"digest": digest, "path": str(draft.rename(into / digest))}
+
+
+async def batched(engine: DecisionEngine, sent: list[JsonObject]) -> None:
+    """Observe and decide one close of all symbols, in two calls."""
+    request = ObserveBatchRequest.model_validate_json(json.dumps({"observations": sent}))
+    observed = await engine.intake.observe_all(request.observations)
+    json.dumps(observations_answer(request, observed))
+    asked = DecideRequest(symbols=list(SYMBOLS))
+    json.dumps(decisions_answer(asked, await engine.decider.decide_all(SYMBOLS)))
+
+
+async def one_by_one(engine: DecisionEngine, sent: list[JsonObject]) -> None:
+    """Do the same with two calls a symbol, one after another."""
+    for body in sent:
+        json.dumps(await engine.intake.observe(ObserveRequest.model_validate_json(json.dumps(body))))
+    for symbol in SYMBOLS:
+        json.dumps(decisions_answer(DecideRequest(symbol=symbol), await engine.decider.decide_all([symbol])))
+
+
+async def timed(where: Settings, params: Params, bars: list[Floats], close: Close) -> Floats:
+    """Return (n,) ms of each close."""
+    engine = DecisionEngine(where, params)
+    await engine.start()
+    took = []
+    for rows in bars:
+        sent: list[JsonObject] = [{"symbol": name, "bars": [bar_json(row) for row in rows]} for name in SYMBOLS]
+        started = time.perf_counter()
+        await close(engine, sent)
+        took.append((time.perf_counter() - started) * 1e3)
+    await engine.stop()
+    return np.array(took)
+
+
+def measure(tiny: bool = False) -> list[Row]:
+    """Return the rows of this benchmark; `tiny` measures too little to be quoted."""
+    closes, warm = (4, 1) if tiny else (CLOSES, WARM)
+    took = {}
+    for name, close in (("batched", batched), ("one by one", one_by_one)):
+        with tempfile.TemporaryDirectory(prefix="bellwether-bench-") as scratch:
+            where, params, bars = universe(tiny, Path(scratch))
+            # the first piece ends the bar that the history left open
+            took[name] = asyncio.run(timed(where, params, bars[: closes + warm], close))[warm:]
+    step_ms = 900.0 / SPEED * 1e3
+    return [
+        pairs(f"one close of {len(SYMBOLS)} symbols, observed and decided", "ms", took["batched"],
+              "one call of each a symbol", took["one by one"], "wall time, durable; without HTTP", tail=True),
+        Row(f"  share of the time between closes at speed {SPEED:.0f}", "%", spread(took["batched"] / step_ms * 100.0)),
+    ]  # fmt: skip

@@ -2,14 +2,14 @@
 
 A data version names the clock its market runs by, set at ingest and never by a caller:
 
-    market  a simulated or recorded market: now is its own position, the close of the newest base bar observed. It
-            moves when bars are observed and at no other time, so by it data are never old
+    market  a simulated or recorded market: now is its own position, the close of the newest base bar observed, and
+            what has passed since that bar arrived, at the speed of its feed. Where no feed ran it moves with bars alone
     wall    a market that trades now: now is the time of day, and data are as old as their newest close
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 Mode = Literal["market", "wall"]
@@ -41,13 +41,25 @@ class Clock:
     mode: Mode
     why: str = ""
 
-    def now(self, position: datetime, wall: datetime) -> datetime:
+    def now(self, position: datetime, wall: datetime, passed_s: float = 0.0) -> datetime:
         """Return the present time of the market.
 
         position  close of the newest base bar observed; it may be slightly ahead of our own clock
         wall      time of day, aware UTC
+        passed_s  market seconds since that bar arrived; a `market` clock alone reads them
         """
-        return position if self.mode == "market" else max(position, wall)
+        return position + timedelta(seconds=passed_s) if self.mode == "market" else max(position, wall)
+
+
+def data_age_s(age_at_arrival_s: float, since_arrival_s: float, speed: float) -> float:
+    """Return how old data are, in seconds of their market.
+
+    age_at_arrival_s  market seconds from what they are of to their arrival
+    since_arrival_s   seconds of wall time since they arrived
+    speed             market seconds a second of wall time: 1 for a market that trades now
+    Times that lie ahead of our clock count as 0.
+    """
+    return max(age_at_arrival_s, 0.0) + max(since_arrival_s, 0.0) * speed
 
 
 class ClockWatch:

@@ -30,6 +30,7 @@ from serving.service.store_monitor import TIER_FILE, StoreMonitor
 from serving.service.system_clock import ClockMonitor, utc_now
 from serving.service.tier_watch import FRESHNESS_FILE, TierWatch
 from serving.state.account import Account
+from serving.state.feed_state import FeedWatch
 from serving.state.ledger import Ledger
 from serving.state.online_weights_store import ONLINE_WEIGHTS_FILE, OnlineWeightsStore
 from serving.state.symbols import Symbols
@@ -67,6 +68,7 @@ class DecisionEngine:
             params,
             tiers=tier_store,
             freshness=Freshness(where.serving_dir / FRESHNESS_FILE),
+            feed=FeedWatch(where.serving_dir, params.feed.speed),
             slots=self._slots,
             symbols=self._symbols,
             breakers=self._breakers,

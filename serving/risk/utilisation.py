@@ -49,6 +49,7 @@ def utilisation(
     stage = stage_of(found.drawdown, params.risk.max_drawdown, stages)
     return {
         "as_of": at.isoformat(),
+        "account": account.source,
         "equity": account.equity,
         "stage": STAGES[stage],
         "stage_size_multiplier": float(flat[decision_kernel.STAGE_SIZE_AT + stage]),
@@ -59,7 +60,7 @@ def utilisation(
                 "id": d.id,
                 "symbol": d.symbol,
                 "side": d.action,
-                "size": d.size,
+                "size": account.size_of(d),
                 "strategy": d.event,
                 "entry": d.entry,
                 "stop": d.stop,
@@ -133,7 +134,7 @@ def _limits(account: Account, at: datetime, params: Params, found: decision_row.
     for d in positions:
         currency = currency_of(d.symbol, risk.account_currency)
         for level, of in (("strategy", d.event or ""), ("market", currency), ("asset", d.symbol)):
-            sums[level, of] = sums.get((level, of), 0.0) + d.size
+            sums[level, of] = sums.get((level, of), 0.0) + account.size_of(d)
     rows = [("gross", "", found.gross, budgets.max_gross)]
     rows += [(level, of, used, getattr(budgets, f"max_{level}")) for (level, of), used in sorted(sums.items())]
     rows += [

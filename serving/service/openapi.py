@@ -44,6 +44,7 @@ CALLS: dict[str, tuple[type[BaseModel], tuple[type[BaseModel], ...]]] = {
     "/models": (EmptyRequest, (Answer,)),
     "/status": (EmptyRequest, (Answer,)),
     "/risk": (EmptyRequest, (Answer,)),
+    "/account": (EmptyRequest, (Answer,)),
     "/ready": (EmptyRequest, (Answer,)),
 }
 REF = "#/components/schemas/{model}"

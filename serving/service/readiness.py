@@ -110,6 +110,7 @@ class Readiness:
             "breakers": list(self._breakers.names),
             "breaker_reasons": self._breakers.reasons,
             "account": {
+                "source": account.source,
                 "day": account.day and account.day.isoformat(),
                 "open": len(account.open),
                 "gross": account.gross,

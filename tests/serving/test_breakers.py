@@ -147,6 +147,7 @@ GONE = Estimate(-10.0, -15.0, -5.0, LIMITS.trades)
         ("execution", {"rejected": float(LIMITS.max_rejected), "fills": 9.0},
          {"rejected": LIMITS.max_rejected - 1.0, "fills": 9.0}),
         ("execution", {"slippage_bps": LIMITS.max_slippage_bps}, {"slippage_bps": LIMITS.max_slippage_bps - 1e-9}),
+        ("account_mismatch", {"mismatch": "a fill differs"}, {"mismatch": None}),
     ],
 )  # fmt: skip
 def test_each_trips_at_its_limit_and_no_other_with_it(name, at, under):
@@ -162,7 +163,7 @@ def test_a_spread_that_costs_no_more_than_assumed_is_no_lack_of_liquidity():
 
 def test_an_unknown_input_trips_nothing():
     assert judged() == set()
-    assert len(BREAKERS) == 7
+    assert len(BREAKERS) == 8
 
 
 def test_a_reason_names_the_subject_the_value_and_the_limit():

@@ -6,6 +6,7 @@ from datetime import datetime
 
 import numpy as np
 
+from pipelines.contracts import OPEN_TIME
 from pipelines.errors import InputError
 from pipelines.params import CostParams
 from pipelines.store import Fill, Store
@@ -32,7 +33,10 @@ class FillBooking:
         self._store, self._executor, self._ledger, self._account, self._costs = store, executor, ledger, account, costs
 
     async def book_entries(self, symbol: Symbol) -> None:
-        """Fill the decisions on a symbol whose next base bar came. Raises ServiceDown or a StoreFault."""
+        """Fill the decisions on a symbol whose next base bar came before their time was over.
+
+        Raises ServiceDown or a StoreFault.
+        """
         if self._account.source == "reported":
             return
         reading = datetime.fromisoformat(symbol.reading) if symbol.reading else None
@@ -42,7 +46,7 @@ class FillBooking:
                 continue
             after = float(np.nextafter(as_of, -np.inf))
             bars = await self._executor.run(self._store.bars, symbol.name, after, symbol.last_open_time, reading)
-            if len(bars):
+            if len(bars) and (decision.expiry is None or bars[0, OPEN_TIME] < decision.expiry.timestamp()):
                 await self._book(entry_of(decision, bars[0], symbol.costs(self._costs), utc_now()))
 
     async def book_exits(self) -> None:

@@ -203,4 +203,4 @@ class Intake:
         self._account.apply_fill(fill)
         self._breakers.evaluate_account()
         await self._breakers.evaluate_fills()
-        return {"id": fill.id, "new": new, "slippage_bps": slippage, "breakers": list(self._breakers.names)}
+        return {"id": fill.id, "new": new, "slippage_bps": fill.slippage_bps, "breakers": list(self._breakers.names)}

@@ -261,7 +261,7 @@ class FillRequest(_Request):
     reason: Text = ""
     quantity: Price | None = None
     fee_bps: Number | None = None
-    exit: bool = False
+    exit: Annotated[bool, Field(strict=True)] = False
 
     @model_validator(mode="after")
     def _priced(self) -> "FillRequest":

@@ -84,10 +84,11 @@ class Account:
         account = cls(source=source, assumed_fee_bps=assumed_fee_bps)
         emitted = [record.decision for record in store.decisions(emitted_only=True)]
         events: list[tuple[datetime, Decision | Outcome | BreakerTrip | Fill]] = [(d.as_of, d) for d in emitted]
-        fills = store.fills()
-        events += [(fill.at, fill) for fill in fills if not fill.is_exit]
+        decided = {d.id: d.as_of for d in emitted}  # a venue's clock may be a little behind
+        fills = [(max(fill.at, decided.get(fill.decision_id, fill.at)), fill) for fill in store.fills()]
+        events += [(at, fill) for at, fill in fills if not fill.is_exit]
         events += [(o.resolved_at, o) for o in store.outcomes_of([d.id for d in emitted])]
-        events += [(fill.at, fill) for fill in fills if fill.is_exit]
+        events += [(at, fill) for at, fill in fills if fill.is_exit]
         resets = [(x.reset_as_of, x) for x in store.breaker_trips(tripped_only=False) if x.reset_as_of is not None]
         events += resets  # after the outcomes of the same moment: they were known by then
         for _, event in sorted(events, key=lambda pair: pair[0]):
@@ -248,8 +249,8 @@ class Account:
         """Set `mismatch` where a venue opened more than was decided; less is a part of the order."""
         if quantity > decision.size * (1.0 + QUANTITY_TOLERANCE):
             self.mismatch = (
-                f"fill {fill.id}: {quantity:.4f} of the equity is open on {decision.symbol} for decision {decision.id}, "
-                f"sized {decision.size:.4f}"
+                f"fill {fill.id}: {quantity:.4f} of the equity is open on {decision.symbol} for decision "
+                f"{decision.id}, sized {decision.size:.4f}"
             )
 
     def find_overdue(self, symbol: str, at: datetime) -> None:

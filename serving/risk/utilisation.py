@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from math import isfinite
+from math import isfinite, isnan
 
 import numpy as np
 
@@ -137,6 +137,10 @@ def _limits(account: Account, at: datetime, params: Params, found: decision_row.
             sums[level, of] = sums.get((level, of), 0.0) + account.size_of(d)
     rows = [("gross", "", found.gross, budgets.max_gross)]
     rows += [(level, of, used, getattr(budgets, f"max_{level}")) for (level, of), used in sorted(sums.items())]
+    for name in account.scenarios.codes:  # of all symbols together: what moves with a new position in this one
+        used = {side: account.portfolio(at, name, "", sign).correlated for side, sign in SIDES.items()}
+        side = max(used, key=lambda each: np.inf if isnan(used[each]) else used[each])
+        rows.append(("correlated", f"{name} {side}", used[side], budgets.max_correlated))
     rows += [
         ("es", "", found.es, budgets.max_es),
         ("stress", "", found.stress, budgets.max_stress),

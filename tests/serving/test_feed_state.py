@@ -218,6 +218,9 @@ def test_a_dead_feed_is_tier_4_with_an_alarm_within_two_bars_and_the_next_bars_b
         decision = client.decide()
         assert (decision["tier"], decision["action"]) == (4, "NO_TRADE")
         assert {"TIER_CLOSED", "STALE_DATA"} <= {reason.split(":")[0] for reason in decision["reasons"]}
+        known_at, as_of = (datetime.fromisoformat(decision[name]) for name in ("known_at", "as_of"))
+        age = f"age_bars={(known_at - as_of).total_seconds() / BAR_S:.2f}"  # a replay knows as much as was known
+        assert any(age in reason for reason in decision["reasons"])
         eventually(lambda: any("data stale" in alarm.detail for alarm in alarms(client, "tier_changed")))
         assert status(client)["breakers"] == []  # market time that is played again is no outage
         write_feed_state(folder, replace(RUNNING, at=datetime.now(UTC), speed=1.0))

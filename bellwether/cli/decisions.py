@@ -86,7 +86,8 @@ def risk(as_json: AsJson = False) -> None:
 def show_risk(found: Mapping[str, Any]) -> None:
     """Print an answer of /risk."""
     table(
-        f"limits at {found['as_of']}", ["limit", "of", "used", "at most", "left", "share"],
+        f"limits at {found['as_of']}, account by {found['account']}",
+        ["limit", "of", "used", "at most", "left", "share"],
         [[row["limit"], row["of"], number(row["used"], 4), number(row["at_most"], 4), number(row["left"], 4),
           None if row["share"] is None else f"{row['share']:.0%}"] for row in found["limits"]],
     )  # fmt: skip

@@ -6,7 +6,6 @@ from datetime import datetime
 
 import numpy as np
 
-from pipelines.contracts import OPEN_TIME
 from pipelines.errors import InputError
 from pipelines.params import CostParams
 from pipelines.store import Fill, Store
@@ -44,9 +43,10 @@ class FillBooking:
             as_of = decision.as_of.timestamp()
             if symbol.last_open_time < as_of:
                 continue
-            after = float(np.nextafter(as_of, -np.inf))
-            bars = await self._executor.run(self._store.bars, symbol.name, after, symbol.last_open_time, reading)
-            if len(bars) and (decision.expiry is None or bars[0, OPEN_TIME] < decision.expiry.timestamp()):
+            ends = np.inf if decision.expiry is None else np.nextafter(decision.expiry.timestamp(), -np.inf)
+            span = float(np.nextafter(as_of, -np.inf)), float(min(symbol.last_open_time, ends))
+            bars = await self._executor.run(self._store.bars, symbol.name, *span, reading)
+            if len(bars):
                 await self._book(entry_of(decision, bars[0], symbol.costs(self._costs), utc_now()))
 
     async def book_exits(self) -> None:

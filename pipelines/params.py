@@ -293,13 +293,22 @@ class ValidationParams(FrozenParams):
 
 
 class FusionParams(FrozenParams):
-    """Set the weights of the signal categories, overall and by regime."""
+    """Set the weights of the signal categories, overall and by regime. Those in `disabled` have no vote."""
 
     weights: dict[str, float]
     regimes: dict[str, dict[str, float]]
     disabled: tuple[str, ...] = ()
     min_consensus: float
     validation: ValidationParams
+
+    @model_validator(mode="after")
+    def _check_disabled(self) -> "FusionParams":
+        """Refuse an unknown category, and a vote in which nobody is left."""
+        if unknown := [name for name in self.disabled if name not in self.weights]:
+            raise ValueError(f"disabled: no category {', '.join(unknown)}; known: {', '.join(self.weights)}")
+        if not any(weight for name, weight in self.weights.items() if name not in self.disabled):
+            raise ValueError("disabled names every category with a weight, so nobody votes; leave one out")
+        return self
 
 
 class LearningParams(FrozenParams):

@@ -122,6 +122,10 @@ class Client:
         """Return every limit with what is used of it."""
         return self._post("risk", {})
 
+    def account(self) -> JsonObject:
+        """Return equity, profit, drawdown and open positions, and what they rest on."""
+        return self._post("account", {})
+
     def wait_for_generation(self, generation: int, timeout_s: float = 60.0) -> JsonObject:
         """Wait until the service serves this generation; return its status. Raises ServiceDown with its last answer."""
         deadline, last = time.monotonic() + timeout_s, "no answer yet"

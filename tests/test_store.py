@@ -482,6 +482,23 @@ def test_a_half_spread_is_stored_and_a_downgrade_that_would_lose_it_is_refused(u
         alembic_to(url, "0005", downgrade=True)
 
 
+def test_fills_of_an_earlier_release_are_entries_that_were_reported_and_a_downgrade_that_would_lose_more_is_refused(
+    url,
+):
+    store = Store.open(url)
+    store.add_decisions([record()])
+    store.add_fill(fill())
+    store.close()
+    alembic_to(url, "0010", downgrade=True)
+    store = Store.open(url)
+    assert store.fills() == [fill()] == store.fills(source="reported")
+    assert store.add_fill(fill("f2", quantity=0.05, fee_bps=4.0, is_exit=True, source="ledger"))
+    assert store.fills(source="ledger") == [fill("f2", quantity=0.05, fee_bps=4.0, is_exit=True, source="ledger")]
+    store.close()
+    with pytest.raises(NotImplementedError, match="fills of the account would be lost"):
+        alembic_to(url, "0010", downgrade=True)
+
+
 # ---- release 0.5.0
 
 DECISION_050 = {

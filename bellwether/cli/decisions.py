@@ -86,7 +86,8 @@ def risk(as_json: AsJson = False) -> None:
 def show_risk(found: Mapping[str, Any]) -> None:
     """Print an answer of /risk."""
     table(
-        f"limits at {found['as_of']}", ["limit", "of", "used", "at most", "left", "share"],
+        f"limits at {found['as_of']}, account by {found['account']}",
+        ["limit", "of", "used", "at most", "left", "share"],
         [[row["limit"], row["of"], number(row["used"], 4), number(row["at_most"], 4), number(row["left"], 4),
           None if row["share"] is None else f"{row['share']:.0%}"] for row in found["limits"]],
     )  # fmt: skip
@@ -112,6 +113,41 @@ def show_risk(found: Mapping[str, Any]) -> None:
     )  # fmt: skip
     paragraph(f"drawdown stage {found['stage']}: leaves {found['stage_size_multiplier']:g} of a size; "
          f"breakers: {', '.join(found['breakers']) or 'none tripped'}")  # fmt: skip
+
+
+@app.command()
+def account(as_json: AsJson = False) -> None:
+    """Show equity, drawdown and open positions.
+
+    Every figure rests on `account.source` of params.yaml: the ledger's own fills, or what a venue reported at /fill.
+    """
+    from serving.client import Client
+
+    with Client(settings()) as client:
+        found = client.account()
+    if as_json:
+        emit(found)
+    else:
+        show_account(found)
+
+
+def show_account(found: Mapping[str, Any]) -> None:
+    """Print an answer of /account."""
+    table(
+        f"account by {found['source']}, at {found['as_of']}", ["figure", "value"],
+        [["equity", number(found["equity"], 5)], ["highest equity", number(found["peak"], 5)],
+         ["drawdown", f"{found['drawdown']:.2%}"], [f"profit of {found['day']}", f"{found['daily_pnl']:+.2%}"],
+         ["not realised", number(found["unrealised"], 5)], ["gross", number(found["gross"], 4)]],
+    )  # fmt: skip
+    if found["positions"]:
+        table(
+            f"open positions by {found['source']}",
+            ["symbol", "side", "size", "entry", "filled at (UTC)", "not realised", "until (UTC)"],
+            [[p["symbol"], p["side"], number(p["size"], 4), p["entry"], p["filled_at"] or "waits for its fill",
+              number(p["unrealised"], 5), p["expiry"]] for p in found["positions"]],
+        )  # fmt: skip
+    if found["mismatch"] is not None:
+        paragraph(f"account_mismatch: {found['mismatch']}; nothing new is opened until a person resets it")
 
 
 @app.command()

@@ -25,6 +25,7 @@ COMMANDS = {  # name → (module, help). `bellwether --help` reads this and load
     "data": ("market_data", "See held back bars, and correct observed ones"),
     "decide": ("decisions", "Request a decision now and show it"),
     "risk": ("decisions", "Show what is used of every risk limit"),
+    "account": ("decisions", "Show equity, drawdown and open positions"),
     "limits": ("decisions", "List every limit of params.yaml"),
     "weights": ("decisions", "Show stated and learned weights of the categories"),
     "decisions": ("history", "List the newest decisions with their outcomes"),

@@ -52,7 +52,7 @@ def trip(store: Store, name: str, at: datetime, by: str, reason: str) -> bool:
 
 
 def reset(store: Store, name: str, at: datetime, by: str, reason: str) -> None:
-    """Reset a breaker by hand, and clear its alarm.
+    """Reset a breaker by hand, and clear its alarms.
 
     Raises  UnknownName if it is not tripped, BadValues without a name and a reason
     """
@@ -61,7 +61,7 @@ def reset(store: Store, name: str, at: datetime, by: str, reason: str) -> None:
         raise BadValues(f"breaker {name}: a reset needs a reason. Add --reason TEXT")
     store.reset(name, at, by, reason)
     for alarm in store.alarms():
-        if alarm.kind == ALARM and alarm.detail.startswith(f"{name}: "):
+        if (alarm.kind == ALARM and alarm.detail.startswith(f"{name}: ")) or alarm.kind == name:
             store.clear_alarm(alarm.id, at)
 
 

@@ -138,6 +138,8 @@ def backtest_policy(
     raised = events(features, signals)
     side = np.zeros(len(decision))
     side[raised.index] = raised.direction
+    disabled = np.zeros(len(decision))
+    disabled[raised.index] = np.isin(raised.kind, params.signals.disabled)
     known = grid.closes(decision[:, OPEN_TIME])
     raised_at = known[raised.index]
     outcome = triple_barrier(
@@ -161,7 +163,7 @@ def backtest_policy(
         independence=scores.independence, regime=regime, trend=trend,
         unicorn=signals[:, UNICORN], confluence=signals[:, CONFLUENCE], phase=signals[:, PHASE],
         event=side, tier=1.0, age_bars=0.0, breakers=0.0,
-        embargoed=inside(known, windows),
+        embargoed=inside(known, windows), disabled=disabled,
         volatility=features[:, VOLATILITY], atr=np.where(side != 0, features[:, ATR], np.nan),
         price=decision[:, CLOSE], cost_bps=target_cost_bps(costs, decision),
         stop_cost_bps=stop_cost_bps(costs, decision), p=p_at_bar, p_low=low,

@@ -201,16 +201,22 @@ latches = sa.Table(
 )
 
 fills = sa.Table(
-    "fills",  # what a venue reported of the order of a decision
+    "fills",  # of the orders of decisions: what a venue reported, and what the ledger counts without one
     METADATA,
-    sa.Column("id", sa.String(64), primary_key=True),  # the venue's own: a report sent twice changes nothing
+    sa.Column(
+        "id", sa.String(64), primary_key=True
+    ),  # the venue's own, or the ledger's: a report sent twice changes nothing
     sa.Column("decision_id", sa.String(64), sa.ForeignKey("decisions.id"), nullable=False),
-    sa.Column("at", UtcTime, nullable=False),  # the venue's clock
+    sa.Column("at", UtcTime, nullable=False),  # the venue's clock, or the market's
     sa.Column("ingested_at", UtcTime, nullable=False),
     sa.Column("status", sa.String(16), nullable=False),  # filled | rejected
     sa.Column("price", sa.Double),
     sa.Column("slippage_bps", sa.Double),  # of the decision's entry; positive = worse than decided
     sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("quantity", sa.Double),  # fraction of equity; NULL where it was not reported
+    sa.Column("fee_bps", sa.Double),  # of this side; NULL where it was not reported
+    sa.Column("is_exit", sa.Boolean, nullable=False, server_default=sa.false()),  # it closed a position
+    sa.Column("source", sa.String(16), nullable=False, server_default="reported"),  # reported | ledger
     sa.Index("fills_ingested_at", "ingested_at"),
     sa.Index("fills_decision_id", "decision_id"),
 )

@@ -17,6 +17,7 @@ from pipelines.signals.catalog import PRODUCERS, SIGNALS
 from pipelines.signals.validator_schema import SIDED_COLUMNS, VALIDATOR_COLUMNS
 
 TRADITIONAL = ("consensus",)
+EVENT_SIGNALS = (*PRODUCERS["ict"], *TRADITIONAL)  # all that raise events, in order
 _ATR = FEATURES.index["atr_14"]
 # position of each of the validator's columns in features and signals, concatenated
 _ROW = np.array([{**SIGNALS.index, **FEATURES.index}[name] for name in VALIDATOR_COLUMNS])

@@ -1,4 +1,4 @@
-"""Decisions, what became of them (outcomes), and what a venue reported of their orders (fills)."""
+"""Decisions, what became of them (outcomes), and what was filled of their orders (fills)."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -26,12 +26,16 @@ _DECISION_COLUMNS = tuple(c.name for c in t.decisions.columns if c.name not in (
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """Hold what a venue reported of the order of an emitted decision.
+    """Hold what was filled of the order of an emitted decision: what a venue reported, or what the ledger counts.
 
     id            the venue's own name of the report: the same report a second time changes nothing
-    at            the venue's clock
+    at            the venue's clock; of the ledger's own, the event time of the market
     price         paid or received, quote currency; None where it was rejected
-    slippage_bps  of the decision's entry, positive = worse than decided; None where it was rejected
+    slippage_bps  of the decision's entry, positive = worse than decided; None where it was rejected, and of an exit
+    quantity      fraction of equity; None where it was not reported
+    fee_bps       of this side, basis points of the price; None where it was not reported
+    is_exit       whether it closed a position, or a part of it
+    source        `reported` by a venue, or of the `ledger`: what an emitted decision counts as while there is no venue
     """
 
     id: str
@@ -42,6 +46,10 @@ class Fill:
     price: float | None
     slippage_bps: float | None
     reason: str = ""
+    quantity: float | None = None
+    fee_bps: float | None = None
+    is_exit: bool = False
+    source: Literal["reported", "ledger"] = "reported"
 
 
 class ReceivedOutcome(NamedTuple):
@@ -184,7 +192,7 @@ class DecisionStore(RecordParts):
     # ---- fills ----------------------------------------------------------------------------------------------------
 
     def add_fill(self, fill: Fill, within: Connection | None = None) -> bool:
-        """Store what a venue reported; return False if exactly this is stored already, whenever it arrived.
+        """Store a fill; return False if exactly this is stored already, whenever it arrived.
 
         Raises  UnknownName for a decision we never made; BadValues for one that opened nothing, or if another fill is
                 stored under this id
@@ -205,14 +213,23 @@ class DecisionStore(RecordParts):
             return False
 
     def fills(
-        self, since: datetime | None = None, last: int | None = None, known_by: datetime | None = None
+        self,
+        since: datetime | None = None,
+        last: int | None = None,
+        known_by: datetime | None = None,
+        source: Literal["reported", "ledger"] | None = None,
     ) -> list[Fill]:
-        """Return fills that arrived after `since`, oldest arrival first; `last` limits them to the newest so many."""
+        """Return fills that arrived after `since`, oldest arrival first; `last` limits them to the newest so many.
+
+        source  of the fills; None = both
+        """
         f = t.fills
         query = sa.select(f).order_by(f.c.ingested_at.desc(), f.c.at.desc(), f.c.id.desc()).limit(last)
         query = known(query, f.c.ingested_at, known_by)
         if since is not None:
             query = query.where(f.c.ingested_at > since)
+        if source is not None:
+            query = query.where(f.c.source == source)
         return [Fill(**row) for row in reversed(self._rows(query))]
 
 

@@ -177,6 +177,7 @@ def decide(
             breakers=breakers,
             portfolio=portfolio(event, side),
             embargo=window_at(closed.close_time, warm.events),
+            is_disabled=event in params.signals.disabled,
         ),
         params,
         policy.flat,
@@ -204,6 +205,7 @@ def decide(
             "cpu": cpu_type(),
             "tail": params.risk.tail.method(symbol.grid.timeframe),
         }
+        | ({"account": params.account.source} if params.account.source != "ledger" else {})
         | ({"reading": symbol.reading} if symbol.reading else {}),
     )
     waiting = () if symbol.reason is None else (symbol.reason,)

@@ -23,6 +23,7 @@ from pipelines.contracts import (
 from pipelines.data.embargo import Window
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.params import Params
+from pipelines.signals.events import EVENT_SIGNALS
 from serving.policy import kernel as decision_kernel
 from serving.policy.fusion import N_SCORES, weight_table
 from serving.policy.thresholds import PHASES, THRESHOLDS, threshold_table
@@ -116,18 +117,23 @@ class DecisionInputs:
     breakers: tuple[str, ...]  # names of those that tripped
     portfolio: ExposureSnapshot
     embargo: Window | None = None  # of the calendar of events, that the bar closed in
+    is_disabled: bool = False  # whether the event's signal is among `signals.disabled`
 
 
 def flatten(params: Params) -> Floats:
     """Return the parameters of the kernel as its flat array (PARAM_WIDTH,) float64; make it once per configuration.
 
-    Raises UnknownName for a missing regime or limit row, BadValues for a value that is negative or not finite, and for
-    an exit plan that no live venue follows.
+    Raises UnknownName for a missing regime or limit row, and for a disabled signal that raises no event; BadValues for
+    a value that is negative or not finite, and for an exit plan that no live venue follows.
     """
     if params.exits.plan != "plain":
         raise BadValues(
             f"params.yaml exits.plan {params.exits.plan}: measured in docs/results/exits.md, but no venue follows "
             "it live yet; set it to plain"
+        )
+    if unknown := [name for name in params.signals.disabled if name not in EVENT_SIGNALS]:
+        raise UnknownName(
+            f"params.yaml signals.disabled: {', '.join(unknown)} raises no event; known: {', '.join(EVENT_SIGNALS)}"
         )
     fusion, risk, labels = params.fusion, params.risk, params.labels
     for key, table, names in (
@@ -167,6 +173,12 @@ def policy_digest(params: Params, flat: Floats) -> str:
     rest = [params.learning.use, params.costs.model_dump_json(), params.risk.tail.model_dump_json()]
     if params.risk.account_currency != "USD":  # the currency of every release that had none to state
         rest.append(params.risk.account_currency)
+    if params.signals.disabled:  # none was, in every release that could disable none
+        rest.append(f"signals.disabled {sorted(params.signals.disabled)}")
+    if params.fusion.disabled:
+        rest.append(f"fusion.disabled {sorted(params.fusion.disabled)}")
+    if params.account.source != "ledger":
+        rest.append(f"account.source {params.account.source}")
     return sha256(flat.tobytes() + "".join(rest).encode()).hexdigest()
 
 
@@ -213,7 +225,7 @@ def to_rows(
     direction, confidence  (n, N_SCORES)
     factor, independence   (N_SCORES,) or (n, N_SCORES) of all scores; None = ONES
     fields                 scalars or (n,) arrays named as in kernel.ROW_FIELDS; one left out is NaN, which the kernel
-                           refuses where it needs it
+                           refuses where it needs it, and `disabled` 0: it is of the parameters, no fact of a bar
     """
     if direction.shape != confidence.shape or direction.shape[1:] != (N_SCORES,):
         raise BadShape(
@@ -226,6 +238,7 @@ def to_rows(
     )
     rows[:, decision_kernel.FACTORS_AT : decision_kernel.INDEPENDENCE_AT] = ONES if factor is None else factor
     rows[:, decision_kernel.INDEPENDENCE_AT : decision_kernel.STATE_AT] = ONES if independence is None else independence
+    rows[:, decision_kernel.DISABLED] = 0.0
     for name, values in fields.items():
         if name not in decision_kernel.ROW_FIELDS[decision_kernel.STATE_AT :]:
             raise UnknownName(
@@ -252,7 +265,7 @@ def to_row(inputs: DecisionInputs) -> Floats:
         account.correlated, account.es, account.stress, account.open_count, account.trades_today, account.daily_pnl,
         account.drawdown, account.es_unit, inputs.volatility, inputs.atr, inputs.price, inputs.cost_bps,
         inputs.stop_cost_bps, inputs.p, inputs.p_low, inputs.miss_bps,
-        float(inputs.embargo is not None),
+        float(inputs.embargo is not None), float(inputs.is_disabled),
     )  # fmt: skip
     return row
 
@@ -265,14 +278,19 @@ def reasons(
     abstained: str | None = None,
     breakers: tuple[str, ...] = (),
     embargo: Window | None = None,
+    signal: str | None = None,
 ) -> tuple[str, ...]:
-    """Return every refusal in `code` as text with its numbers, primary first; empty for an emitted decision."""
+    """Return every refusal in `code` as text with its numbers, primary first; empty for an emitted decision.
+
+    signal  that raised the event
+    """
     if not code:
         return ()
     facts = _Facts(
         (flat, out, row),
         abstained=abstained or "no reason given",
         window="a calendar of events" if embargo is None else str(embargo),
+        signal=signal or "the signal",
         latched=", ".join(breakers) or f"breakers={row[decision_kernel.BREAKERS]:.0f}",
     )
     if code & CANNOT_COMPUTE:
@@ -422,7 +440,7 @@ def decide(
         weights=_by_score(result[decision_kernel.SHARES_AT : decision_kernel.CONTRIBUTIONS_AT]),
         contributions=_by_score(result[decision_kernel.CONTRIBUTIONS_AT : decision_kernel.OUT_WIDTH]),
         coverage=finite_or_none(result[decision_kernel.COVERAGE]) or 0.0,
-        reasons=reasons(code, row, flat, out, inputs.abstained, inputs.breakers, inputs.embargo),
+        reasons=reasons(code, row, flat, out, inputs.abstained, inputs.breakers, inputs.embargo, inputs.event),
         generation=generation,
         models=models or {},
         lineage=dict(lineage or {}),

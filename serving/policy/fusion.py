@@ -29,15 +29,18 @@ RULE_REGIME = "rule:volatility-adx"  # stands in a decision's lineage where no r
 def regime_weights(fusion: FusionParams, regime: str | None) -> dict[str, float]:
     """Return category → base weight (U1) times the regime's factor (U2), summing to 1; None = base weights.
 
+    A category in `disabled` has none, and the others renormalise.
+
     Raises UnknownName for an unknown category or regime, BadValues where a weight is negative or all are zero.
     """
     if regime is not None and regime not in REGIMES:
         raise UnknownName(f"no regime {regime!r}; known: {', '.join(REGIMES)}")
     factors = fusion.regimes.get(regime, {}) if regime else {}
-    for name in (*fusion.weights, *factors):
+    for name in (*fusion.weights, *factors, *fusion.disabled):
         if name not in CATEGORIES:
             raise UnknownName(f"params.yaml fusion: no category {name!r}; known: {', '.join(CATEGORIES)}")
     raw = {name: fusion.weights.get(name, 0.0) * factors.get(name, 1.0) for name in CATEGORIES}
+    raw |= dict.fromkeys(fusion.disabled, 0.0)
     total = sum(raw.values())
     if not all(weight >= 0.0 for weight in raw.values()) or not 0.0 < total < np.inf:
         raise BadValues(f"params.yaml fusion: weights {raw} must be finite, not negative and not all zero")

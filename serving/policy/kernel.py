@@ -31,6 +31,7 @@ from serving.risk.codes import (
     NO_SIGNAL,
     NOT_VALIDATED,
     PHASE_DIFFERS,
+    SIGNAL_DISABLED,
     STOP_EXCEEDS_REGIME,
     STRENGTH_BELOW,
     TARGET_UNDER_COST,
@@ -84,6 +85,7 @@ _STATE = (
     "p_low",  # its lower 95 % bound
     "miss_bps",  # expected gross return where the target is not touched, negative as a rule; needed with p
     "embargoed",  # 0 = the bar closed outside every window of the calendar of events; all else embargoes, NaN too
+    "disabled",  # 0 = the signal of the event may open positions; all else refuses, NaN too
 )
 ROW_FIELDS = (
     *(f"{name}.{part}" for part in ("direction", "confidence", "factor", "independence") for name in SCORE_NAMES),
@@ -121,6 +123,7 @@ P = ROW_FIELDS.index("p")
 P_LOW = ROW_FIELDS.index("p_low")
 MISS_BPS = ROW_FIELDS.index("miss_bps")
 EMBARGOED = ROW_FIELDS.index("embargoed")
+DISABLED = ROW_FIELDS.index("disabled")
 # Filled in by a backtest as it goes: `exposure.EXPOSURES`, then the account's counts and results.
 ACCOUNT = tuple(map(ROW_FIELDS.index, (*EXPOSURES, "open_count", "trades_today", "daily_pnl", "drawdown")))
 
@@ -455,6 +458,8 @@ def decide_row(row: Floats, params: Floats, out: Floats) -> int:
     if row[EVENT] == 0.0:
         refused |= NO_EVENT
     else:
+        if row[DISABLED] != 0.0:
+            refused |= SIGNAL_DISABLED
         unusable |= _out_of_range(row, ES_UNIT, STOP_COST_BPS)
         if row[P] == row[P]:
             unusable |= _out_of_range(row, P, MISS_BPS)

@@ -61,10 +61,10 @@ def bar_inputs(symbol: Symbol, back: int, limits: BreakerParams) -> BreakerInput
 
 
 def account_inputs(account: Account) -> BreakerInputs:
-    """Return the loss of the day and the drawdown of the account, as fractions."""
+    """Return the loss of the day and the drawdown of the account, as fractions, and in what reports differ from it."""
     daily_pnl, drawdown = account.losses
     day = "no day yet" if account.day is None else f"{account.day:%F}"
-    return BreakerInputs(f"account on {day}", daily_pnl=daily_pnl, drawdown=drawdown)
+    return BreakerInputs(f"account on {day}", daily_pnl=daily_pnl, drawdown=drawdown, mismatch=account.mismatch)
 
 
 def outage_inputs(symbol: Symbol, now: datetime) -> BreakerInputs:
@@ -94,7 +94,7 @@ def champion_inputs(
 def fill_inputs(fills: Sequence[Fill], whole: int) -> BreakerInputs:
     """Return rejections and mean slippage of the newest fills since execution was last reset.
 
-    fills  oldest first; whole: number of fills that the mean slippage needs
+    fills  that a venue reported, oldest first; whole: number of fills that the mean slippage needs
     """
     if not fills:
         return BreakerInputs()

@@ -1,4 +1,4 @@
-"""Evaluate the circuit breakers (R7): seven conditions, each a reason with its numbers or None. Pure.
+"""Evaluate the circuit breakers (R7): eight conditions, each a reason with its numbers or None. Pure.
 
 A breaker stays tripped, whatever becomes of its cause, until a named person resets it for a reason; `breaker_monitor`
 trips them. An unknown input (NaN or None) trips nothing: the decision kernel and the tiers refuse on doubt.
@@ -13,6 +13,7 @@ from pipelines.costs import costs_of
 from pipelines.params import Params
 from serving.state.tiers import EMERGENCY_BREAKER
 
+ACCOUNT_MISMATCH = "account_mismatch"  # a venue's reports differ from the ledger
 REBASED = ("daily_loss", "drawdown")  # after their reset the account counts losses from there
 
 
@@ -33,6 +34,7 @@ class BreakerInputs:
     traded          mean net bps of its newest trades, with the interval of their block means
     rejected        rejected orders among the newest fills; fills: number of these
     slippage_bps    mean of the newest filled, positive = worse than decided; NaN until there are enough
+    mismatch        in what a venue's reports differ from the ledger
     """
 
     about: str = ""
@@ -52,6 +54,7 @@ class BreakerInputs:
     rejected: float = nan
     fills: float = nan
     slippage_bps: float = nan
+    mismatch: str | None = None
 
 
 def _daily_loss(inputs: BreakerInputs, params: Params) -> str | None:
@@ -134,6 +137,12 @@ def _execution(inputs: BreakerInputs, params: Params) -> str | None:
     return None
 
 
+def _account_mismatch(inputs: BreakerInputs, params: Params) -> str | None:
+    """Return in what a venue's reports differ from the ledger, None if in nothing."""
+    del params
+    return inputs.mismatch
+
+
 BREAKERS: dict[str, Callable[[BreakerInputs, Params], str | None]] = {
     "daily_loss": _daily_loss,
     "drawdown": _drawdown,
@@ -142,6 +151,7 @@ BREAKERS: dict[str, Callable[[BreakerInputs, Params], str | None]] = {
     "stale_data": _stale_data,
     "model": _model,
     "execution": _execution,
+    ACCOUNT_MISMATCH: _account_mismatch,
 }
 BREAKER_NAMES = (*BREAKERS, EMERGENCY_BREAKER)  # the last one trips by hand only
 

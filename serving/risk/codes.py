@@ -37,6 +37,7 @@ STRESS_AT_LIMIT = 1 << 27
 OPEN_COUNT_AT_LIMIT = 1 << 28
 TRADES_TODAY_AT_LIMIT = 1 << 29
 EMBARGO = 1 << 30
+SIGNAL_DISABLED = 1 << 31
 
 # Fields in braces: kernel.ROW_FIELDS, OUT_FIELDS and PARAM_FIELDS, and those that decision_row.reasons adds.
 REFUSALS: dict[int, str] = {
@@ -73,6 +74,7 @@ REFUSALS: dict[int, str] = {
     OPEN_COUNT_AT_LIMIT: "OPEN_COUNT_AT_LIMIT: open={open_count:.0f}, limit={max_open:.0f}",
     TRADES_TODAY_AT_LIMIT: "TRADES_TODAY_AT_LIMIT: trades={trades_today:.0f}, limit={max_trades_per_day:.0f}",
     EMBARGO: "EMBARGO: {window}, nothing new is opened",
+    SIGNAL_DISABLED: "SIGNAL_DISABLED: {signal} is in params.yaml signals.disabled, its events open nothing",
 }
 
 # The seven layers a decision passes (R6), in order; every refusal belongs to one of them.
@@ -81,6 +83,7 @@ LAYERS: dict[str, tuple[int, ...]] = {
     "model": (TIER_CLOSED, MODEL_ABSTAINED),
     "signal": (
         NO_EVENT,
+        SIGNAL_DISABLED,
         NO_SIGNAL,
         CONFLICT,
         CONFIDENCE_BELOW,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from math import isfinite
+from math import isfinite, isnan
 
 import numpy as np
 
@@ -49,6 +49,7 @@ def utilisation(
     stage = stage_of(found.drawdown, params.risk.max_drawdown, stages)
     return {
         "as_of": at.isoformat(),
+        "account": account.source,
         "equity": account.equity,
         "stage": STAGES[stage],
         "stage_size_multiplier": float(flat[decision_kernel.STAGE_SIZE_AT + stage]),
@@ -59,7 +60,7 @@ def utilisation(
                 "id": d.id,
                 "symbol": d.symbol,
                 "side": d.action,
-                "size": d.size,
+                "size": account.size_of(d),
                 "strategy": d.event,
                 "entry": d.entry,
                 "stop": d.stop,
@@ -133,9 +134,13 @@ def _limits(account: Account, at: datetime, params: Params, found: decision_row.
     for d in positions:
         currency = currency_of(d.symbol, risk.account_currency)
         for level, of in (("strategy", d.event or ""), ("market", currency), ("asset", d.symbol)):
-            sums[level, of] = sums.get((level, of), 0.0) + d.size
+            sums[level, of] = sums.get((level, of), 0.0) + account.size_of(d)
     rows = [("gross", "", found.gross, budgets.max_gross)]
     rows += [(level, of, used, getattr(budgets, f"max_{level}")) for (level, of), used in sorted(sums.items())]
+    for name in account.scenarios.codes:  # of all symbols together: what moves with a new position in this one
+        used = {side: account.portfolio(at, name, "", sign).correlated for side, sign in SIDES.items()}
+        side = max(used, key=lambda each: np.inf if isnan(used[each]) else used[each])
+        rows.append(("correlated", f"{name} {side}", used[side], budgets.max_correlated))
     rows += [
         ("es", "", found.es, budgets.max_es),
         ("stress", "", found.stress, budgets.max_stress),

@@ -6,7 +6,7 @@ import logging
 from pipelines.params import Params
 from pipelines.store import Store
 from serving.risk.breaker_monitor import BreakerMonitor, account_inputs, bar_inputs, fill_inputs
-from serving.risk.breakers import BreakerInputs
+from serving.risk.breakers import ACCOUNT_MISMATCH, BreakerInputs
 from serving.service.alarm_queue import AlarmQueue
 from serving.service.store_executor import StoreExecutor
 from serving.service.system_clock import utc_now
@@ -62,13 +62,13 @@ class BreakerWatch:
             self.evaluate_bars(symbol, 1)
 
     def evaluate_account(self) -> None:
-        """Evaluate the losses of the account."""
+        """Evaluate the losses of the account, and whether a venue's reports fit it."""
         self.evaluate(account_inputs(self._account))
 
     async def evaluate_fills(self) -> None:
         """Evaluate the newest fills since execution was reset last."""
         since, most = self._monitor.reset_at.get("execution"), self._params.breakers.fills
-        self.evaluate(fill_inputs(await self._executor.run(self._store.fills, since, most), most))
+        self.evaluate(fill_inputs(await self._executor.run(self._store.fills, since, most, source="reported"), most))
         self._fills_evaluated = True
 
     async def evaluate_earlier_fills(self) -> None:
@@ -95,4 +95,6 @@ class BreakerWatch:
 
     def _raise_tripped(self, name: str, reason: str) -> None:
         """Queue the alarm of one trip."""
+        if name == ACCOUNT_MISMATCH:
+            self._alarms.raise_alarm("account_mismatch", "critical", reason, "account: ")
         self._alarms.raise_alarm("breaker_tripped", "critical", f"{name}: {reason}", f"{name}: ")

@@ -264,4 +264,4 @@ class Decider:
 
     def _known_at(self, symbol: Symbol, now: datetime) -> datetime:
         """Return now by the clock of the symbol's market; `now` is the time of day."""
-        return symbol.clock.now(symbol.last_bar_close, now)
+        return self._tiers.now(symbol, now)

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import gc
+from datetime import datetime
 
 from pipelines.contracts import utc
 from pipelines.params import Params
@@ -12,12 +13,14 @@ from serving.inference.generation_watcher import GenerationWatcher
 from serving.inference.model_client import ModelClient
 from serving.inference.model_slots import ModelSlots
 from serving.policy.decision_row import policy_of
+from serving.risk.account_report import account_report
 from serving.risk.breaker_monitor import BreakerMonitor
 from serving.risk.utilisation import utilisation
 from serving.service.alarm_queue import AlarmQueue, report_poll
 from serving.service.breaker_watch import BreakerWatch
 from serving.service.decider import Decider
 from serving.service.decision_memory import DecisionMemory
+from serving.service.fill_booking import FillBooking
 from serving.service.flow_watcher import FlowWatcher
 from serving.service.home_store import open_store
 from serving.service.intake import Intake
@@ -30,6 +33,7 @@ from serving.service.store_monitor import TIER_FILE, StoreMonitor
 from serving.service.system_clock import ClockMonitor, utc_now
 from serving.service.tier_watch import FRESHNESS_FILE, TierWatch
 from serving.state.account import Account
+from serving.state.feed_state import FeedWatch
 from serving.state.ledger import Ledger
 from serving.state.online_weights_store import ONLINE_WEIGHTS_FILE, OnlineWeightsStore
 from serving.state.symbols import Symbols
@@ -47,7 +51,7 @@ class DecisionEngine:
         self._params, self._policy = params, policy_of(params)
         self._store = open_store(where, SERVICE_WAIT_MS)
         self._store.add_parameters(self._policy.digest, self._policy.content, utc_now())
-        self._account = Account.restore(self._store)
+        self._account = Account.restore(self._store, params.account.source, params.costs.default.taker_bps)
         weights = OnlineWeightsStore(where.serving_dir / ONLINE_WEIGHTS_FILE, params)
         self._model_client = model_client(where, params)
         self._alarms, self._executor = AlarmQueue(), StoreExecutor()
@@ -67,6 +71,7 @@ class DecisionEngine:
             params,
             tiers=tier_store,
             freshness=Freshness(where.serving_dir / FRESHNESS_FILE),
+            feed=FeedWatch(where.serving_dir, params.feed.speed),
             slots=self._slots,
             symbols=self._symbols,
             breakers=self._breakers,
@@ -87,6 +92,7 @@ class DecisionEngine:
             memory=memory,
             alarms=self._alarms,
         )
+        fills = FillBooking(self._store, self._executor, self._ledger, self._account, params.costs)
         self.intake = Intake(
             live=live,
             store=self._store,
@@ -98,7 +104,8 @@ class DecisionEngine:
             store_monitor=self.store_monitor,
             clock=clock,
             alarms=self._alarms,
-            rules=params.data.quality,
+            fills=fills,
+            params=params,
         )
         self.decider = Decider(
             self._policy,
@@ -115,6 +122,7 @@ class DecisionEngine:
             model_client=self._model_client,
         )
         flows = FlowWatcher(
+            fills=fills,
             store=self._store,
             executor=self._executor,
             ledger=self._ledger,
@@ -163,12 +171,25 @@ class DecisionEngine:
 
     def risk(self) -> dict[str, object]:
         """Return the answer of `/risk`: every limit with what is used of it at the newest close of all symbols."""
-        closes = [symbol.closed.close_time for symbol in self._symbols.values()]
-        at = utc(max(closes)) if closes else utc_now()
         tiers = {name: self.tiers.state(name).tier for name in self._symbols}
         return utilisation(
-            self._account, self._symbols, at, self._params, self._policy.flat, self._breakers.names, tiers
+            self._account,
+            self._symbols,
+            self._newest_close(),
+            self._params,
+            self._policy.flat,
+            self._breakers.names,
+            tiers,
         )
+
+    def account(self) -> dict[str, object]:
+        """Return the answer of `/account`, at the newest close of all symbols."""
+        return account_report(self._account, self._newest_close(), self._breakers.reasons)
+
+    def _newest_close(self) -> datetime:
+        """Return the newest close of all symbols; the time of day where none is live."""
+        closes = [symbol.closed.close_time for symbol in self._symbols.values()]
+        return utc(max(closes)) if closes else utc_now()
 
 
 def model_client(where: Settings, params: Params) -> ModelClient | None:

@@ -1,4 +1,4 @@
-"""The decision service: observe · decide · outcome · fill · models · status · risk · ready. Routes only."""
+"""The decision service: observe · decide · outcome · fill · models · status · risk · account · ready. Routes only."""
 
 import functools
 from collections.abc import Awaitable, Callable
@@ -45,7 +45,7 @@ keep_in_memory()  # before BentoML makes its first counter
 
 P = ParamSpec("P")
 PROTECTED = ("/observe", "/decide", "/outcome", "/fill")
-READS = ("/models", "/status", "/risk", "/ready")
+READS = ("/models", "/status", "/risk", "/account", "/ready")
 
 
 def durable(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Any]]:
@@ -152,6 +152,12 @@ class DecisionService:
     async def risk(self, request: EmptyRequest, /) -> Any:
         """Return every limit with what is used of it, and what would be refused now."""
         return self._engine.risk()
+
+    @bentoml.api(route="/account")
+    @json_endpoint
+    async def account(self, request: EmptyRequest, /) -> Any:
+        """Return equity, profit, drawdown and open positions, and what they rest on."""
+        return self._engine.account()
 
     @bentoml.api(route="/ready")
     @json_endpoint

@@ -204,7 +204,15 @@ PAGES: dict[str, Page] = {
             **_TIER,
             "breakers": [],
             "breaker_reasons": {},
-            "account": {"day": "2024-01-09", "open": 0, "gross": 0.0, "trades": 1, "equity": 1.0, "peak": 1.0},
+            "account": {
+                "source": "ledger",
+                "day": "2024-01-09",
+                "open": 0,
+                "gross": 0.0,
+                "trades": 1,
+                "equity": 1.0,
+                "peak": 1.0,
+            },
         },
     ),
     "/risk": Page(
@@ -214,6 +222,35 @@ PAGES: dict[str, Page] = {
         "the newest close of all symbols.",
         {},
         {"api": 1, "as_of": "2024-01-09T08:15:00+00:00", "equity": 1.0, "breakers": [], "positions": []},
+    ),
+    "/account": Page(
+        "State",
+        "Show equity, profit, drawdown and open positions",
+        "At the newest close of all symbols. source: ledger, every emitted decision counts as filled at the next bar's "
+        "open with costs; reported, what came by /fill. mismatch says in what both differ: nothing new is opened until "
+        "a person resets the breaker account_mismatch.",
+        {},
+        {
+            "api": 1,
+            "source": "ledger",
+            "as_of": "2024-01-09T08:15:00+00:00",
+            "equity": 1.0012,
+            "peak": 1.0012,
+            "drawdown": 0.0,
+            "daily_pnl": 0.0012,
+            "unrealised": 0.0004,
+            "mismatch": None,
+            "positions": [
+                {
+                    "symbol": "SIM/USDT",
+                    "side": "BUY",
+                    "size": 0.04,
+                    "entry": 42290.1,
+                    "filled_at": "2024-01-09T08:00:00+00:00",
+                    "unrealised": 0.0004,
+                }
+            ],
+        },
     ),
     "/ready": Page(
         "State",

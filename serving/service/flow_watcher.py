@@ -10,6 +10,7 @@ from serving.inference.model_slots import ModelSlots, Snapshot
 from serving.service.alarm_queue import AlarmQueue
 from serving.service.breaker_watch import BreakerWatch
 from serving.service.decision_memory import DecisionMemory
+from serving.service.fill_booking import FillBooking
 from serving.service.live_symbols import LiveSymbols
 from serving.service.store_executor import StoreExecutor, wait_for_write
 from serving.service.store_monitor import StoreMonitor
@@ -26,6 +27,7 @@ class FlowWatcher:
     def __init__(
         self,
         *,
+        fills: FillBooking,
         store: Store,
         executor: StoreExecutor,
         ledger: Ledger,
@@ -46,7 +48,7 @@ class FlowWatcher:
         self._slots, self._live, self._account, self._weights = slots, live, account, weights
         self._breakers, self._tiers, self._memory = breakers, tiers, memory
         self._store_monitor, self._clock, self._model_client = store_monitor, clock, model_client
-        self._alarms = alarms
+        self._alarms, self._fills = alarms, fills
         self._loaded: Snapshot | None = None  # a generation that is loaded and not served yet
 
     async def poll(self) -> None:
@@ -99,4 +101,5 @@ class FlowWatcher:
         if self._account.sizes:
             for outcome in await self._executor.run_long(self._store.outcomes_of, list(self._account.sizes)):
                 self._account.resolve(outcome)
+            await self._fills.book_exits()
         self._breakers.evaluate_account()

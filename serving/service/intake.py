@@ -9,12 +9,13 @@ from datetime import datetime
 from typing import TypedDict, TypeVar
 
 from pipelines.contracts import OPEN_TIME, Books, ContextFeed, Floats, Outcome, utc
-from pipelines.errors import BadValues, BellwetherError, ServiceError
-from pipelines.params import QualityParams
+from pipelines.errors import BadValues, BellwetherError, ServiceError, UnknownName
+from pipelines.params import Params
 from pipelines.store import BarBatch, Fill, HeldBar, Store
 from serving.risk.breaker_monitor import slippage_bps
 from serving.service.alarm_queue import AlarmQueue
 from serving.service.breaker_watch import BreakerWatch
+from serving.service.fill_booking import FillBooking
 from serving.service.live_symbols import LiveSymbols
 from serving.service.schemas import FillRequest, ObserveRequest
 from serving.service.store_executor import StoreExecutor, wait_for_write
@@ -134,12 +135,14 @@ class Intake:
         store_monitor: StoreMonitor,
         clock: ClockMonitor,
         alarms: AlarmQueue,
-        rules: QualityParams,
+        fills: FillBooking,
+        params: Params,
     ) -> None:
         """Take the collaborators; nothing is read or written yet."""
         self._live, self._store, self._executor, self._ledger = live, store, executor, ledger
         self._account, self._breakers, self._tiers = account, breakers, tiers
-        self._store_monitor, self._clock, self._alarms, self._rules = store_monitor, clock, alarms, rules
+        self._store_monitor, self._clock, self._alarms, self._fills = store_monitor, clock, alarms, fills
+        self._rules, self._max_age_bars = params.data.quality, params.risk.max_data_age_bars
 
     async def observe(self, request: ObserveRequest) -> Observed:
         """Take closed base bars, books and context of one symbol; sending the same again changes nothing.
@@ -198,6 +201,9 @@ class Intake:
         failed = {i: result for i, result in zip(writing, written, strict=True) if isinstance(result, BaseException)}
         durable = {i: one for i, one in ready.items() if i not in failed}
         answers = self._fold(durable, now)  # also where others failed: what is stored is live
+        await asyncio.gather(*(self._fills.book_entries(one.symbol) for one in durable.values()))
+        for symbol in [one.symbol for i, one in durable.items() if answers[i]["closed"]]:
+            self._find_overdue(symbol)
         _, refused_late = _parted(failed, list(failed.values()))
         return answers | refused | refused_late
 
@@ -237,6 +243,12 @@ class Intake:
             answers[i] = one.answer([float(bar.bar[OPEN_TIME]) for bar in bars])
         return answers
 
+    def _find_overdue(self, symbol: Symbol) -> None:
+        """Find positions that a venue has not closed in time; a report may come some bars late."""
+        late_s = self._max_age_bars * symbol.grid.step_s
+        self._account.find_overdue(symbol.name, utc(symbol.closed.close_time - late_s))
+        self._breakers.evaluate_account()
+
     def _quarantine(self, symbol: Symbol, held: Sequence[HeldBar]) -> None:
         """Leave bars that are durably in quarantine out of every fold from here on, and raise the alarm."""
         if not held:
@@ -262,6 +274,7 @@ class Intake:
         new = await asyncio.wrap_future(self._ledger.resolve(outcome, utc_now()))
         self._account.resolve(outcome)
         self._breakers.evaluate_account()
+        await self._fills.book_exits()
         return {"decision_id": outcome.decision_id, "new": new}
 
     async def fill(self, request: FillRequest) -> Filled:
@@ -272,11 +285,25 @@ class Intake:
         return await wait_for_write(self._ledger, self._fill(request))
 
     async def _fill(self, request: FillRequest) -> Filled:
-        """Store the report with its slippage, and evaluate the newest fills."""
+        """Store the report with its slippage, count it, and evaluate the newest fills and the account."""
         self._store_monitor.refuse_writes()
-        decision = (await self._executor.run(self._store.decision, request.decision_id)).decision
-        slippage = None if request.price is None else slippage_bps(decision, request.price)
-        fill = Fill(**request.model_dump(), ingested_at=utc_now(), slippage_bps=slippage)
+        try:
+            decision = (await self._executor.run(self._store.decision, request.decision_id)).decision
+            slippage = None if request.price is None else slippage_bps(decision, request.price)
+        except (UnknownName, BadValues) as error:
+            if request.status == "filled" and not request.exit:
+                self._account.mismatch = f"fill {request.id} of a position that we do not have: {error}"
+                self._breakers.evaluate_account()
+                await self._breakers.writes_done()
+            raise
+        fill = Fill(
+            **request.model_dump(exclude={"exit"}),
+            ingested_at=utc_now(),
+            slippage_bps=None if request.exit else slippage,
+            is_exit=request.exit,
+        )
         new = await asyncio.wrap_future(self._ledger.fill(fill))
+        self._account.apply_fill(fill)
+        self._breakers.evaluate_account()
         await self._breakers.evaluate_fills()
-        return {"id": fill.id, "new": new, "slippage_bps": slippage, "breakers": list(self._breakers.names)}
+        return {"id": fill.id, "new": new, "slippage_bps": fill.slippage_bps, "breakers": list(self._breakers.names)}

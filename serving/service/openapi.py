@@ -47,6 +47,7 @@ CALLS: dict[str, tuple[tuple[type[BaseModel], ...], tuple[type[BaseModel], ...]]
     "/models": (READ, (Answer,)),
     "/status": (READ, (Answer,)),
     "/risk": (READ, (Answer,)),
+    "/account": (READ, (Answer,)),
     "/ready": (READ, (Answer,)),
 }
 REF = "#/components/schemas/{model}"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TypedDict
 
-from pipelines.contracts import OPEN_TIME, JsonObject, utc
+from pipelines.contracts import OPEN_TIME, JsonObject, finite_or_none, utc
 from pipelines.params import Params
 from serving.inference.generation_watcher import Check, GenerationWatcher, families, refusals, slot_checks
 from serving.inference.model_slots import ModelSlots
@@ -14,6 +14,7 @@ from serving.service.store_monitor import StoreMonitor
 from serving.service.system_clock import ClockMonitor, utc_now
 from serving.service.tier_watch import TierWatch
 from serving.state.account import Account
+from serving.state.feed_state import FeedState
 from serving.state.symbols import Symbol, Symbols
 from serving.state.tiers import State
 
@@ -96,13 +97,15 @@ class Readiness:
             "families": families(snapshot),
             "refused": refusals(snapshot),
             "symbols": {
-                name: _symbol_fields(symbol, self._tiers.last_arrival(name), now)
+                name: _symbol_fields(symbol, self._tiers.last_arrival(name), self._tiers.now(symbol, now))
                 | self._tier_fields(self._tiers.state(name))
                 for name, symbol in self._symbols.items()
             },
+            "feed": None if (feed := self._tiers.feed) is None else _feed_fields(feed, now),
             "breakers": list(self._breakers.names),
             "breaker_reasons": self._breakers.reasons,
             "account": {
+                "source": account.source,
                 "day": account.day and account.day.isoformat(),
                 "open": len(account.open),
                 "gross": account.gross,
@@ -179,9 +182,25 @@ class Readiness:
         return refused + ([self._slots.refusal] if self._slots.refusal is not None else [])
 
 
-def _symbol_fields(symbol: Symbol, last_arrival_s: float | None, now: datetime) -> JsonObject:
-    """Return what `/status` shows of one symbol; times are ISO 8601 UTC, `age_bars` decision bars since the close."""
-    at = symbol.clock.now(symbol.last_bar_close, now)
+def _feed_fields(feed: FeedState, now: datetime) -> JsonObject:
+    """Return what `/status` shows of the feed; `speed` in market seconds a second, null where it cannot be read."""
+    return {
+        "source": feed.source,
+        "alive": feed.is_alive(now),
+        "condition": feed.condition(now),
+        "speed": finite_or_none(feed.speed),
+        "held": feed.held,
+        "market_time": feed.market_time and feed.market_time.isoformat(),
+        "bars_s": feed.bars_s,
+        "lag_bars": feed.lag_bars,
+    }
+
+
+def _symbol_fields(symbol: Symbol, last_arrival_s: float | None, at: datetime) -> JsonObject:
+    """Return what `/status` shows of one symbol; times are ISO 8601 UTC, `age_bars` decision bars since the close.
+
+    at  now by the clock of its market
+    """
     return {
         "clock": symbol.clock.mode,
         "clock_reason": symbol.clock.why,

@@ -319,7 +319,9 @@ class OutcomeRequest(_Request):
 
 class FillRequest(_Request):
     """What a venue reported of the order of an emitted decision: `filled` at a price, or `rejected` for a reason. `id`
-    is the venue's own id of the report, `at` the time by its clock."""
+    is the venue's own id of the report, `at` the time by its clock. `exit`: it closed the position, or a part of it.
+    `quantity` is a fraction of equity (left out: the whole size), `fee_bps` of this side, below 0 a rebate (left out:
+    that of params.yaml costs)."""
 
     id: Name
     decision_id: Name
@@ -327,6 +329,9 @@ class FillRequest(_Request):
     status: Literal["filled", "rejected"]
     price: Price | None = None
     reason: Text = ""
+    quantity: Price | None = None
+    fee_bps: Number | None = None
+    exit: Annotated[bool, Field(strict=True)] = False
 
     @model_validator(mode="after")
     def _priced(self) -> "FillRequest":

@@ -19,6 +19,7 @@ from serving.service.alarm_queue import AlarmQueue
 from serving.service.breaker_watch import BreakerWatch
 from serving.service.store_monitor import TIER_FILE, StoreMonitor
 from serving.service.system_clock import ClockMonitor, utc_now
+from serving.state.feed_state import FeedState, FeedWatch
 from serving.state.symbols import Symbol
 from serving.state.tiers import EMERGENCY, EMERGENCY_BREAKER, FULL, Freshness, State, TierStore, worst
 
@@ -36,6 +37,7 @@ class TierWatch:
         *,
         tiers: TierStore,
         freshness: Freshness,
+        feed: FeedWatch,
         slots: ModelSlots,
         symbols: Mapping[str, Symbol],
         breakers: BreakerWatch,
@@ -45,7 +47,7 @@ class TierWatch:
         alarms: AlarmQueue,
     ) -> None:
         """Start from the tiers in the file. `model_client` None: the models run in this process."""
-        self._params, self._tiers, self._freshness = params, tiers, freshness
+        self._params, self._tiers, self._freshness, self._feed = params, tiers, freshness, feed
         self._slots, self._symbols, self._breakers = slots, symbols, breakers
         self._store_monitor, self._clock, self._model_client, self._alarms = store_monitor, clock, model_client, alarms
         self._stale: dict[str, str] = {}  # symbol → why its data are stale
@@ -73,6 +75,16 @@ class TierWatch:
         return self._freshness.last_arrival(name)
 
     @property
+    def feed(self) -> FeedState | None:
+        """Return what the feed wrote last, as of the last poll; None where none ever ran."""
+        return self._feed.state
+
+    def now(self, symbol: Symbol, wall: datetime) -> datetime:
+        """Return now by the clock of the symbol's market; `wall` is the time of day, aware UTC."""
+        passed_s = self._feed.passed_s(symbol.name, wall) if symbol.clock.mode == "market" else 0.0
+        return symbol.clock.now(symbol.last_bar_close, wall, passed_s)
+
+    @property
     def outage(self) -> str | None:
         """Return why the model service is out; None if it is not, or where models run in this process."""
         return None if self._model_client is None else self._model_client.outage
@@ -81,6 +93,7 @@ class TierWatch:
 
     def poll(self, now: datetime) -> None:
         """Move the tier of every symbol by what is known now, and evaluate the breakers that time alone can trip."""
+        self._feed.look(now)
         snapshot = self._slots.snapshot
         outage = self.outage
         if outage and not self._reported_outage:
@@ -89,9 +102,8 @@ class TierWatch:
             self._alarms.close_alarm("model_service_out", "it answers again", "")
         self._reported_outage = outage
         for name, symbol in self._symbols.items():
-            stale = self._stale_reason(symbol, now)
-            self._stale = {k: v for k, v in self._stale.items() if k != name} | ({name: stale} if stale else {})
-            if stale:
+            self._note_stale(symbol, now)
+            if name in self._stale and symbol.clock.mode == "wall":  # a market that is played again has no outage
                 self._breakers.evaluate(outage_inputs(symbol, now))
             self._breakers.evaluate_newest_bar(symbol)
             self.update(symbol, snapshot, None)
@@ -99,7 +111,8 @@ class TierWatch:
     def record_arrival(self, symbol: Symbol, now: datetime) -> None:
         """Note that a new bar of this symbol arrived now."""
         self._freshness.record_arrival(symbol.name, now.timestamp())
-        self._stale_reason(symbol, now)
+        self._feed.record_arrival(symbol.name, now)
+        self._note_stale(symbol, now)
 
     def update(self, symbol: Symbol, snapshot: Snapshot, predictions: ModelAnswers | None) -> State:
         """Move the symbol's tier by what is known now; return its state. A change is logged and raises an alarm.
@@ -136,12 +149,25 @@ class TierWatch:
                     self._reported_faults.add(key)
                     self._alarms.raise_alarm("model_fault", "high", f"{family} {arm} version {answer.version}: {fault}")
 
+    def _note_stale(self, symbol: Symbol, now: datetime) -> None:
+        """Note whether the data of a symbol are stale at this moment of wall time."""
+        stale = self._stale_reason(symbol, now)
+        self._stale = {k: v for k, v in self._stale.items() if k != symbol.name} | (
+            {symbol.name: stale} if stale else {}
+        )
+
     def _stale_reason(self, symbol: Symbol, now: datetime) -> str | None:
-        """Return why the data of a symbol on a `wall` clock are stale; None if they are not, or on a `market` clock."""
-        if symbol.clock.mode == "market":
+        """Return why the data of a symbol are stale; None if they are not, or on a `market` clock without a feed."""
+        is_wall = symbol.clock.mode == "wall"
+        at = now if is_wall else self.now(symbol, now)
+        age_bars = symbol.grid.age_bars(symbol.closed.close_time, at.timestamp())
+        limit = self._params.risk.max_data_age_bars
+        if is_wall:
+            return self._freshness.stale_reason(symbol.name, age_bars, limit)
+        if self._feed.state is None or age_bars <= limit:
             return None
-        age_bars = symbol.grid.age_bars(symbol.closed.close_time, now.timestamp())
-        return self._freshness.stale_reason(symbol.name, age_bars, self._params.risk.max_data_age_bars)
+        feed = self._feed.state.condition(now)
+        return f"data stale: last closed bar is {int(age_bars)} bars old, limit {limit:g}; {feed}"
 
     def _emergency(self, symbol: Symbol, now: datetime) -> str | None:
         """Return why nothing may be opened on a symbol whatever its models answer; None if nothing forbids it."""

@@ -163,9 +163,8 @@ class Freshness:
     """Record which symbols were fed live and when their newest bar arrived, in one file that survives restarts.
 
     On a `wall` clock a symbol counts as fed live from the first poll at which its last close is within the limit; from
-    then on older data are stale, after a restart too. Before that it is catching up, which is no fault. On a
-    `market` clock data are never stale: the speed of a replayed market is not known, and a file that ended is no dead
-    feed. The time of its newest bar is shown for the operator to judge.
+    then on older data are stale, after a restart too. Before that it is catching up, which is no fault. How old data
+    are on a `market` clock is known by its feed: `serving.state.feed_state`.
     """
 
     def __init__(self, file: Path | None = None) -> None:

@@ -100,6 +100,7 @@ def test_a_naive_moment_is_refused_with_the_way_to_write_it(tmp_path):
         (["decide"], "bellwether run --once"),
         (["drift"], "bellwether run --once"),
         (["risk"], "bellwether up"),
+        (["account"], "bellwether up"),
         (["retrain"], "bellwether up"),
         (["promote", "validator", "1"], "bellwether up"),
         (["rollback", "validator"], "bellwether promote"),

@@ -3,11 +3,18 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 from support.records import DECISION
 
 from pipelines.contracts import Outcome
-from pipelines.store import BreakerTrip, DecisionRecord, Store
+from pipelines.costs import costs_of
+from pipelines.settings import load_params
+from pipelines.store import BreakerTrip, DecisionRecord, Fill, Store
+from serving.risk.account_report import account_report
+from serving.risk.breaker_monitor import account_inputs
+from serving.risk.breakers import triggered
+from serving.risk.ledger_fills import entry_of, exit_of
 from serving.state.account import Account
 
 T0 = datetime(2024, 1, 1, 12, tzinfo=UTC)
@@ -159,4 +166,184 @@ def test_a_restart_replays_resets_where_they_were(tmp_path):
             store.reset(name, T0 + 2000 * HOUR, "ann", "seen")
             account.apply_reset(store.breaker_trips(tripped_only=False)[-1])
     assert Account.restore(store).losses == account.losses == pytest.approx((-0.015, 1 - 0.985**2))
+    store.close()
+
+
+# ---- fills of the ledger
+
+
+COSTS = costs_of(load_params().costs, None, None)
+BAR = np.array([T0.timestamp(), 100.0, 101.0, 99.0, 100.5, 1.0, np.nan, np.nan, np.nan])
+
+
+def priced(id, action="BUY", at=T0, size=0.1):
+    """An emitted decision at 100."""
+    return replace(bought(id, at, size), action=action, direction=1 if action == "BUY" else -1, entry=100.0)
+
+
+@pytest.mark.parametrize(("action", "side"), [("BUY", 1.0), ("SELL", -1.0)])
+def test_an_emitted_decision_fills_at_the_next_open_with_half_the_spread_and_the_fee(action, side):
+    fill = entry_of(priced("a", action), BAR, COSTS, T0 + HOUR)
+    assert (fill.quantity, fill.fee_bps, fill.is_exit, fill.source) == (0.1, COSTS.fee_bps, False, "ledger")
+    assert (fill.at, fill.ingested_at) == (T0, T0 + HOUR)
+    assert fill.price == pytest.approx(100.0 * (1.0 + side * COSTS.half_spread_bps / 1e4))
+    assert fill.slippage_bps == pytest.approx(COSTS.half_spread_bps)  # worse than decided, whatever the side
+    recorded = np.append(BAR[:-1], 0.25)
+    assert entry_of(priced("a", action), recorded, COSTS, T0).price == 100.0 + side * 0.25
+
+
+@pytest.mark.parametrize("action", ["BUY", "SELL"])
+@pytest.mark.parametrize("net_bps", [60.0, -45.0])
+def test_the_exit_is_at_the_price_at_which_both_fills_earn_the_outcomes_net_return(action, net_bps):
+    decision = priced("a", action)
+    entry = entry_of(decision, BAR, COSTS, T0)
+    left = exit_of(decision, entry, ended("a", net_bps), T0 + HOUR)
+    side = 1.0 if action == "BUY" else -1.0
+    earned = side * (left.price / entry.price - 1.0) * 1e4 - entry.fee_bps - left.fee_bps
+    assert (earned, left.quantity, left.is_exit) == (pytest.approx(net_bps), 0.1, True)
+
+
+def test_a_position_has_the_price_of_its_fill_until_its_outcome_which_leaves_an_exit_to_store():
+    account, decision = Account(newest_closes=lambda _: np.array([101.0])), priced("a")
+    account.add_decision(decision)
+    (waits,) = account_report(account, T0, {})["positions"]
+    assert (waits["filled_at"], waits["unrealised"], waits["entry"]) == (None, None, 100.0)
+    assert account_report(account, T0, {})["unrealised"] is None
+    entry = entry_of(decision, BAR, COSTS, T0)
+    account.apply_fill(entry)
+    account.apply_fill(entry)  # again
+    assert account.unfilled == {}
+    report = account_report(account, T0, {"account_mismatch": "a fill differs"})
+    (shown,) = report["positions"]
+    earned = 0.1 * (101.0 / entry.price - 1.0 - COSTS.fee_bps / 1e4)
+    assert (shown["entry"], shown["unrealised"]) == (entry.price, pytest.approx(earned))
+    assert (report["source"], shown["source"], report["mismatch"]) == ("ledger", "ledger", "a fill differs")
+    account.resolve(ended("a", 60.0))
+    assert account.equity == pytest.approx(1.0 + 0.1 * 60.0 / 1e4)
+    assert (account_report(account, T0, {})["positions"], list(account.exits)) == ([], ["a"])
+    account.apply_fill(exit_of(*account.exits["a"], T0 + HOUR))
+    assert account.exits == {}
+
+
+def test_a_restart_finds_the_fills_that_are_stored_and_those_that_are_due(url):
+    store, account = Store.open(url), Account()
+    for i, id in enumerate(("closed", "due", "open", "waits")):
+        decision = priced(id, at=T0 + i * HOUR)
+        store.add_decisions([DecisionRecord(decision, b"", b"")])
+        account.add_decision(decision)
+        if id != "waits":
+            entry = entry_of(decision, BAR, COSTS, T0)
+            store.add_fill(entry)
+            account.apply_fill(entry)
+        if id in ("closed", "due"):
+            outcome = ended(id, 60.0, T0 + i * HOUR + HOUR / 2)
+            store.add_outcome(outcome, outcome.resolved_at)
+            account.resolve(outcome)
+        if id == "closed":
+            left = exit_of(*account.exits[id], T0)
+            store.add_fill(left)
+            account.apply_fill(left)
+    restored = Account.restore(store)
+    assert (list(restored.unfilled), list(restored.exits), list(restored.filled)) == (["waits"], ["due"], ["open"])
+    at = T0 + 3 * HOUR
+    assert account_report(restored, at, {}) == account_report(account, at, {})
+    store.close()
+
+
+# ---- what a venue reported
+
+
+def report(id, of, price=100.0, at=T0, **changes):
+    return replace(Fill(f"f{id}", of, at, at, "filled", price, 0.0, fee_bps=4.0), **changes)
+
+
+def traded(*fills, size=0.1, action="BUY"):
+    """An account by reports with one decision, `a`, and these reports of it."""
+    account = Account(source="reported", assumed_fee_bps=10.0)
+    account.add_decision(priced("a", action, size=size))
+    for fill in fills:
+        account.apply_fill(fill)
+    return account
+
+
+def test_by_reports_an_order_on_its_way_is_exposure_until_it_is_filled_rejected_or_out_of_time():
+    assert traded().portfolio(T0).gross == 0.1
+    assert traded().portfolio(T0 + 4 * HOUR).gross == 0.0
+    assert traded(report(1, "a", None, status="rejected")).portfolio(T0).gross == 0.0
+    filled = traded(report(1, "a", quantity=0.06), report(2, "a", 103.0, quantity=0.03))
+    assert filled.portfolio(T0 + 9 * HOUR).gross == pytest.approx(0.09)  # open until its exit, whatever its expiry
+    assert filled.filled["a"].price == pytest.approx(101.0)
+    assert filled.mismatch is None
+
+
+@pytest.mark.parametrize(("action", "side"), [("BUY", 1.0), ("SELL", -1.0)])
+def test_by_reports_profit_is_of_the_reported_prices_quantities_and_fees_alone(action, side):
+    account = traded(report(1, "a", quantity=0.1), action=action)
+    account.resolve(ended("a", 500.0))  # the ledger's own outcome books nothing
+    assert account.equity == 1.0
+    account.apply_fill(report(2, "a", 102.0, T0 + HOUR, quantity=0.04, is_exit=True))
+    half = 1.0 + 0.04 * (side * 0.02 - 8e-4)
+    assert account.equity == pytest.approx(half)
+    assert account.portfolio(T0 + HOUR).gross == pytest.approx(0.06)
+    account.apply_fill(report(3, "a", 102.0, T0 + HOUR, fee_bps=None, is_exit=True))  # all of it, at the assumed fee
+    assert account.equity == pytest.approx(half * (1.0 + 0.06 * (side * 0.02 - 14e-4)))
+    assert (account.portfolio(T0 + HOUR).gross, account.mismatch) == (0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("fills", "words"),
+    [
+        ([report(1, "a", quantity=0.12)], "fill f1: 0.1200 of the equity is open"),
+        ([report(1, "a", quantity=0.1), report(2, "a", quantity=0.05)], "fill f2: 0.1500"),
+        ([report(1, "never")], "fill f1 opened a position for decision never, which is closed in the ledger"),
+        ([report(1, "a", is_exit=True)], "fill f1 closed a position of decision a that is not open here"),
+        ([report(1, "a"), report(2, "a", quantity=0.2, is_exit=True)], "of which 0.1000 was open"),
+    ],
+)
+def test_a_report_that_does_not_fit_what_was_decided_is_a_mismatch(fills, words):
+    assert words in traded(*fills).mismatch
+    (why,) = triggered(account_inputs(traded(*fills)), load_params()).values()
+    assert words in why
+
+
+def test_where_the_ledger_counts_a_reported_quantity_is_compared_and_a_price_alone_is_not():
+    for quantity, expected in ((0.1, None), (None, None), (0.2, "fill f1: 0.2000")):
+        account = Account()
+        account.add_decision(priced("a"))
+        account.apply_fill(report(1, "a", quantity=quantity))
+        assert (account.mismatch or "").startswith(expected or "")
+        assert (account.mismatch is None) == (expected is None)
+        assert account.portfolio(T0).gross == 0.1
+
+
+def test_a_position_that_a_venue_does_not_close_in_time_is_a_mismatch_that_a_reset_accepts():
+    account = traded(report(1, "a"))
+    account.find_overdue("SIM/USDT", T0 + 4 * HOUR)
+    account.find_overdue("OTHER/USDT", T0 + 9 * HOUR)
+    assert account.mismatch is None
+    account.find_overdue("SIM/USDT", T0 + 5 * HOUR)
+    assert "whose time was over at 2024-01-01 16:00:00 UTC, and reported no exit" in account.mismatch
+    account.apply_reset(was_reset("account_mismatch", T0 + 5 * HOUR))
+    account.find_overdue("SIM/USDT", T0 + 6 * HOUR)
+    assert (account.mismatch, account.gross) == (None, 0.0)
+
+
+def test_a_restart_finds_the_same_account_by_reports(url):
+    store, account = Store.open(url), Account(source="reported", assumed_fee_bps=10.0)
+    for i, id in enumerate(("closed", "part", "open", "waits")):
+        decision = priced(id, at=T0 + i * HOUR)
+        store.add_decisions([DecisionRecord(decision, b"", b"")])
+        account.add_decision(decision)
+        fills = [] if id == "waits" else [report(f"{i}0", id, at=T0 + i * HOUR, quantity=0.1)]
+        if id in ("closed", "part"):
+            quantity = {"closed": 0.1, "part": 0.03}[id]
+            later = T0 + i * HOUR + HOUR / 2
+            fills.append(report(f"{i}1", id, 101.0, later, quantity=quantity, is_exit=True))
+        for fill in fills:
+            assert store.add_fill(fill)
+            account.apply_fill(fill)
+    restored, at = Account.restore(store, "reported", 10.0), T0 + 3 * HOUR
+    assert account_report(restored, at, {}) == account_report(account, at, {})
+    assert restored.portfolio(at).to_dict() == account.portfolio(at).to_dict()
+    assert restored.portfolio(at).gross == pytest.approx(0.07 + 0.1 + 0.1)
     store.close()

@@ -147,6 +147,7 @@ GONE = Estimate(-10.0, -15.0, -5.0, LIMITS.trades)
         ("execution", {"rejected": float(LIMITS.max_rejected), "fills": 9.0},
          {"rejected": LIMITS.max_rejected - 1.0, "fills": 9.0}),
         ("execution", {"slippage_bps": LIMITS.max_slippage_bps}, {"slippage_bps": LIMITS.max_slippage_bps - 1e-9}),
+        ("account_mismatch", {"mismatch": "a fill differs"}, {"mismatch": None}),
     ],
 )  # fmt: skip
 def test_each_trips_at_its_limit_and_no_other_with_it(name, at, under):
@@ -162,7 +163,7 @@ def test_a_spread_that_costs_no_more_than_assumed_is_no_lack_of_liquidity():
 
 def test_an_unknown_input_trips_nothing():
     assert judged() == set()
-    assert len(BREAKERS) == 7
+    assert len(BREAKERS) == 8
 
 
 def test_a_reason_names_the_subject_the_value_and_the_limit():
@@ -432,14 +433,17 @@ def test_a_fill_is_taken_once_and_only_of_a_decision_that_opened_something(clien
     assert fill(client, 1).json()["new"] is True
     assert fill(client, 1).json()["new"] is False
     assert fill(client, 1, price=99.0).status_code == 400
-    assert fill(client, 2, decision_id="never").status_code == 404
+    assert status(client)["breakers"] == []
+    assert fill(client, 2, decision_id="never").status_code == 404  # the venue has a position that we do not have
+    assert "fill f2 of a position that we do not have" in stays(client, "account_mismatch")
+    assert [alarm.severity for alarm in alarms(client, "account_mismatch")] == ["critical"]
     idle = next_decision(client)
     assert idle["action"] == "NO_TRADE"
     assert fill(client, 3, decision_id=idle["id"]).status_code == 400
     assert fill(client, 4, price=None).status_code == 400
     assert fill(client, 5, status="rejected").status_code == 400
     assert client.call("/fill", {}, {}).status_code == 401
-    assert [f.id for f in client.store().fills()] == ["f1"]
+    assert [f.id for f in client.store().fills(source="reported")] == ["f1"]
 
 
 # ---- fail closed, and what outlives a process

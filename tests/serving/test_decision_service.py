@@ -385,7 +385,7 @@ def test_every_view_of_a_decision_is_as_the_api_page_says_and_carries_the_versio
     many = served.call("/decide", {"symbols": [SYMBOL], "view": "brief"}).json()
     assert many == {"api": 1, "decisions": [{k: v for k, v in brief.items() if k != "api"}]}
     assert served.call("/decide", body | {"view": "short"}).status_code == 400
-    for path in ("/status", "/models", "/risk", "/ready"):
+    for path in ("/status", "/models", "/risk", "/account", "/ready"):
         assert served.call(path).json()["api"] == 1
 
 

@@ -16,11 +16,12 @@ from serving.inference.model_client import unpacked
 from serving.service.schemas import ObserveRequest, Packed, PredictBatchRequest, PredictRequest
 
 JSON = KEY | {"Content-Type": "application/json"}
-CALLS = ("/observe", "/decide", "/outcome", "/fill", "/models", "/status", "/risk", "/ready")
+CALLS = ("/observe", "/decide", "/outcome", "/fill", "/models", "/status", "/risk", "/account", "/ready")
 READS = (
     "/models",
     "/status",
     "/risk",
+    "/account",
     "/ready",
     "/readyz",
     "/livez",

@@ -6,10 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from pipelines.contracts import REGIMES, SCORE_NAMES, Decision, ModelAnswer
 from pipelines.data.embargo import Window
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
+from pipelines.params import FusionParams
 from pipelines.settings import load_params
 from serving.policy import kernel as decision_kernel
 from serving.policy.decision_row import (
@@ -20,6 +22,7 @@ from serving.policy.decision_row import (
     decide,
     flatten,
     policy_digest,
+    policy_of,
     to_row,
     to_rows,
 )
@@ -183,6 +186,7 @@ def random_rows(n):
         age_bars=pick([0.0, 1.0, 3.0], [0.6, 0.3, 0.1]),
         breakers=pick([0.0, 3.0], [0.95, 0.05]),
         embargoed=pick([0.0, 1.0], [0.97, 0.03]),
+        disabled=pick([0.0, 1.0], [0.97, 0.03]),
         **{name: near_its_limit(name) for name in BUDGETS},
         es_unit=rng.uniform(0.005, 0.05, n),
         volatility=rng.uniform(0.001, 0.02, n),
@@ -223,6 +227,7 @@ def inputs_of(row):
         tier=int(at["tier"]),
         breakers=("daily_loss", "drawdown") if at["breakers"] else (),
         embargo=Window(0.0, 3600.0, "CPI") if at["embargoed"] else None,
+        is_disabled=bool(at["disabled"]),
         portfolio=ExposureSnapshot(*(at[name] for name in ExposureSnapshot.__slots__)),
         **{
             name: at[name]
@@ -275,7 +280,7 @@ def test_live_and_batch_agree_on_ten_thousand_rows_refusals_included():
 
 
 def test_the_mask_of_unusable_inputs_is_exact_in_a_float():
-    assert decision_kernel.EMBARGOED == decision_kernel.ROW_WIDTH - 1 <= 53  # it embargoes, and is never in the mask
+    assert decision_kernel.EMBARGOED == decision_kernel.ROW_WIDTH - 2 <= 53  # it refuses itself, and so does the last
 
 
 def test_layout_names_and_constants_agree():
@@ -359,3 +364,44 @@ def test_inside_a_window_of_the_calendar_nothing_is_opened_and_the_refusal_names
     assert (d.action, d.size, d.entry) == ("NO_TRADE", 0.0, 100.0)
     assert d.reasons == ("EMBARGO: CPI, 2024-01-01 13:00 to 2024-01-01 14:00 UTC, nothing new is opened",)
     assert d.trail["data"] == "refused: EMBARGO"
+
+
+# ---- flags of a person
+
+
+def with_flags(**flags):
+    """Return the parameters with names disabled: `signals`, `fusion`."""
+    changed = {part: getattr(PARAMS, part).model_copy(update={"disabled": names}) for part, names in flags.items()}
+    return PARAMS.model_copy(update=changed)
+
+
+def test_an_event_of_a_disabled_signal_opens_nothing_and_the_refusal_names_it():
+    d = decide(replace(INPUTS, event="fvg", is_disabled=True), PARAMS, FLAT, **FACTS)
+    assert (d.action, d.size, d.event, d.entry) == ("NO_TRADE", 0.0, "fvg", 100.0)
+    assert d.reasons == ("SIGNAL_DISABLED: fvg is in params.yaml signals.disabled, its events open nothing",)
+    assert d.trail["signal"] == "refused: SIGNAL_DISABLED"
+
+
+def test_a_disabled_category_has_no_vote_and_the_others_share_its_weight():
+    flat = flatten(with_flags(fusion=("ict",)))
+    before, after = (decide(INPUTS, PARAMS, each, **FACTS).weights for each in (FLAT, flat))
+    assert "ict" in before
+    assert "ict" not in after
+    assert sum(after.values()) == pytest.approx(1.0)
+    assert after == pytest.approx({name: w / (1.0 - before["ict"]) for name, w in before.items() if name != "ict"})
+
+
+def test_flags_are_part_of_the_policys_digest_and_none_leaves_that_of_earlier_releases():
+    digests = {policy_of(PARAMS).rules}
+    digests |= {policy_of(with_flags(**flags)).rules for flags in ({"signals": ("fvg",)}, {"fusion": ("ict",)})}
+    reported = PARAMS.model_copy(update={"account": PARAMS.account.model_copy(update={"source": "reported"})})
+    assert len(digests | {policy_of(reported).rules}) == 4
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(UnknownName, match=r"signals.disabled: moon raises no event; known: .*fvg.*consensus"):
+        policy_of(with_flags(signals=("moon", "fvg")))
+    with pytest.raises(ValidationError, match=r"disabled: no category moon; known: .*ict"):
+        FusionParams(**{**PARAMS.fusion.model_dump(), "disabled": ("moon",)})
+    with pytest.raises(ValidationError, match="nobody votes"):
+        FusionParams(**{**PARAMS.fusion.model_dump(), "disabled": tuple(PARAMS.fusion.weights)})

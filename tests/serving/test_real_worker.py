@@ -116,7 +116,7 @@ def test_bentomls_own_client_decides_with_the_key_and_not_without(worker):
 def test_odd_requests_over_a_real_socket_are_never_a_5xx_and_their_log_is_one_short_json_line_each(worker):
     rng = random.Random(11)
     right = {"/observe": {"symbol": SYMBOL, "bars": [as_json(worker.stand.live[0])]}, "/decide": {"symbol": SYMBOL}}
-    right |= {path: {} for path in ("/status", "/ready", "/risk", "/models")}
+    right |= {path: {} for path in ("/status", "/ready", "/risk", "/account", "/models")}
     for _ in range(200):
         path = rng.choice(tuple(right))
         request, ends = inputs.request_of(rng, path, right[path], f"127.0.0.1:{worker.port}".encode(), "test-key")

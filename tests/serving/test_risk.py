@@ -35,12 +35,15 @@ GOOD = {
     "ict.direction": 1, "ict.confidence": 0.8, "order_flow.direction": 1, "order_flow.confidence": 0.9, "regime": 0,
     "trend": 1, "unicorn": 16, "confluence": 0.8, "phase": 3, "event": 1, "tier": 1, "age_bars": 0, "breakers": 0,
     "embargoed": 0,
+    "disabled": 0,
     **NOTHING_OPEN, "es_unit": 0.03,
     "volatility": 0.003, "atr": 0.004, "price": 100.0, "cost_bps": 5.0, "stop_cost_bps": 5.0, "p": 0.6, "p_low": 0.55,
     "miss_bps": -30.0,
 }  # fmt: skip
 UNKNOWN_ALLOWED = ("regime", "trend", "unicorn", "confluence", "phase", "p")
-NEEDED = [name for name in GOOD if name not in (*UNKNOWN_ALLOWED, "embargoed") and not name.endswith("direction")]
+NEEDED = [
+    name for name in GOOD if name not in (*UNKNOWN_ALLOWED, "embargoed", "disabled") and not name.endswith("direction")
+]
 NEEDED += ["ict.factor", "order_flow.independence"]
 
 
@@ -65,6 +68,7 @@ REFUSED = {
     codes.CANNOT_COMPUTE: {"atr": np.nan},
     codes.BREAKER_LATCHED: {"breakers": 4},
     codes.EMBARGO: {"embargoed": 1},
+    codes.SIGNAL_DISABLED: {"disabled": 1},
     codes.STALE_DATA: {"age_bars": 2.5},
     codes.DRAWDOWN_AT_LIMIT: {"drawdown": 0.08},
     codes.DRAWDOWN_EXIT_ONLY: {"drawdown": 0.06},
@@ -161,6 +165,13 @@ def test_whether_a_bar_is_embargoed_is_never_taken_for_no(bad):
     assert code == codes.EMBARGO
     assert (out[decision_kernel.ACTION], out[decision_kernel.SIZE], out[decision_kernel.UNUSABLE_MASK]) == (0, 0, 0)
     assert reasons(code, values, FLAT, out)[0].startswith("EMBARGO: ")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -7.0, 0.5])
+def test_whether_a_signal_is_disabled_is_never_taken_for_no(bad):
+    code, out = decide(row(disabled=bad))
+    assert (code, out[decision_kernel.ACTION], out[decision_kernel.SIZE]) == (codes.SIGNAL_DISABLED, 0, 0)
+    assert decide(row(disabled=bad, event=0.0))[0] == codes.NO_EVENT
 
 
 @pytest.mark.parametrize(

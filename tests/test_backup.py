@@ -16,7 +16,7 @@ from pipelines.backup import MANIFEST, back_up, examine, restore
 from pipelines.contracts import Outcome
 from pipelines.errors import StateError, UnreadableFile, WouldOverwrite
 from pipelines.migrations.tables import METADATA, SCHEMA
-from pipelines.store import BarBatch, Fill, Promotion, Signed, Store
+from pipelines.store import BarBatch, FamilyOutcome, Fill, Promotion, Signed, Store
 from pipelines.store.chain_lines import sha256_of
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
@@ -41,6 +41,8 @@ def source(url):
     store.add_fill(Fill("f1", "d1", T0, T0, "filled", 42290.1, 0.1 + 0.2))
     store.add_fill(Fill("f2", "d1", T0, T0, "rejected", None, None, "margin"))
     store.add_parameters(sha256_of("{}"), "{}", T0)
+    outcome = FamilyOutcome("d1", "regime", "BTC/USDT", T0, T0, 0.1 + 0.2, {"a" * 64: 1 / 3})
+    store.add_family_outcomes("BTC/USDT", [outcome], T0, T0)
     store.close()
     return url
 

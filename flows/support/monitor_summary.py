@@ -69,7 +69,7 @@ def publish_summary(
         f"report: {page}",
     ]  # fmt: skip
     create_markdown_artifact(key="monitor", markdown="\n".join(lines))
-    known, now_found = len(installation.store.resolved()), events_in(resolved)
+    known, now_found = installation.store.outcome_count(), events_in(resolved)
     report_progress(f"{known} outcomes known, {now_found} of them resolved now; {summary}")
     for each in losses:
         report_progress(f"live loss: {each.describe()}")

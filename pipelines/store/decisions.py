@@ -189,6 +189,11 @@ class DecisionStore(RecordParts):
         rows = self._rows(query.order_by(t.decisions.c.as_of))
         return list(zip(self._records(rows), map(_outcome, rows), strict=True))
 
+    def outcome_count(self) -> int:
+        """Return how many outcomes are stored."""
+        with self._engine.connect() as connection:
+            return int(connection.scalar(sa.select(sa.func.count()).select_from(t.outcomes)) or 0)
+
     # ---- fills ----------------------------------------------------------------------------------------------------
 
     def add_fill(self, fill: Fill, within: Connection | None = None) -> bool:

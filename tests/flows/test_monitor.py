@@ -97,6 +97,7 @@ def traded(home, mean_bps, n=TRADES + 30, **changes):
 
 def test_a_lost_edge_that_costs_money_trips_the_model_and_states_how_much(home):
     traded(home, -12.0)
+    assert home.store.outcome_count() == TRADES + 30
     why = trip_model(home.installation, watched(home))
     (trip,) = home.store.breaker_trips()
     assert (trip.name, trip.reason) == ("model", why)

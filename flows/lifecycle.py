@@ -13,7 +13,7 @@ from flows.ingest import ingest
 from flows.monitor import monitor
 from flows.promote import propose
 from flows.support import promotion
-from flows.support.installation import Installation, now, open_installation
+from flows.support.installation import Installation, open_installation
 from flows.support.live_feed import already_ingested, live_tail, send_live_bars
 from flows.support.progress import report_progress, step
 from flows.train import train
@@ -62,9 +62,18 @@ def summarise(answers: Sequence[Answer]) -> DecisionSummary:
     }
 
 
-def wait_for_retrain(installation: Installation, families: Sequence[str], since: datetime) -> dict[str, str]:
+def newest_requests(installation: Installation) -> dict[str, int]:
+    """Return family → id of its newest retrain request, of the families that have one."""
+    newest: dict[str, int] = {}
+    for request in installation.store.retrain_requests():
+        newest.setdefault(request.family, request.id)
+    return newest
+
+
+def wait_for_retrain(installation: Installation, families: Sequence[str], before: Mapping[str, int]) -> dict[str, str]:
     """Wait up to RETRAIN_WAIT_S for the retrain that the event started in its own deployment.
 
+    before  as of `newest_requests`, when the turn began
     Return family → how it ended, or where to find out.
     """
     ended: dict[str, str] = {}
@@ -72,7 +81,8 @@ def wait_for_retrain(installation: Installation, families: Sequence[str], since:
     with step("retrain: by the drift event, in its own deployment"):
         while len(ended) < len(families) and time.monotonic() < deadline:
             for family in families:
-                newest = [r for r in installation.store.retrain_requests(family, last=1) if r.at >= since]
+                requests = installation.store.retrain_requests(family, last=1)
+                newest = [r for r in requests if r.id > before.get(family, 0)]
                 if newest and newest[0].state in ("done", "failed"):
                     ended[family] = f"{newest[0].state}: {newest[0].detail}"
             time.sleep(0.5)
@@ -104,7 +114,7 @@ def lifecycle(
     Decisions are counted, not returned: Prefect walks over whatever a flow returns, and all of them are in the ledger.
     """
     installation = open_installation()
-    began = now()
+    before = newest_requests(installation)
     name = symbol or installation.params.simulator.symbol
     cut, tail, market_records = live_tail(
         installation, source, name, path, since, context or [], series or [], sessions, options
@@ -126,7 +136,7 @@ def lifecycle(
         answers = send_live_bars(client, installation, name, tail, market_records) or decide_once(client, name)
     watched = monitor(name)
     if watched["retrain_families"]:
-        retrained = wait_for_retrain(installation, watched["retrain_families"], began)
+        retrained = wait_for_retrain(installation, watched["retrain_families"], before)
     else:  # no retrain was requested, but what the service saw is versioned all the same
         retrained, data_hash = {}, ingest(source="observed", symbol=name)
     return {

@@ -104,8 +104,8 @@ def gather(installation: Installation, day: date) -> JsonObject:
         POOLED: results_of(decisions, resolved),
         "trades": trades_of(decisions, resolved),
         "account_source": installation.params.account.source,
-        "drift": [_alarm(alarm) for alarm in alarms if alarm.kind in WATCHES],
-        "alarms": [_alarm(alarm) for alarm in alarms if alarm.kind not in WATCHES],
+        "drift": [alarm_row(alarm) for alarm in alarms if alarm.kind in WATCHES],
+        "alarms": [alarm_row(alarm) for alarm in alarms if alarm.kind not in WATCHES],
         "retrains": [
             {
                 "family": each.family, "state": each.state, "reason": each.reason, "detail": each.detail,
@@ -186,7 +186,7 @@ def data_versions(installation: Installation, span: Span) -> list[JsonObject]:
     ]
 
 
-def _alarm(alarm: Alarm) -> JsonObject:
+def alarm_row(alarm: Alarm) -> JsonObject:
     """Return an alarm, JSON-ready."""
     cleared = alarm.cleared_at
     return {**asdict(alarm), "at": alarm.at.isoformat(), "cleared_at": cleared and cleared.isoformat()}

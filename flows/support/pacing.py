@@ -54,6 +54,8 @@ def describe(installation: Installation) -> JsonObject:
         market = learning_now(installation)
         progress = brought_up(every, pacing.progress, market)
         found["deployments"] = {name: row_of(progress[name], each, market) for name, each in every.items()}
+    else:
+        found["deployments"] = {name: {"missed": each.missed} for name, each in pacing.progress.items() if each.missed}
     for name, count in pacing.late.items():
         row = found["deployments"].setdefault(name, {"missed": 0})
         row["missed"] += count
@@ -96,7 +98,10 @@ def read_pacing(settings: Settings) -> Pacing:
     except FileNotFoundError:
         return Pacing()
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        log.error("%s is damaged (%s): what is due counts from now", _file(settings), error)
+        log.error(
+            "%s is damaged (%s): what is due counts from now. `bellwether schedules` shows what is held and not "
+            "known any more, `bellwether schedules reset` makes them again", _file(settings), error,
+        )  # fmt: skip
         return Pacing()
 
 

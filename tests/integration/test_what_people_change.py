@@ -10,6 +10,8 @@ from support.stack import until
 
 from bellwether.operations import start_stop
 from flows.support import processes
+from flows.support.installation import now
+from serving.state.feed_state import FEED_FILE, FeedState, write_feed_state
 
 pytestmark = pytest.mark.stack
 DAILY = {"cron": "5 5 * * *", "timezone": "Europe/Paris"}
@@ -84,6 +86,30 @@ def test_schedules_that_were_edited_paused_or_added_outlive_a_kill_and_reset_res
     assert stack.json("schedules", "reset") == shown  # the dry run changed nothing
     assert all(one["differences"] == [] for one in stack.json("schedules"))
     assert [a["enabled"] for a in triggers(stack)] == [True]
+
+
+def test_at_another_speed_the_schedules_of_what_follows_the_market_are_held_and_then_given_back(stack):
+    def active(name):
+        return [each["active"] for each in deployment(stack, name)["schedules"]]
+
+    def feed(speed):  # one that hardly moves market time, and so starts nothing
+        write_feed_state(stack.settings.serving_dir, FeedState(os.getpid(), now(), "simulator", speed))
+
+    try:
+        feed(0.5)
+        until(lambda: active("monitor") == [False], 20.0, "the schedule of monitor to be held")
+        until(lambda: active("retrain") == [False], 20.0, "the schedule of retrain to be held")
+        assert active("reconcile") == [True]
+        shown = listed(stack, "monitor", "reconcile")
+        assert {name: (one["held"], one["differences"]) for name, one in shown.items()} == {
+            "monitor": (True, []), "reconcile": (False, []),
+        }  # fmt: skip
+        assert stack.json("status")["due"]["paced_by"] == "market"
+        feed(1.0)
+        until(lambda: active("monitor") == [True], 20.0, "the schedule of monitor to come back")
+        assert stack.json("status")["due"]["paced_by"] == "prefect"
+    finally:
+        (stack.settings.serving_dir / FEED_FILE).unlink(missing_ok=True)
 
 
 def test_nothing_under_a_used_home_is_open_to_other_users(stack):

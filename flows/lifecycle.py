@@ -13,6 +13,7 @@ from flows.ingest import ingest
 from flows.monitor import monitor
 from flows.promote import propose
 from flows.support import promotion
+from flows.support.frozen import frozen
 from flows.support.installation import Installation, open_installation
 from flows.support.live_feed import already_ingested, live_tail, send_live_bars
 from flows.support.progress import report_progress, step
@@ -76,6 +77,8 @@ def wait_for_retrain(installation: Installation, families: Sequence[str], before
     before  as of `newest_requests`, when the turn began
     Return family → how it ended, or where to find out.
     """
+    if (why := frozen(installation.settings, "retrain")) is not None:
+        return dict.fromkeys(families, f"not started: {why.describe()}")
     ended: dict[str, str] = {}
     deadline = time.monotonic() + RETRAIN_WAIT_S
     with step("retrain: by the drift event, in its own deployment"):

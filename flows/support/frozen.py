@@ -130,7 +130,7 @@ def _owner(uid: int) -> str:
 
 def _file(settings: Settings) -> Path:
     """Return the file in which this home keeps its freezes."""
-    return settings.home / "run" / "frozen.json"
+    return settings.home / "learning" / "frozen.json"
 
 
 def _read(settings: Settings) -> _State:

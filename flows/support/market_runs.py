@@ -2,7 +2,7 @@
 
 A market that is recorded or simulated and runs at another speed than the time of day has schedules of its own: the
 intervals of the plan, in market time. Meanwhile Prefect's schedules of those deployments are held, which is to say
-inactive, and get back as they were once the market runs at speed 1 again.
+inactive; they are given back as they were once the market runs at speed 1 again, or its feed is stopped.
 """
 
 import json
@@ -60,7 +60,9 @@ def poll(installation: Installation, at: datetime) -> list[str]:
     speed = market_speed(installation)
     if math.isnan(speed):  # the feed's file cannot be read: its alarm says so, and the next second may bring another
         return []
-    who: Who = "prefect" if speed in (0.0, 1.0) else "market"
+    feed = read_feed_state(installation.settings.serving_dir)
+    stands = feed is None or feed.stopped  # nothing moves the market: Prefect's schedules are as good
+    who: Who = "prefect" if speed == 1.0 or stands else "market"
     pacing = replace(before, who=who, speed=speed, every=intervals(installation))
     looks = who != before.who or before.checked is None or not timedelta(0) <= at - before.checked < APART
     if looks:

@@ -1,6 +1,6 @@
 """How far the deployments are that follow a market: who starts their runs, what is next due, and what was missed.
 
-`<home>/run/due.json` keeps it; flows.support.market_runs writes it, `bellwether status` shows it.
+`<home>/learning/due.json` keeps it; flows.support.market_runs writes it, `bellwether status` shows it.
 """
 
 import json
@@ -76,7 +76,7 @@ def row_of(progress: Progress, every: timedelta, market: datetime) -> JsonObject
 
 def _file(settings: Settings) -> Path:
     """Return the file in which this home keeps its pacing."""
-    return settings.home / "run" / "due.json"
+    return settings.home / "learning" / "due.json"
 
 
 def read_pacing(settings: Settings) -> Pacing:

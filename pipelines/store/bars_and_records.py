@@ -145,24 +145,6 @@ class BarStore(Database):
             newest = connection.scalar(query.order_by(t.bars.c.open_time.desc()).limit(1))
         return None if newest is None else float(newest)
 
-    def newest_arrival(self, symbol: str) -> datetime | None:
-        """Return the time of day at which the newest observed bar of a symbol came; None without one."""
-        query = sa.select(t.bars.c.ingested_at).where(t.bars.c.symbol == symbol).order_by(t.bars.c.open_time.desc())
-        with self._engine.connect() as connection:
-            found: datetime | None = connection.scalar(query.limit(1))
-        return found
-
-    def first_arrival(self, symbol: str, opens_from: float, opens_before: float = np.inf) -> datetime | None:
-        """Return the time of day at which the first observed bar with opens_from <= open_time < opens_before (epoch s)
-        came; None without one."""
-        b = t.bars.c
-        query = sa.select(b.ingested_at).where(b.symbol == symbol, b.open_time >= float(opens_from))
-        if np.isfinite(opens_before):
-            query = query.where(b.open_time < float(opens_before))
-        with self._engine.connect() as connection:
-            found: datetime | None = connection.scalar(query.order_by(b.open_time).limit(1))
-        return found
-
     def records(
         self, symbol: str, after: float = -np.inf, until: float = np.inf, known_by: datetime | None = None
     ) -> tuple[Books | None, ContextFeed | None]:
@@ -188,6 +170,24 @@ class BarStore(Database):
             ContextValue(row["kind"], context_value(bytes(row["payload"])), row["known_at"], row["ingested_at"])
             for row in reversed(self._rows(query))
         ]
+
+    def newest_arrival(self, symbol: str) -> datetime | None:
+        """Return the time of day at which the newest observed bar of a symbol came; None without one."""
+        query = sa.select(t.bars.c.ingested_at).where(t.bars.c.symbol == symbol).order_by(t.bars.c.open_time.desc())
+        with self._engine.connect() as connection:
+            found: datetime | None = connection.scalar(query.limit(1))
+        return found
+
+    def first_arrival(self, symbol: str, opens_from: float, opens_before: float = np.inf) -> datetime | None:
+        """Return the time of day at which the first observed bar with opens_from <= open_time < opens_before (epoch s)
+        came; None without one."""
+        b = t.bars.c
+        query = sa.select(b.ingested_at).where(b.symbol == symbol, b.open_time >= float(opens_from))
+        if np.isfinite(opens_before):
+            query = query.where(b.open_time < float(opens_before))
+        with self._engine.connect() as connection:
+            found: datetime | None = connection.scalar(query.order_by(b.open_time).limit(1))
+        return found
 
     def symbols(self) -> tuple[str, ...]:
         """Return the symbols with at least one observed bar, in alphabetical order."""

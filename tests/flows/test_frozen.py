@@ -77,7 +77,7 @@ def test_what_cannot_be_frozen_and_a_damaged_file_are_refused(home):
     with pytest.raises(UnknownName, match="retrain, promotion"):
         frozen.freeze(home, "monitor", "ann", "", AT)
     frozen.freeze(home, "retrain", "ann", "x", AT)
-    (home.home / "run" / "frozen.json").write_text("{")
+    (home.home / "learning" / "frozen.json").write_text("{")
     with pytest.raises(UnreadableFile, match="freeze again"):
         frozen.freezes(home)
 

@@ -169,16 +169,30 @@ def test_what_is_due_in_market_time_starts_once_marked_and_shown(server, install
     assert market_runs.poll(installation, later + timedelta(seconds=2)) == []
 
 
-def test_while_the_feed_is_dead_held_or_stopped_nothing_more_becomes_due(server, installation):
+def test_while_the_feed_is_dead_nothing_is_started(server, installation):
     feed(installation, WALL)
     market_runs.poll(installation, WALL)
     observe(installation, MARKET + 2 * DAY)
     assert market_runs.poll(installation, WALL + HOUR) == []  # it wrote an hour ago: dead
-    feed(installation, WALL + HOUR, stopped=True)
-    assert market_runs.poll(installation, WALL + HOUR) == []
     feed(installation, WALL + HOUR)
     assert len(market_runs.poll(installation, WALL + HOUR)) == 3
     assert sorted(names(server)) == ["ingest", "monitor", "report"]
+
+
+def test_a_feed_that_a_person_stopped_gives_the_schedules_back_and_what_passed_meanwhile_is_not_missed(
+    server, installation
+):
+    feed(installation, WALL)
+    market_runs.poll(installation, WALL)
+    feed(installation, WALL + MINUTE, stopped=True)
+    observe(installation, MARKET + 2 * DAY)
+    assert market_runs.poll(installation, WALL + MINUTE) == []
+    assert server.active() == FOLLOW | {"reconcile", "verify"}
+    feed(installation, WALL + 2 * MINUTE)
+    assert market_runs.poll(installation, WALL + 2 * MINUTE) == []
+    assert server.active() == {"reconcile", "verify"}
+    shown = pacing.describe(installation)["deployments"]
+    assert {name: (one["missed"], one["waiting"]) for name, one in shown.items()} == dict.fromkeys(FOLLOW, (0, 0))
 
 
 @pytest.mark.parametrize("state", [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED])
@@ -233,7 +247,7 @@ def test_after_a_night_off_of_prefects_own_schedules_only_the_newest_overdue_run
 def test_a_damaged_file_of_what_is_due_counts_from_now(server, installation):
     feed(installation, WALL)
     market_runs.poll(installation, WALL)
-    (installation.settings.home / "run" / "due.json").write_text("{")
+    (installation.settings.home / "learning" / "due.json").write_text("{")
     observe(installation, MARKET + DAY)
     assert market_runs.poll(installation, WALL) == []
     assert pacing.read_pacing(installation.settings).who == "market"

@@ -60,7 +60,7 @@ def freezes(settings: Settings) -> list[Freeze]:
     state = _read(settings)
     params = _params(settings.params_file, settings.params_file.stat().st_mtime_ns)
     seen = state.get(_BY_PARAMS, {})
-    now_off = {
+    now_off: dict[str, dict[str, str]] = {
         what: seen.get(what) or _by_params(what, settings.params_file) for what in KINDS if _is_off(params, what)
     }
     if now_off != seen:

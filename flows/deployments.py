@@ -19,9 +19,11 @@ from flows.lifecycle import lifecycle
 from flows.monitor import monitor
 from flows.promote import promote, reconcile
 from flows.reconciler import watch_in_background
+from flows.report import report
 from flows.retrain import retrain
 from flows.rollback import rollback
-from flows.support import processes
+from flows.support import market_runs, processes
+from flows.support.installation import now, open_installation
 from flows.support.schedules import RegisterOnceDeployment, drift_trigger, plan
 from flows.train import train
 from flows.verify import verify
@@ -37,6 +39,7 @@ DEPLOYMENTS: list[tuple[Flow[..., Any], str]] = [
     (reconcile, "Compare aliases with the ledger; the reconciler does so every two seconds"),
     (monitor, "Resolve outcomes, watch drift and loss, report"),
     (retrain, "A new challenger; started by drift, loss, age, the schedule, or a person"),
+    (report, "What happened on a market day, as a page"),
     (rollback, "The previous champion back, in one step"),
     (verify, "The ledger against its chain; anchors what is intact"),
     (lifecycle, "One whole turn of the loop"),
@@ -64,6 +67,7 @@ def deployments() -> list[RegisterOnceDeployment]:
 if __name__ == "__main__":
     restrict()
     processes.await_healthy(settings(), ["prefect"])  # registering needs the server
+    market_runs.coalesce_before_serving(open_installation(), now())
     # schedules stay as a person left them: stopping this process does not pause them
     with watch_in_background():
         serve(*deployments(), limit=8, print_starting_message=False, pause_on_shutdown=False)

@@ -14,7 +14,8 @@ from flows.ingest import ingest
 from flows.monitor import monitor
 from flows.promote import propose
 from flows.support import promotion
-from flows.support.installation import Installation, now, open_installation
+from flows.support.frozen import frozen
+from flows.support.installation import Installation, open_installation
 from flows.support.live_feed import Answer, Tail, live_tails, send_live_bars
 from flows.support.market_access import MarketOffer
 from flows.support.progress import report_progress, step
@@ -71,17 +72,29 @@ def summarise(answers: Sequence[Answer]) -> DecisionSummary:
     }
 
 
-def wait_for_retrain(installation: Installation, families: Sequence[str], since: datetime) -> dict[str, str]:
+def newest_requests(installation: Installation) -> dict[str, int]:
+    """Return family → id of its newest retrain request, of the families that have one."""
+    newest: dict[str, int] = {}
+    for request in installation.store.retrain_requests():
+        newest.setdefault(request.family, request.id)
+    return newest
+
+
+def wait_for_retrain(installation: Installation, families: Sequence[str], before: Mapping[str, int]) -> dict[str, str]:
     """Wait up to RETRAIN_WAIT_S for the retrain that the event started in its own deployment.
 
+    before  as of `newest_requests`, when the turn began
     Return family → how it ended, or where to find out.
     """
+    if (why := frozen(installation.settings, "retrain")) is not None:
+        return dict.fromkeys(families, f"not started: {why.describe()}")
     ended: dict[str, str] = {}
     deadline = time.monotonic() + RETRAIN_WAIT_S
     with step("retrain: by the drift event, in its own deployment"):
         while len(ended) < len(families) and time.monotonic() < deadline:
             for family in families:
-                newest = [r for r in installation.store.retrain_requests(family, last=1) if r.at >= since]
+                requests = installation.store.retrain_requests(family, last=1)
+                newest = [r for r in requests if r.id > before.get(family, 0)]
                 if newest and newest[0].state in ("done", "failed"):
                     ended[family] = f"{newest[0].state}: {newest[0].detail}"
             time.sleep(0.5)
@@ -109,7 +122,7 @@ def lifecycle(offers: list[MarketOffer] | None = None, families: list[str] | Non
     them are in the ledger.
     """
     installation = open_installation()
-    began = now()
+    before = newest_requests(installation)
     wanted = universe.merged(installation, offers or [])
     tails, left_out = live_tails(installation, wanted)
     data_hash = ingest_history(wanted, tails, left_out)
@@ -122,7 +135,7 @@ def lifecycle(offers: list[MarketOffer] | None = None, families: list[str] | Non
         answers = decide_live(client, installation, [tails[symbol] for symbol in installation.symbols])
     watched = monitor()
     if watched["retrain_families"]:
-        retrained = wait_for_retrain(installation, watched["retrain_families"], began)
+        retrained = wait_for_retrain(installation, watched["retrain_families"], before)
     else:  # no retrain was requested, but what the service saw is versioned all the same
         retrained, data_hash = {}, ingest(observed=True, left_out=left_out)
     return {

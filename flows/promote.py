@@ -13,6 +13,7 @@ from prefect.runtime import deployment, flow_run
 from pydantic import Field
 
 from flows.support import promotion
+from flows.support.frozen import frozen
 from flows.support.installation import Installation, now, open_installation
 from flows.support.progress import report_progress, step
 from pipelines.store import Alarm
@@ -90,8 +91,17 @@ def request_approval(family: str, version: str, reason: str, wait_hours: float =
 
 
 def propose(family: str, version: str, reason: str) -> None:
-    """Promote a version that passed the gate by policy, or request a person's approval, as `retrain.approval` says."""
-    if open_installation().params.retrain.approval == "auto":
+    """Promote a version that passed the gate by policy, or request a person's approval, as `retrain.approval` says.
+
+    While promotions are frozen neither: the version stays challenger until a person promotes it.
+    """
+    installation = open_installation()
+    if (why := frozen(installation.settings, "promotion")) is not None:
+        report_progress(
+            f"{family} version {version} passed the gate and is not promoted: {why.describe()}, or a person promotes "
+            f"it by `bellwether promote {family} {version}`"
+        )
+    elif installation.params.retrain.approval == "auto":
         promote(family, version, reason=reason)
     else:
         request_approval(family, version, reason)

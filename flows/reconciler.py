@@ -1,7 +1,8 @@
 """The reconciler: a thread next to the deployments that checks every two seconds what must be noticed within seconds.
 
 An alias moved by hand in MLflow, a generation file behind the ledger (a crash between the two), a retrain whose worker
-died, a registry that does not answer. Each poll is cheap: one request to MLflow and a few rows of the store.
+died, a registry that does not answer; next to it, what is due in market time (flows.support.market_runs). Each poll is
+cheap: one request to MLflow and a few rows of the store.
 """
 
 import logging
@@ -12,8 +13,11 @@ from datetime import UTC, datetime, timedelta
 
 from prefect.deployments import run_deployment
 
-from flows.support import processes, promotion
+from flows.support import market_runs, processes, promotion
+from flows.support.frozen import freezes, frozen
 from flows.support.installation import Installation, is_gone, now, open_installation, run_periodically
+from flows.support.market_time import learning_now
+from flows.support.started_by import BY_ITSELF
 from pipelines.errors import LeaseHeld, StateError
 from pipelines.families import FAMILIES
 from pipelines.store import ATTEMPTS, RetrainRequest
@@ -23,6 +27,7 @@ log = logging.getLogger("bellwether.reconciler")
 POLL_INTERVAL_S = 2.0
 REGISTRY_DOWN = "registry_down"
 FAULT = "watch_fault"
+DUE_FAULT = "due_fault"
 FAULT_COOLDOWN = timedelta(minutes=1)  # between two polls of a family with a fault: each may request its bundle
 CLAIM_PATIENCE = timedelta(minutes=2)  # how long a restarted run may take to claim its request
 NEVER = datetime.min.replace(tzinfo=UTC)
@@ -111,17 +116,25 @@ def champions_of(installation: Installation) -> dict[str, tuple[str | None, str 
 def recover_dead_retrains(installation: Installation, restarted: Restarted) -> list[str]:
     """Restart a retrain whose worker died; when that happens a second time, end it as failed, with an alarm.
 
-    Return what was done, one line each.
+    While retrains are frozen it is ended without a restart. Return what was done, one line each.
     """
     orphans, done = orphaned_retrains(installation), []
+    stop = frozen(installation.settings, "retrain") if orphans else None
     to_restart: dict[str, list[RetrainRequest]] = defaultdict(list)
     for worker, request in orphans:
+        if stop is not None:
+            why = f"its worker died and is not started again: {stop.describe()}"
+            installation.store.finish_retrain(request.id, worker, learning_now(installation), False, why)
+            done.append(f"retrain of {request.family} (request {request.id}): {why}")
+            continue
         if request.attempts < ATTEMPTS:
             if now() - restarted.get((request.id, request.attempts), NEVER) > CLAIM_PATIENCE:
                 to_restart[worker].append(request)
             continue
         line = f"retrain of {request.family} (request {request.id}): its worker died twice; nothing was promoted"
-        installation.store.finish_retrain(request.id, worker, now(), False, "its worker died twice")
+        installation.store.finish_retrain(
+            request.id, worker, learning_now(installation), False, "its worker died twice"
+        )
         installation.store.raise_alarm("retrain_died", "high", line, now())
         done.append(line)
     return done + restart(to_restart, restarted)
@@ -150,7 +163,7 @@ def restart(to_restart: Mapping[str, list[RetrainRequest]], restarted: Restarted
     for worker, requests in to_restart.items():
         families = ",".join(request.family for request in requests)
         parameters = {"family": families, "reason": requests[0].reason}
-        run_deployment("retrain/retrain", parameters=parameters, timeout=0, as_subflow=False)
+        run_deployment("retrain/retrain", parameters=parameters, timeout=0, as_subflow=False, tags=[BY_ITSELF])
         restarted |= {(request.id, request.attempts): now() for request in requests}
         done.append(f"retrain of {families}: its worker {worker} died, started once more")
     return done
@@ -178,5 +191,19 @@ def watch_in_background() -> Iterator[None]:
             installation.store.raise_alarm(FAULT, "high", f"aliases and retrains are not watched: {fault}", now())
             raise  # `run_periodically` logs it and goes on
 
-    with run_periodically(watch, POLL_INTERVAL_S, "watch"):
+    def start_due() -> None:
+        """Start what is due in market time; an error is an alarm until it succeeds."""
+        try:
+            freezes(installation.settings)  # notes since when params.yaml freezes something
+            for line in market_runs.poll(installation, now()):
+                log.warning(line)
+            for alarm in installation.store.alarms():
+                if alarm.kind == DUE_FAULT:
+                    installation.store.clear_alarm(alarm.id, now())
+        except Exception as error:
+            fault = f"{type(error).__name__}: {error}"[:300]
+            installation.store.raise_alarm(DUE_FAULT, "high", f"nothing is started in market time: {fault}", now())
+            raise
+
+    with run_periodically(watch, POLL_INTERVAL_S, "watch"), run_periodically(start_due, POLL_INTERVAL_S, "due"):
         yield

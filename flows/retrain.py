@@ -10,8 +10,11 @@ from prefect import flow
 from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.promote import propose
+from flows.support.frozen import frozen
 from flows.support.installation import Installation, holder, now, open_installation, renew_periodically
+from flows.support.market_time import learning_now
 from flows.support.progress import report_progress
+from flows.support.started_by import started_by_itself
 from flows.train import reselected, train
 from pipelines.store import RetrainRequest
 
@@ -30,9 +33,12 @@ class ClaimedRetrains:
 
 
 def claim(installation: Installation, family: str, reason: str, force: bool) -> RetrainRequest | None:
-    """Request and lease the retrain of this family; None while it cools down or another worker has it."""
+    """Request and lease the retrain of this family; None while it cools down or another worker has it.
+
+    The cool-down is in time of learning, the lease in time of day.
+    """
     wait = timedelta(0) if force else timedelta(hours=installation.params.retrain.cooldown_hours)
-    answer = installation.store.request_retrain(family, reason, now(), wait)
+    answer = installation.store.request_retrain(family, reason, learning_now(installation), wait)
     lease = timedelta(minutes=installation.params.retrain.lease_minutes)
     claimed = (
         None if answer.state == "cooling_down" else installation.store.claim_retrain(holder(), now(), lease, family)
@@ -69,7 +75,8 @@ def claimed_retrains(
     finally:
         for name, request in claimed.requests.items():
             outcome = claimed.outcomes[name]
-            installation.store.finish_retrain(request.id, holder(), now(), name in claimed.versions, outcome)
+            ended = learning_now(installation)
+            installation.store.finish_retrain(request.id, holder(), ended, name in claimed.versions, outcome)
             report_progress(f"retrain of {name} ({request.reason}): {outcome}")
 
 
@@ -89,8 +96,13 @@ def retrain(family: str = "validator", reason: str = "requested", force: bool = 
 
     family  one, or several with commas: they share the snapshot and are fitted side by side
     force   skip the cool-down, as a person may. An open request of the same family is still never doubled.
+
+    While retrains are frozen only a person's own run does anything.
     """
     installation = open_installation()
+    if (why := frozen(installation.settings, "retrain")) is not None and started_by_itself():
+        report_progress(f"retrain of {family} not started: {why.describe()}")
+        return {}
     with claimed_retrains(installation, family.split(","), reason, force) as claimed:
         if claimed.requests:
             ingest(observed=True)

@@ -30,12 +30,15 @@ def list_by_default(context: typer.Context, as_json: AsJson = False) -> None:
 def list_schedules(as_json: AsJson = False) -> None:
     """List the schedules of each deployment.
 
-    Active or paused, and what differs from the plan of this release.
+    Active, paused or held, and what differs from the plan of this release. While a market runs at another speed than
+    the time of day, the schedules of what follows it are held: its runs start in market time.
     """
     require_services("prefect")
+    from flows.support.pacing import read_pacing
     from flows.support.schedules import deployment_statuses
 
-    show_schedules("schedules", deployment_statuses(load_params(settings().params_file)), as_json)
+    found = deployment_statuses(load_params(settings().params_file), read_pacing(settings()).held)
+    show_schedules("schedules", found, as_json)
 
 
 @schedules.command("reset")
@@ -45,10 +48,11 @@ def reset_schedules(dry_run: DryRun = False, as_json: AsJson = False) -> None:
     Schedules, default parameters and the drift trigger. Shows what differed.
     """
     require_services("prefect")
+    from flows.support.pacing import read_pacing
     from flows.support.schedules import deployment_statuses, reset
 
-    params = load_params(settings().params_file)
-    found = [s for s in deployment_statuses(params) if s.differences] if dry_run else reset(params)
+    params, held = load_params(settings().params_file), read_pacing(settings()).held
+    found = [s for s in deployment_statuses(params, held) if s.differences] if dry_run else reset(params, held)
     show_schedules("would be reset to the plan" if dry_run else "reset to the plan", found, as_json)
 
 
@@ -58,7 +62,13 @@ def show_schedules(title: str, found: Sequence["DeploymentStatus"], as_json: boo
         emit([asdict(one) for one in found])
         return
     table(title, ["deployment", "schedules and triggers", "not as planned"], [
-        [one.deployment, "\n".join(("paused as a whole", *one.schedules) if one.paused else one.schedules) or None,
+        [one.deployment, "\n".join(_schedule_lines(one)) or None,
          "\n".join(one.differences) or None]
         for one in found
     ])  # fmt: skip
+
+
+def _schedule_lines(one: "DeploymentStatus") -> list[str]:
+    """Return what starts a deployment, one line each."""
+    held = ["held: runs start in market time, see `bellwether status`"] if one.held else []
+    return [*(["paused as a whole"] if one.paused else []), *held, *one.schedules]

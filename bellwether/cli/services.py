@@ -10,7 +10,7 @@ import typer
 
 from bellwether.cli.connection import connect, require_services
 from bellwether.cli.options import AsJson, new_group
-from bellwether.cli.output import emit, line, paragraph, progress_of, table
+from bellwether.cli.output import emit, line, number, paragraph, progress_of, table
 from flows.support import processes
 from pipelines.errors import UnknownName
 from pipelines.settings import settings
@@ -78,7 +78,8 @@ def show_states(found: Mapping[str, processes.State]) -> None:
 def status(as_json: AsJson = False) -> None:
     """Show health, live models, services and alarms.
 
-    Answers from stored state when services are down.
+    With the universe, the feed, what is due in market time and what is frozen. Answers from stored state when services
+    are down.
     """
     from bellwether.operations.status import stored_status
 
@@ -104,8 +105,36 @@ def show_status(found: Mapping[str, Any]) -> None:
     table("families", ["family", "arm", "version", "digest", "data", "commit", "gate"], rows)
     show_states(found["services"])
     line(f"tier {found['tier']}, data {found['data_hash']}")
+    show_market(found)
     for alarm in found["alarms"]:
         paragraph(f"{alarm['kind']}: {alarm['detail']} ({alarm['at']})", lead=alarm["severity"])
+
+
+def show_market(found: Mapping[str, Any]) -> None:
+    """Print the universe, the feed, what is due in market time, what is frozen and what is disabled."""
+    if universe := found.get("universe"):
+        table("universe", ["symbol", "newest bar (UTC)", "since, s", "age, bars", "tier", "why"], [
+            [one["symbol"], one["newest_bar"] and one["newest_bar"][:16].replace("T", " "), number(one["age_s"], 0),
+             number(one["age_bars"], 2), one["tier"], one["left_out"] or one["tier_reason"]]
+            for one in universe
+        ])  # fmt: skip
+    if feed := found.get("feed"):
+        lag = "" if feed["lag_bars"] is None else f", {feed['lag_bars']:g} bars behind"
+        paragraph(f"{feed['condition']}; market time {feed['market_time'] or 'unknown'}{lag}", lead="feed")
+    due = found.get("due") or {"deployments": {}}
+    if due["deployments"]:
+        table(
+            f"due in market time, speed {due['speed']:g}" if due["paced_by"] == "market" else "missed",
+            ["deployment", "last", "next due", "waiting", "missed"],
+            [[name, one.get("last"), one.get("next_due"), one.get("waiting"), one["missed"]]
+             for name, one in due["deployments"].items()],
+        )  # fmt: skip
+    for one in found.get("frozen", []):
+        paragraph(one["text"], lead="frozen")
+    disabled = found.get("disabled", {})
+    for what, names in disabled.items():
+        if names:
+            line(f"disabled by params.yaml: {what} {', '.join(names)}")
 
 
 @app.command()

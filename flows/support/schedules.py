@@ -1,7 +1,8 @@
 """Schedule the flows: the plan of this release, what the Prefect server has, and the reset to the plan.
 
 The plan is sent once, when a deployment is not on the server yet. From then on schedules, default parameters and the
-drift trigger belong to the people who edit them in the Prefect UI; no restart or release changes them.
+drift trigger belong to the people who edit them in the Prefect UI; no restart or release changes them. While a market
+runs at another speed than the time of day, `flows.support.market_runs` holds the schedules of what follows the market.
 """
 
 import asyncio
@@ -30,6 +31,9 @@ TRIGGER = "bellwether-drift-requests-retrain"
 OLD_TRIGGER, OLD_EVENT = "bellwether-drift-asks-for-retrain", "bellwether.retrain-asked"  # of 0.5.0, 0.6.0
 log = logging.getLogger("bellwether.schedules")
 Schedule: TypeAlias = CronSchedule | IntervalSchedule
+Held: TypeAlias = Mapping[str, Sequence[str]]  # deployment → ids of its schedules that are held
+NONE_HELD: Held = {}
+DAY = timedelta(days=1)
 
 
 def drift_trigger() -> DeploymentEventTrigger:
@@ -44,31 +48,43 @@ def drift_trigger() -> DeploymentEventTrigger:
 
 @dataclass(frozen=True)
 class Plan:
-    """Define when one deployment runs by itself: its schedules, default parameters, and if a drift event starts it."""
+    """Define when one deployment runs by itself: its schedules, default parameters, and if a drift event starts it.
+
+    every  interval in market time, where the market runs at another speed than the time of day; None = it follows the
+           time of day at any speed. flows.support.market_runs starts those runs
+    """
 
     schedules: tuple[Schedule, ...] = ()
-    parameters: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     on_drift: bool = False
+    every: timedelta | None = None
 
 
 def plan(params: Params) -> dict[str, Plan]:
     """Return deployment → its plan, for every deployment."""
     return {
-        "ingest": Plan(),
+        "ingest": Plan((_daily("10 0"),), {"observed": True}, every=DAY),
         "train": Plan(),
         "evaluate": Plan(),
         "promote": Plan(),
         "reconcile": Plan((IntervalSchedule(interval=timedelta(minutes=15)),)),
-        "monitor": Plan((CronSchedule(cron="*/30 * * * *", timezone="UTC"),)),
+        "monitor": Plan((CronSchedule(cron="*/30 * * * *", timezone="UTC"),), every=timedelta(minutes=30)),
         "retrain": Plan(
             (IntervalSchedule(interval=timedelta(days=params.retrain.interval_days)),),
             {"family": ",".join(MODEL_FAMILIES), "reason": "schedule"},
             on_drift=True,
+            every=timedelta(days=params.retrain.interval_days),
         ),
+        "report": Plan((_daily("30 0"),), every=DAY),
         "rollback": Plan(),
-        "verify": Plan((CronSchedule(cron="20 0 * * *", timezone="UTC"),)),
+        "verify": Plan((_daily("20 0"),)),
         "lifecycle": Plan(),
     }
+
+
+def _daily(minute_and_hour: str) -> CronSchedule:
+    """Return the schedule of once a day, UTC."""
+    return CronSchedule(cron=f"{minute_and_hour} * * *", timezone="UTC")
 
 
 class RegisterOnceDeployment(RunnerDeployment):
@@ -127,29 +143,37 @@ def _drift_automations(client: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class DeploymentStatus:
-    """Describe one deployment on the server, and what differs from the plan."""
+    """Describe one deployment on the server, and what differs from the plan.
+
+    held  its schedules are inactive while the market runs at another speed: its runs start in market time
+    """
 
     deployment: str
     schedules: tuple[str, ...]
     paused: bool
     differences: tuple[str, ...]
+    held: bool = False
 
 
-def deployment_statuses(params: Params) -> list[DeploymentStatus]:
-    """Return the status of every planned deployment, in the order of the plan. Needs the Prefect server."""
+def deployment_statuses(params: Params, held: Held = NONE_HELD) -> list[DeploymentStatus]:
+    """Return the status of every planned deployment, in the order of the plan. Needs the Prefect server.
+
+    held  as of `flows.support.pacing.Pacing`
+    """
     with get_client(sync_client=True) as client:
-        return [_status(client, name, planned) for name, planned in plan(params).items()]
+        return [_status(client, name, planned, held) for name, planned in plan(params).items()]
 
 
-def reset(params: Params) -> list[DeploymentStatus]:
+def reset(params: Params, held: Held = NONE_HELD) -> list[DeploymentStatus]:
     """Reset schedules, default parameters and the drift trigger to the plan; return the deployments that differed.
 
     The new is created before the old is deleted: an interrupted reset leaves one too many, which the next one removes.
+    Where schedules are held, the reconciler holds the new ones within a minute.
     """
     changed = []
     with get_client(sync_client=True) as client:
         for name, planned in plan(params).items():
-            before = _status(client, name, planned)
+            before = _status(client, name, planned, held)
             found = _deployment(client, name)
             if found is None or not before.differences:
                 continue
@@ -166,12 +190,13 @@ def reset(params: Params) -> list[DeploymentStatus]:
     return changed
 
 
-def _status(client: Any, name: str, planned: Plan) -> DeploymentStatus:
+def _status(client: Any, name: str, planned: Plan, held: Held) -> DeploymentStatus:
     """Return the status of one deployment, compared with its plan."""
     found = _deployment(client, name)
     if found is None:
         return DeploymentStatus(name, (), False, ("it is not on the server yet; `bellwether up` registers it",))
-    has = tuple(describe_schedule(s.schedule, s.active, s.parameters) for s in found.schedules)
+    ours = held.get(name, ())
+    has = tuple(describe_schedule(s.schedule, s.active or str(s.id) in ours, s.parameters) for s in found.schedules)
     differences = list_differences("schedule", has, [describe_schedule(schedule) for schedule in planned.schedules])
     if found.paused:
         differences.append("paused as a whole")
@@ -181,7 +206,7 @@ def _status(client: Any, name: str, planned: Plan) -> DeploymentStatus:
         triggers = [_describe_trigger(automation) for automation in _drift_automations(client)]
         differences += list_differences("trigger", triggers, [_describe_trigger(_automation(found.id))])
         has = (*has, *triggers)
-    return DeploymentStatus(name, has, bool(found.paused), tuple(differences))
+    return DeploymentStatus(name, has, bool(found.paused), tuple(differences), bool(ours))
 
 
 def list_differences(what: str, has: Iterable[str], planned: Sequence[str]) -> list[str]:

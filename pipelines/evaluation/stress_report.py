@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.contracts import Estimate
+from pipelines.evaluation.figures import drawn, loader
 from pipelines.evaluation.stress_limits import Case, largest, verdict
 from pipelines.evaluation.stressed import StressResult
 
@@ -35,10 +36,7 @@ def write_page(path: Path, title: str, cases: Sequence[Case], limit: float, abou
     """
     most = largest(cases)
     charts = "".join(
-        figure.to_html(full_html=False, include_plotlyjs=i == 0, config={"displaylogo": False})
-        for i, figure in enumerate(
-            figure for figure in (bars(most, limit), paths(most, limit), losses(most)) if figure is not None
-        )
+        drawn(figure) for figure in (bars(most, limit), paths(most, limit), losses(most)) if figure is not None
     )
     findings = "".join(f"<li>{escape(line)}</li>" for line in verdict(cases, limit))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +49,7 @@ def write_page(path: Path, title: str, cases: Sequence[Case], limit: float, abou
         f"<h1>{escape(title)}</h1><p>{escape(about)}</p><ul>{findings}</ul>"
         f"{charts}<h2>The largest portfolio the limits allow</h2>{_table(most, limit)}"
         f"<h2>Every row of limits</h2>{_rows(cases, limit)}"
-        "<h2>How each scenario is computed, and on what</h2>" + _methods(most)
+        "<h2>How each scenario is computed, and on what</h2>" + _methods(most) + loader()
     )
     return path
 

@@ -171,6 +171,24 @@ class BarStore(Database):
             for row in reversed(self._rows(query))
         ]
 
+    def newest_arrival(self, symbol: str) -> datetime | None:
+        """Return the time of day at which the newest observed bar of a symbol came; None without one."""
+        query = sa.select(t.bars.c.ingested_at).where(t.bars.c.symbol == symbol).order_by(t.bars.c.open_time.desc())
+        with self._engine.connect() as connection:
+            found: datetime | None = connection.scalar(query.limit(1))
+        return found
+
+    def first_arrival(self, symbol: str, opens_from: float, opens_before: float = np.inf) -> datetime | None:
+        """Return the time of day at which the first observed bar with opens_from <= open_time < opens_before (epoch s)
+        came; None without one."""
+        b = t.bars.c
+        query = sa.select(b.ingested_at).where(b.symbol == symbol, b.open_time >= float(opens_from))
+        if np.isfinite(opens_before):
+            query = query.where(b.open_time < float(opens_before))
+        with self._engine.connect() as connection:
+            found: datetime | None = connection.scalar(query.order_by(b.open_time).limit(1))
+        return found
+
     def symbols(self) -> tuple[str, ...]:
         """Return the symbols with at least one observed bar, in alphabetical order."""
         return tuple(r["symbol"] for r in self._rows(sa.select(t.bars.c.symbol).distinct().order_by(t.bars.c.symbol)))

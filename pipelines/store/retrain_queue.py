@@ -25,7 +25,11 @@ class RetrainAnswer:
 
 @dataclass(frozen=True, slots=True)
 class RetrainRequest:
-    """Hold one request to retrain a family. `attempts` counts how often a worker started it."""
+    """Hold one request to retrain a family. `attempts` counts how often a worker started it.
+
+    at, finished_at  time of learning: of the market where that has its own clock (releases up to 0.10: time of day)
+    lease_until      time of day
+    """
 
     id: int
     family: str
@@ -43,7 +47,10 @@ class RetrainQueue(Database):
     """Store retrain requests, from queued to done or failed."""
 
     def request_retrain(self, family: str, reason: str, at: datetime, cooldown: timedelta) -> RetrainAnswer:
-        """Queue a retrain of `family`, unless one is open or the last one ended less than `cooldown` ago."""
+        """Queue a retrain of `family`, unless one is open or the last one ended less than `cooldown` ago.
+
+        at  time of learning. A request that ended by another clock, years ahead or ago, cools nothing down.
+        """
         q = t.retrain_requests
         try:
             with self.writing() as connection:
@@ -52,7 +59,7 @@ class RetrainQueue(Database):
                 if last is not None and last["state"] in ("queued", "running"):
                     detail = f"request {last['id']} is {last['state']} since {last['at']:%F %T} UTC: {last['reason']}"
                     return RetrainAnswer("duplicate", last["id"], detail)
-                if last is not None and at < last["finished_at"] + cooldown:
+                if last is not None and abs(at - last["finished_at"]) < cooldown:
                     over = last["finished_at"] + cooldown
                     detail = f"request {last['id']} ended {last['state']}; cooling down until {over:%F %T} UTC"
                     return RetrainAnswer("cooling_down", last["id"], detail)
@@ -67,6 +74,7 @@ class RetrainQueue(Database):
     ) -> RetrainRequest | None:
         """Claim the oldest request that is queued, or that was started once by a worker whose lease expired.
 
+        at       time of day, from which the lease counts
         Returns  None if there is none, of `family` where one is given
         """
         q = t.retrain_requests
@@ -90,7 +98,10 @@ class RetrainQueue(Database):
             return bool(connection.execute(mine.values(lease_until=until)).rowcount)
 
     def finish_retrain(self, request_id: int, holder: str, at: datetime, ok: bool, detail: str) -> None:
-        """Close a claimed request. Raises LeaseHeld if another worker took it over meanwhile, UnknownName."""
+        """Close a claimed request at `at`, time of learning.
+
+        Raises LeaseHeld if another worker took it over meanwhile, UnknownName.
+        """
         q = t.retrain_requests
         with self.writing() as connection:
             row = lock_row(connection, q, q.c.id == request_id)

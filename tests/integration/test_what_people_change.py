@@ -2,14 +2,20 @@
 
 import json
 import os
+import shutil
 import signal
 import stat
 
 import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_CUSTOM_HEADERS, temporary_settings
 from support.stack import until
 
 from bellwether.operations import start_stop
-from flows.support import processes
+from flows.support import market_runs, processes
+from flows.support.installation import Installation, now
+from flows.support.pacing import read_pacing
+from flows.support.schedules import deployment_statuses
+from serving.state.feed_state import FeedState, write_feed_state
 
 pytestmark = pytest.mark.stack
 DAILY = {"cron": "5 5 * * *", "timezone": "Europe/Paris"}
@@ -84,6 +90,40 @@ def test_schedules_that_were_edited_paused_or_added_outlive_a_kill_and_reset_res
     assert stack.json("schedules", "reset") == shown  # the dry run changed nothing
     assert all(one["differences"] == [] for one in stack.json("schedules"))
     assert [a["enabled"] for a in triggers(stack)] == [True]
+
+
+@pytest.fixture
+def prefect_of(stack):
+    """Point the Prefect client of this process at the stack's server."""
+    given = processes.environment(stack.settings)
+    wanted = {PREFECT_API_URL: given["PREFECT_API_URL"]}
+    with temporary_settings(
+        wanted | {PREFECT_CLIENT_CUSTOM_HEADERS: json.loads(given["PREFECT_CLIENT_CUSTOM_HEADERS"])}
+    ):
+        yield
+
+
+def test_at_another_speed_the_schedules_of_what_follows_the_market_are_held_and_then_given_back(
+    stack, prefect_of, tmp_path
+):
+    home = stack.settings.model_copy(update={"home": tmp_path})  # with a feed; that of the stack is idle
+    installation = Installation(home, stack.installation.params, stack.store)
+    (installation.workspace / "data").mkdir(parents=True)
+    shutil.copy(stack.installation.workspace / "data" / "manifest.json", installation.workspace / "data")
+
+    def poll(speed):
+        write_feed_state(home.serving_dir, FeedState(os.getpid(), now(), "simulator", speed))
+        assert market_runs.poll(installation, now()) == []  # market time stands, so nothing is due
+        return {name: [each["active"] for each in deployment(stack, name)["schedules"]] for name in names}
+
+    names = ("ingest", "monitor", "retrain", "report", "reconcile", "verify")
+    assert poll(900.0) == {name: [name in ("reconcile", "verify")] for name in names}
+    held = read_pacing(home).held
+    assert sorted(held) == ["ingest", "monitor", "report", "retrain"]
+    found = deployment_statuses(installation.params, held)
+    assert all(one.differences == () for one in found)
+    assert sorted(one.deployment for one in found if one.held) == sorted(held)
+    assert poll(1.0) == {name: [True] for name in names}
 
 
 def test_nothing_under_a_used_home_is_open_to_other_users(stack):

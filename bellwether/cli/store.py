@@ -108,11 +108,12 @@ def prune(
     Shows what would go; --yes removes it. Promotions, trials, observed bars, emitted or resolved decisions, and bundles
     that anything names are never removed.
     """
-    from bellwether.operations import retention
-    from flows.support.installation import now, open_installation
+    from flows.support import records_retention as retention
+    from flows.support.installation import open_installation
+    from flows.support.market_time import learning_now
 
     installation = open_installation()
-    before = retention.cutoff(installation, days or installation.settings.keep_days, now())
+    before = retention.cutoff(installation, days or installation.settings.keep_days, learning_now(installation))
     removing = yes and not dry_run
     found = retention.prune(installation, before) if removing else retention.plan(installation, before)
     if as_json:

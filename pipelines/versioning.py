@@ -294,7 +294,6 @@ def forget_versions(workspace: Path, versions: Path, gone: Sequence[str]) -> int
     decides, given the pointers of the versions that are left. Raises BellwetherError where DVC cannot say what is used.
     """
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
 
     cache, scratch = workspace.parent / "dvc-cache", workspace.parent / "retained-versions"
     before = _bytes(cache)

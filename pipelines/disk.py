@@ -52,11 +52,19 @@ def free(home: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def days_left(samples: Sequence[tuple[float, int]], now_s: float) -> float | None:
-    """Forecast in how many days the disk is full, at the rate between the oldest and the newest sample.
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Hold how fast free space shrinks, in bytes an hour, and in how many days it is gone at that pace."""
+
+    bytes_an_hour: float
+    days: float
+
+
+def forecast(samples: Sequence[tuple[float, int]], now_s: float) -> Forecast | None:
+    """Forecast when the disk is full, at the rate between the oldest and the newest sample.
 
     samples  (epoch seconds, free bytes), in any order; those after `now_s` are of a clock that jumped: ignored
-    Returns  days; None while the samples span less than an hour or free space does not shrink
+    Returns  None while the samples span less than an hour or free space does not shrink
     """
     usable = sorted(sample for sample in samples if sample[0] <= now_s)
     if len(usable) < 2:
@@ -64,7 +72,8 @@ def days_left(samples: Sequence[tuple[float, int]], now_s: float) -> float | Non
     (first_s, first_free), (last_s, last_free) = usable[0], usable[-1]
     if last_s - first_s < MIN_SPAN_S or last_free >= first_free:
         return None
-    return last_free / ((first_free - last_free) / (last_s - first_s)) / DAY_S
+    pace = (first_free - last_free) / (last_s - first_s)
+    return Forecast(3600.0 * pace, last_free / pace / DAY_S)
 
 
 def format_bytes(n_bytes: int) -> str:

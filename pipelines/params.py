@@ -110,6 +110,23 @@ class SignalsParams(FrozenParams):
     disabled: tuple[str, ...] = ()
 
 
+class PortfolioParams(FrozenParams):
+    """Define how `bellwether portfolio` allocates among the symbols.
+
+    method       whose trades it proposes; every method is in its table
+    window_days  market days a method sees; every_days: between two decisions
+    band_share   an asset is left alone while its share is within this part of 1/N of its target
+    weights      symbol → share of the method `custom`; caps: symbol → market capitalisation, in one currency
+    """
+
+    method: str = "equal"
+    window_days: int = Field(default=60, ge=3)
+    every_days: int = Field(default=7, ge=1)
+    band_share: float = Field(default=0.2, ge=0, le=1)
+    weights: dict[str, float] = Field(default_factory=dict)
+    caps: dict[str, float] = Field(default_factory=dict)
+
+
 class FollowerParams(FrozenParams):
     """Define one further simulated market, `symbol`, which follows the first.
 
@@ -536,6 +553,7 @@ class Params(FrozenParams):
     promotion: PromotionParams = PromotionParams()
     account: AccountParams = AccountParams()
     signals: SignalsParams = SignalsParams()
+    portfolio: PortfolioParams = PortfolioParams()
     simulator: SimulatorParams
     costs: CostParams
     labels: LabelParams

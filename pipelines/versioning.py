@@ -127,7 +127,8 @@ def _project(folder: Path, cache: Path, remote: str) -> None:
     with Repo(str(folder)) as repo, repo.config.edit() as config:
         config["core"].update({"analytics": False, "remote": "store", "autostage": False, "check_update": False})
         config["remote"] = {"store": {"url": remote}}
-        config["cache"].update({"dir": str(cache), "type": "reflink,copy"})
+        # one copy on disk of what workspace and cache hold; outputs are replaced, never written in place
+        config["cache"].update({"dir": str(cache), "type": "hardlink,copy"})
 
 
 def snapshot(workspace: Path) -> str:
@@ -278,3 +279,41 @@ def keep_version(workspace: Path, versions: Path) -> Path:
         if (workspace / name).is_file():
             shutil.copyfile(workspace / name, folder / name)
     return folder
+
+
+def kept_versions(versions: Path) -> list[str]:
+    """Return the data hashes whose files are kept, the oldest first."""
+    folders = [folder for folder in versions.glob("*") if (folder / "data.dvc").is_file()]
+    return [folder.name for folder in sorted(folders, key=lambda one: (one / "data.dvc").stat().st_mtime)]
+
+
+def forget_versions(workspace: Path, versions: Path, gone: Sequence[str]) -> int:
+    """Delete data versions, from their folders, the cache and the remote; return the bytes freed here.
+
+    The data of every version that is left stay, and the newest outputs of each stage: DVC's own garbage collection
+    decides, given the pointers of the versions that are left. Raises BellwetherError where DVC cannot say what is used.
+    """
+    from dvc.exceptions import DvcException
+
+    cache, scratch = workspace.parent / "dvc-cache", workspace.parent / "retained-versions"
+    before = _bytes(cache)
+    for name in gone:
+        shutil.rmtree(versions / name, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        with _repo_in(workspace) as repo:
+            _project(scratch, cache, str(repo.config["remote"]["store"]["url"]))
+            for name in kept_versions(versions):
+                (scratch / name).mkdir()
+                shutil.copyfile(versions / name / "data.dvc", scratch / name / "data.dvc")
+            repo.gc(workspace=True, cloud=True, repos=[str(scratch)], force=True)
+    except DvcException as error:
+        raise BellwetherError(f"nothing was removed from cache and remote: {error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return before - _bytes(cache)
+
+
+def _bytes(folder: Path) -> int:
+    """Return the bytes of all files under a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -35,8 +35,12 @@ def test_a_home_that_does_not_exist_yet_counts_as_its_nearest_folder(tmp_path):
     ],
 )
 def test_the_forecast_is_the_rate_between_the_oldest_and_the_newest_sample(samples, days):
-    found = disk.days_left(samples, now_s=2 * DAY)
-    assert found == (days if days is None else pytest.approx(days))
+    found = disk.forecast(samples, now_s=2 * DAY)
+    assert (found and found.days) == (days if days is None else pytest.approx(days))
+
+
+def test_the_forecast_names_the_pace():
+    assert disk.forecast([(0.0, 100), (DAY, 76)], now_s=DAY).bytes_an_hour == pytest.approx(1.0)
 
 
 def test_sizes_are_formatted_for_people():

@@ -46,6 +46,7 @@ COMMANDS = {  # name → (module, help). `bellwether --help` reads this and load
     "signals": ("reports", "List signals with their inputs and scores"),
     "stars": ("reports", "Measure the stars of the unicorn rating"),
     "stress": ("reports", "Stress the largest portfolio the limits allow"),
+    "portfolio": ("reports", "Allocate among the symbols of the universe"),
     "alarms": ("breakers", "List open alarms and tripped breakers"),
     "breaker": ("breakers", "List, trip and reset circuit breakers"),
     "backup": ("store", "Back up the store and the serving state"),

@@ -203,3 +203,42 @@ def stress(
         paragraph(text)
     if not dry_run:
         line(f"drawn in {found['page']}\nin MLflow: {found['mlflow']}")
+
+
+@app.command()
+def portfolio(
+    of: Annotated[str, typer.Option(help="Returns of the markets, or of the decisions in them.")] = "markets",
+    method: Annotated[str | None, typer.Option(help="Whose trades to propose; portfolio.method by default.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the table: no server, no file.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Allocate among the symbols of the universe.
+
+    Every method walked forward after costs and compared with 1/N, what each symbol added, and the trades of one method
+    from the positions held now.
+    """
+    from bellwether.reports import portfolio as shown
+    from flows import portfolio as allocation
+    from flows.support.installation import open_installation
+    from flows.support.progress import progress_display
+
+    installation = open_installation()
+    installation.meta()  # raises before the first ingest, with the command to run
+    if not dry_run:
+        require_services("prefect")
+    with progress_display(err):
+        found = (
+            allocation.study(installation, shown.what(of), method).to_dict()
+            if dry_run
+            else allocation.portfolio(shown.what(of), method)
+        )
+    if as_json:
+        emit(found)
+        return
+    table(shown.title(found), shown.COLUMNS, shown.rows(found))
+    for text in shown.notes(found):
+        paragraph(text)
+    table(f"what each symbol added, points of the start; held now and trades of {found['method']}, % of equity",
+          shown.SYMBOL_COLUMNS, shown.symbol_rows(found))  # fmt: skip
+    if not dry_run:
+        line(f"written to {found['file']}")

@@ -2,8 +2,9 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,7 @@ from pipelines.settings import settings
 
 if TYPE_CHECKING:
     from bellwether.operations.audit import Audit
+    from flows.support.installation import Installation
     from pipelines.store import Verified
 
 SHOWN_FAULTS = 10
@@ -108,27 +110,46 @@ def prune(
     Shows what would go; --yes removes it. Promotions, trials, observed bars, emitted or resolved decisions, and bundles
     that anything names are never removed.
     """
-    from bellwether.operations import retention
-    from flows.support.installation import now, open_installation
+    from flows.support import records_retention as retention
+    from flows.support.installation import open_installation
+    from flows.support.market_time import learning_now
 
     installation = open_installation()
-    before = retention.cutoff(installation, days or installation.settings.keep_days, now())
+    before = retention.cutoff(installation, days or installation.settings.keep_days, learning_now(installation))
     removing = yes and not dry_run
+    versions = _versions(installation, before, removing)
     found = retention.prune(installation, before) if removing else retention.plan(installation, before)
     if as_json:
         removals = {
             r.what: {"n": r.n, "oldest": r.oldest and r.oldest.isoformat(), "bytes": r.bytes, "rule": r.rule}
             for r in found
         }
-        emit({"before": before.isoformat(), "removed": removing, "removals": removals})
+        emit({"before": before.isoformat(), "removed": removing, "removals": removals, "versions": versions})
         return
     title = f"{'removed' if removing else 'would remove'} what is older than {before:%F %T} UTC"
     table(title, ["what", "n", "oldest (UTC)", "bytes", "which"], [
         [r.what, f"{r.n:,}", r.oldest and f"{r.oldest:%F %T}", None if r.bytes is None else f"{r.bytes:,}", r.rule]
         for r in found
     ])  # fmt: skip
+    if "not_judged" in versions:
+        paragraph(f"Data versions stay: {versions['not_judged']}")
+    else:
+        word = "removed" if removing else "would be removed"
+        line(f"{len(versions['gone'])} data versions {word}, {len(versions['kept'])} kept")
     if not removing and any(r.n for r in found):
         line("Nothing was removed. `bellwether prune --yes` removes it.")
+
+
+def _versions(installation: "Installation", since: datetime, removing: bool) -> dict[str, Any]:
+    """Return the data versions that go and those that stay with their reason, or why none was judged; remove them."""
+    from flows import retention
+    from flows.support import processes
+
+    if not processes.is_responding(installation.settings, "mlflow"):
+        return {"not_judged": "MLflow does not answer, so it is not known which ones models were trained on"}
+    plan = retention.plan_versions(installation, since)
+    freed = retention.remove_versions.fn(plan) if removing else 0
+    return {"gone": plan.gone, "kept": plan.kept, "freed_bytes": freed}
 
 
 @app.command()

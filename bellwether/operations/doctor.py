@@ -52,6 +52,7 @@ def examine(settings: Settings) -> list[Finding]:
         writable(settings.home),
         home_permissions(settings.home),
         disk_space(settings),
+        data_versions(settings),
         memory(settings),
         kernels(),
         *open_ports(settings),
@@ -125,14 +126,29 @@ def disk_space(settings: Settings) -> Finding:
     """Compare free bytes with the two limits, and forecast in days when the disk is full at the last day's pace."""
     found = disk.check_space(settings.home, settings.disk_warn_mb * disk.MB, settings.disk_stop_mb * disk.MB)
     now_s = time.time()
-    left = disk.days_left([*processes.disk_samples(settings), (now_s, found.free_bytes)], now_s)
-    detail = found.detail if left is None else f"{found.detail}; at the pace of the last day full in {left:.1f} days"
+    ahead = disk.forecast([*processes.disk_samples(settings), (now_s, found.free_bytes)], now_s)
+    detail = found.detail
+    if ahead is not None:
+        pace = disk.format_bytes(int(ahead.bytes_an_hour))
+        detail += f"; at the pace of the last day, {pace} an hour, full in {ahead.days:.1f} days"
     remedy = "free some (`bellwether prune` shows what may go), or set BELLWETHER_HOME elsewhere"
     if found.level == "stop":
         return Finding("disk", "fail", f"{detail}: no position is opened", remedy)
-    if found.level == "warn" or (left is not None and left < SOON_DAYS):
+    if found.level == "warn" or (ahead is not None and ahead.days < SOON_DAYS):
         return Finding("disk", "warn", detail, remedy)
     return Finding("disk", "ok", detail)
+
+
+def data_versions(settings: Settings) -> Finding:
+    """Report how many data versions are kept, and what they and their outputs take on disk."""
+    kept = sum(1 for folder in (settings.home / "versions").glob("*") if (folder / "data.dvc").is_file())
+    size = sum(
+        file.stat().st_size
+        for name in ("dvc-cache", "dvc-remote")
+        for file in (settings.home / name).rglob("*")
+        if file.is_file()
+    )
+    return Finding("data versions", "ok", f"{kept} kept, {disk.format_bytes(size)} in cache and remote")
 
 
 def memory(settings: Settings) -> Finding:

@@ -69,6 +69,27 @@ class Retention(RecordParts, ChainStore):
                 digests.update(digest for models, record in some if record is None for digest in _digests(models))
         return digests - {""}
 
+    def data_hashes(self, since: datetime) -> set[str]:
+        """Return the data versions that decisions from `since` on (as_of) name."""
+        query = sa.select(t.decisions.c.payload["lineage"], t.decisions.c.record).where(t.decisions.c.as_of >= since)
+        found: set[str] = set()
+        with self._engine.connect() as connection:
+            rows = connection.execute(query, execution_options={"yield_per": ROWS_PER_TRANSACTION})
+            for some in rows.partitions():
+                records = [record for _, record in some if record is not None]
+                parts = self.parts_of({part_digest(record) for record in records})
+                found.update(
+                    read_record(record, parts[part_digest(record)]).decision.lineage.get("data_hash", "")
+                    for record in records
+                )
+                found.update(_lineage(lineage) for lineage, record in some if record is None)
+        return found - {"", "none"}
+
+
+def _lineage(record: object) -> str:
+    """Return the data hash that a decision's JSON names, "" without one."""
+    return str(record.get("data_hash") or "") if isinstance(record, dict) else ""
+
 
 def _digests(record: object) -> Iterator[str]:
     """Yield every `digest` at any depth: releases differ in how a decision names its models."""

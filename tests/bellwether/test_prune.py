@@ -8,8 +8,8 @@ import pytest
 from support.command_line import bellwether
 from support.legacy_store import add_json_decision, contents, release_010
 
-from bellwether.operations.retention import cutoff, idle_bundles, plan, prune
 from flows.support.installation import Installation
+from flows.support.records_retention import cutoff, idle_bundles, plan, prune
 from pipelines.contracts import Decision, ModelAnswer, Outcome
 from pipelines.errors import StateError
 from pipelines.settings import Settings, load_params

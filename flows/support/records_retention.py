@@ -54,7 +54,8 @@ def cutoff(installation: Installation, days: int, at: datetime) -> datetime:
     """
     ends = [at - timedelta(days=days)]
     if (installation.workspace / "data" / "manifest.json").is_file():
-        ends.append(datetime.fromisoformat(installation.manifest()["last"]))
+        markets = installation.data_version().markets.values()
+        ends.append(min(datetime.fromisoformat(str(facts["last"])) for facts in markets))
     for family in FAMILIES:
         slots = installation.store.slots(family)
         for line in (slots.champion, slots.challenger):

@@ -127,7 +127,7 @@ def artifacts(installation, p, miss_atr):
     scored = np.flatnonzero(index > len(decision) // 2)
     folder = installation.workspace / "artifacts"
     frames = {"grid": Grid("15m").to_dict(), "base_grid": MINUTES.to_dict()}
-    features_folder, labels_folder = stage_folders(folder, SYMBOL, **(MARKET | frames))
+    features_folder, labels_folder = stage_folders(folder, **(MARKET | frames))
     (folder / "validator").mkdir(exist_ok=True)
     arrays = {"base": base, "decision": decision, "features": features, "signals": signals,
               "funding": np.column_stack([paid, np.full(len(paid), 3e-4)])}  # fmt: skip

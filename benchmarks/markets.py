@@ -279,8 +279,8 @@ def page(found: Mapping[str, Any]) -> str:
     text = [
         "# Pooled universes on recorded data\n",
         "Made by `python -m benchmarks.markets --write`. Gains are over the family's simplest baseline, out of fold, "
-        "in its own unit of loss; intervals are 95 %, by moments (decision 0074). *Never seen*: by models that were not "
-        "trained on the market, against a baseline that was not either.",
+        "in its own unit of loss; intervals are 95 %, by moments (decision 0074). *Never seen*: by models that were "
+        "not trained on the market, against a baseline that was not either.",
     ]
     for name, each in found.items():
         spans = "; ".join(f"{symbol} {first} to {last}" for symbol, (first, last) in each["spans"].items())

@@ -61,6 +61,11 @@ def decide_live(client: Client, installation: Installation, tails: Sequence[Tail
     return answers | (decide_once(client, still) if still else {})
 
 
+def in_time(answers: Mapping[str, Sequence[Answer]]) -> list[Answer]:
+    """Return the decisions of all markets in the order of their time."""
+    return sorted((answer for each in answers.values() for answer in each), key=lambda answer: str(answer["as_of"]))
+
+
 def summarise(answers: Sequence[Answer]) -> DecisionSummary:
     """Count decisions by action and, of NO_TRADE, by first refusal; pick the last four trades and two decisions."""
     traded = [answer for answer in answers if answer["action"] != "NO_TRADE"]
@@ -145,7 +150,7 @@ def lifecycle(offers: list[MarketOffer] | None = None, families: list[str] | Non
         "data_hash": data_hash,
         "versions": versions,
         "passed": passed,
-        **summarise([answer for each in answers.values() for answer in each]),
+        **summarise(in_time(answers)),
         "markets": {symbol: summarise(each) for symbol, each in answers.items()},
         "monitor": watched,
         "retrained": retrained,

@@ -53,8 +53,9 @@ def raised_in(source: str) -> set[str]:
             kind = node.args[0] if node.args else next(k.value for k in node.keywords if k.arg == "kind")
         elif handed and len(node.args) > handed[0] + 1:
             kind = node.args[handed[0] + 1]
-        elif named(node.func) == "keep_alarm":  # of a condition that lasts: its kind is a reason's
-            kinds |= REASONS
+        elif named(node.func) == "keep_alarm":  # of a condition that lasts: its own kind, or that of a reason
+            own = constants.get(named(node.args[1]))
+            kinds |= REASONS if own is None else {own}
             continue
         elif named(node.func) == "append" and named(node.func.value) == "_alarms":
             kind = node.args[0].elts[0]

@@ -4,7 +4,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -136,11 +136,12 @@ def send_queued_events() -> None:
 def show_turn(result: Mapping[str, Any]) -> None:
     """Print a turn: live models and their figures, decisions, drift, retrained families and links."""
     _show_models(result)
+    markets = ", ".join(result["symbols"])
     for family, score in result["figures"].items():
         table(
-            f"{family} version {score['version']}, {score['gate']} by the gate: its score on {result['symbol']}",
+            f"{family} version {score['version']}, {score['gate']} by the gate: its score on {markets}",
             ["figure", "value", "95 % interval", "n"],
-            [row for row in score["rows"] if ": " not in row[0]],  # figures of single classes are on the evidence page
+            [row for row in score["rows"] if _shown(row[0], result["symbols"])],
         )
     _show_decisions(result)
     _show_markets(result)
@@ -151,6 +152,12 @@ def show_turn(result: Mapping[str, Any]) -> None:
     line(f"one turn in {result['seconds']} s")
 
 
+def _shown(figure: str, symbols: Sequence[str]) -> bool:
+    """Return whether a figure is shown: of all rows, or of one symbol; those of classes are on the evidence page."""
+    part, colon, _ = figure.partition(": ")
+    return not colon or part in symbols
+
+
 def _show_models(result: Mapping[str, Any]) -> None:
     """Print the version in each slot of each family."""
     rows = [
@@ -159,8 +166,8 @@ def _show_models(result: Mapping[str, Any]) -> None:
         for arm, slot in slots.items()
         if slot
     ]
-    if not any(row[:3] == ["validator", result["symbol"], "champion"] for row in rows):
-        rows.insert(0, ["validator", result["symbol"], "champion", None, None, None, "none passed: tier 3"])
+    if not any((row[0], row[2]) == ("validator", "champion") for row in rows):
+        rows.insert(0, ["validator", ", ".join(result["symbols"]), "champion", None, None, None, "none passed: tier 3"])
     table("live models", ["family", "market", "arm", "version", "digest", "data", "gate"], rows)
 
 
@@ -184,16 +191,21 @@ def _counts(counts: Mapping[str, int]) -> str:
 def _show_decisions(result: Mapping[str, Any]) -> None:
     """Print the last decisions of a turn, and how often each first reason refused a trade."""
     counts = ", ".join(f"{n:,} {action}" for action, n in result["actions"].items())
+    head = ["symbol"] if len(result["symbols"]) > 1 else []
     table(
         f"decisions: {counts}",
-        ["as of (UTC)", "action", "conf.", "p", "edge bps", "size", "tier", "first reason"],
-        [
-            [d["as_of"][2:16].replace("T", " "), d["action"], number(d["confidence"], 2), number(d["p"], 3),
-             number(d["edge_bps"], 1), number(d["size"], 4),
-             d["tier"], d["reasons"][0] if d["action"] == "NO_TRADE" else "emitted"]
-            for d in result["last_decisions"]
-        ],
-    )  # fmt: skip
+        [*head, "as of (UTC)", "action", "conf.", "p", "edge bps", "size", "tier", "first reason"],
+        [[*(d[name] for name in head), *_decision_row(d)] for d in result["last_decisions"]],
+    )
     if result["refusals"]:
         ranked = sorted(result["refusals"].items(), key=lambda refusal: -refusal[1])
         out.print("first reasons: " + ", ".join(f"{name} {n:,}" for name, n in ranked), highlight=False)
+
+
+def _decision_row(d: Mapping[str, Any]) -> list[object]:
+    """Return the cells of one decision."""
+    return [
+        d["as_of"][2:16].replace("T", " "), d["action"], number(d["confidence"], 2), number(d["p"], 3),
+        number(d["edge_bps"], 1), number(d["size"], 4), d["tier"],
+        d["reasons"][0] if d["action"] == "NO_TRADE" else "emitted",
+    ]  # fmt: skip

@@ -5,10 +5,12 @@ on (`meta.cpu` of data.dvc). Elsewhere 1,000 committed bars of its first symbol 
 `python -m pipelines.data.reference_year WORKSPACE` makes the pointer from a data version in that workspace.
 """
 
+import hashlib
 import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -46,7 +48,7 @@ def compare(data_hash: str, bars: Mapping[str, Floats], pointer: Path = POINTER,
     described = read_yaml(pointer)
     try:
         committed, about = described["outs"][0]["md5"], described.get("meta", {})
-        made_on, symbols = about.get("cpu"), about.get("symbols", [SAMPLED])
+        made_on, symbols = about.get("cpu"), list(about.get("symbols", [SAMPLED]))
     except (KeyError, IndexError, TypeError) as error:
         raise UnreadableFile(f"{pointer} is cut off. Restore it with `git checkout data.dvc`.") from error
     if data_hash == committed:
@@ -66,13 +68,25 @@ def holds_sample(bars: Floats, sample: Path = SAMPLE) -> bool:
 
 
 def write_pointer(workspace: Path, pointer: Path = POINTER) -> None:
-    """Write the repository's pointer from the newest data version of a workspace, with CPU type and symbols.
+    """Write the repository's pointer from the newest data version of a workspace.
+
+    It also names the CPU type, and symbol → `market_digest`.
 
     Raises  StateError before the first ingest, UnreadableFile for a damaged manifest or pointer
     """
     described = read_yaml(workspace / "data.dvc")
-    described["meta"] = {"cpu": cpu_type(), "symbols": list(read_manifest(workspace / "data").symbols)}
+    data = workspace / "data"
+    markets = {symbol: market_digest(data, facts) for symbol, facts in read_manifest(data).markets.items()}
+    described["meta"] = {"cpu": cpu_type(), "symbols": markets}
     pointer.write_text(yaml.safe_dump(described, sort_keys=False))
+
+
+def market_digest(folder: Path, facts: Mapping[str, Any]) -> str:
+    """Return the sha256 of all months of one market of a data version, oldest first: one market can be compared."""
+    digest = hashlib.sha256()
+    for name in facts["files"]:
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":

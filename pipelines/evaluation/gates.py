@@ -311,14 +311,17 @@ def each_market(e: Evidence, params: Params) -> list[Check]:
     gains = {name: mean_of((e.baseline_losses[over] - e.loss)[of]) for name, of in rows.items()}
     alone = {name: gain for name, gain in gains.items() if gain.n >= g.min_cells and np.isfinite(gain.error)}
     chances = dict(zip(alone, holm(np.array([gain.chance_of_more() for gain in alone.values()])), strict=True))
-    return [
-        _bounded(f"not_worse:{name}", gain.estimate(), bool(chances[name] >= g.size),
-                 f"not below 0: chance >= {g.size}", f"gain over {over} in {e.loss_name}, chance {chances[name]:.3f}", gain.detectable)
-        if name in chances
-        else _plain(f"not_worse:{name}", True, gain.value, f"judged from {g.min_cells} rows on", gain.n,
-                    "counts in the pooled figures only" + (f": {gain.why}" if gain.why else ""))
-        for name, gain in gains.items()
-    ]  # fmt: skip
+    lines = []
+    for name, gain in gains.items():
+        if name in chances:
+            detail = f"gain over {over} in {e.loss_name}, chance {chances[name]:.3f}"
+            passed, threshold = bool(chances[name] >= g.size), f"not below 0: chance >= {g.size}"
+            lines.append(_bounded(f"not_worse:{name}", gain.estimate(), passed, threshold, detail, gain.detectable))
+        else:
+            detail = "counts in the pooled figures only" + (f": {gain.why}" if gain.why else "")
+            threshold = f"judged from {g.min_cells} rows on"
+            lines.append(_plain(f"not_worse:{name}", True, gain.value, threshold, gain.n, detail))
+    return lines
 
 
 def luck(e: Evidence, params: Params) -> list[Check]:

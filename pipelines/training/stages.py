@@ -252,8 +252,8 @@ def fit_family(family: str, params: Params) -> None:
 
 def _market_facts(meta: JsonObject, symbol: str) -> JsonObject:
     """Return what a bundle says of one of its markets."""
-    facts = facts_of(meta, symbol)
-    return {name: facts[name] for name in ("venue", "market", "base_timeframe", "has_funding", "series") if name in facts}
+    facts, named = facts_of(meta, symbol), ("venue", "market", "base_timeframe", "has_funding", "series")
+    return {name: facts[name] for name in named if name in facts}
 
 
 def sufficient_bars(family: str, rows: int, params: Params) -> str | None:

@@ -1,5 +1,7 @@
 """The committed year: equal bytes on the CPU type it was made on, elsewhere 1,000 sampled bars within 1e-9."""
 
+from hashlib import sha256
+
 import numpy as np
 import pytest
 import yaml
@@ -69,7 +71,7 @@ def test_on_another_cpu_type_the_sampled_bars_decide(sample, tmp_path):
 
 
 def test_a_universe_is_the_committed_one_if_its_symbols_are_and_the_first_has_the_sampled_bars(sample, tmp_path):
-    pointer = pointer_made_on(tmp_path, "riscv64", symbols=["SIM/USDT", "SIMB/USDT"])
+    pointer = pointer_made_on(tmp_path, "riscv64", symbols={"SIM/USDT": "a", "SIMB/USDT": "b"})
     assert compare("4567.dir", {"SIM/USDT": sample, "SIMB/USDT": sample[:9]}, pointer) == SAME_MARKET
     assert compare("4567.dir", {"SIM/USDT": sample}, pointer) is None
     assert compare("4567.dir", {"SIM/USDT": sample[:9], "SIMB/USDT": sample}, pointer) is None
@@ -78,12 +80,15 @@ def test_a_universe_is_the_committed_one_if_its_symbols_are_and_the_first_has_th
 def test_a_pointer_is_made_from_a_data_version_with_cpu_type_and_symbols(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data.dvc").write_text(yaml.safe_dump({"outs": [{"md5": "0123.dir", "path": "data"}]}))
+    for name in ("a", "b", "c"):
+        (tmp_path / "data" / name).write_bytes(name.encode())
     facts = {"timeframe": "1m", "first": "2024-01-01", "last": "2024-01-02"}
-    write_manifest(tmp_path / "data", DataVersion({"A/USD": facts, "B/USD": facts}))
+    markets = {"A/USD": facts | {"files": ["a", "b"]}, "B/USD": facts | {"files": ["c"]}}
+    write_manifest(tmp_path / "data", DataVersion(markets))
     write_pointer(tmp_path, tmp_path / "made.dvc")
     assert yaml.safe_load((tmp_path / "made.dvc").read_text()) == {
         "outs": [{"md5": "0123.dir", "path": "data"}],
-        "meta": {"cpu": cpu_type(), "symbols": ["A/USD", "B/USD"]},
+        "meta": {"cpu": cpu_type(), "symbols": {"A/USD": sha256(b"ab").hexdigest(), "B/USD": sha256(b"c").hexdigest()}},
     }
 
 

@@ -11,7 +11,7 @@ from flows import monitor as monitor_module
 from flows.monitor import resolve_outcomes
 from flows.support.backtest import run
 from flows.support.installation import Installation
-from flows.support.live_feed import send_live_bars
+from flows.support.live_feed import Tail, send_live_bars
 from pipelines.context_layout import CONTEXT_INDEX
 from pipelines.contracts import BAR_WIDTH, HALF_SPREAD, OPEN_TIME, ContextFeed, Decision, utc
 from pipelines.data import records, schemas
@@ -90,12 +90,13 @@ class OneDecision:
     def __init__(self, decision):
         self.answers, self.outcomes = [decision.to_dict() | {"api": 1}], []
 
-    def observe(self, symbol, bars, books=None, feed=None):
+    def observe_all(self, markets):
         """Take bars and records."""
+        return {"observations": [{"symbol": symbol} for symbol, *_ in markets]}
 
-    def decide(self, symbol):
+    def decide_all(self, symbols):
         """Return the next answer."""
-        return self.answers.pop() if self.answers else {"event": None, "stop": None}
+        return {"decisions": [self.answers.pop() if self.answers else {"event": None, "stop": None} for _ in symbols]}
 
     def outcome(self, outcome):
         """Record an outcome."""
@@ -106,12 +107,13 @@ def test_outcomes_of_the_live_feed_pay_row_and_funding_too(installation):
     start = MIDNIGHT + 7.75 * HOUR
     described = MARKET | {"last": utc(start - 60.0).isoformat()}
     (installation.workspace / "data" / "manifest.json").write_text(json.dumps(described))
+    tail = Tail(SYMBOL, start, minutes(start, 60), (None, rates((MIDNIGHT + 8 * HOUR + 0.01, 3e-4))), False)
     client = OneDecision(long(start + 900.0, 0.5))
-    send_live_bars(client, installation, SYMBOL, minutes(start, 60), (None, rates((MIDNIGHT + 8 * HOUR + 0.01, 3e-4))))
+    send_live_bars(client, installation, [tail])
     (outcome,) = client.outcomes
     assert (outcome.barrier, outcome.cost_bps) == ("time", pytest.approx(FEE_AND_SPREAD))  # filled at the funding time
     client = OneDecision(long(start, 0.5))
-    send_live_bars(client, installation, SYMBOL, minutes(start, 60), (None, rates((MIDNIGHT + 8 * HOUR + 0.01, 3e-4))))
+    send_live_bars(client, installation, [tail])
     (outcome,) = client.outcomes
     assert outcome.cost_bps == pytest.approx(FEE_AND_SPREAD + 3.0)
 
@@ -128,7 +130,7 @@ def artifacts(installation, p, miss_atr):
     scored = np.flatnonzero(index > len(decision) // 2)
     folder = installation.workspace / "artifacts"
     frames = {"grid": Grid("15m").to_dict(), "base_grid": MINUTES.to_dict()}
-    features_folder, labels_folder = stage_folders(folder, SYMBOL, **(MARKET | frames))
+    features_folder, labels_folder = stage_folders(folder, **(MARKET | frames))
     (folder / "validator").mkdir(exist_ok=True)
     arrays = {"base": base, "decision": decision, "features": features, "signals": signals,
               "funding": np.column_stack([paid, np.full(len(paid), 3e-4)])}  # fmt: skip

@@ -45,7 +45,9 @@ def universe(tiny: bool, root: Path) -> tuple[Settings, Params, list[Floats]]:
     if tiny:
         small = fixture(tiny)
         source, warm, params, live = small.home, small.warm, small.params, small.live
-        families = {FAMILY: {arm: arm_of(digest) for arm, digest in zip(("champion", "challenger"), small.digests, strict=True)}}
+        families = {
+            FAMILY: {arm: arm_of(digest) for arm, digest in zip(("champion", "challenger"), small.digests, strict=True)}
+        }
     else:
         trained = four_families(root / "trained")
         source, warm, params, live = trained.home, trained.warm, trained.params, trained.live

@@ -17,9 +17,11 @@ from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.lifecycle import lifecycle
 from flows.monitor import monitor
+from flows.portfolio import portfolio
 from flows.promote import promote, reconcile
 from flows.reconciler import watch_in_background
 from flows.report import report
+from flows.retention import retention
 from flows.retrain import retrain
 from flows.rollback import rollback
 from flows.support import market_runs, processes
@@ -40,6 +42,8 @@ DEPLOYMENTS: list[tuple[Flow[..., Any], str]] = [
     (monitor, "Resolve outcomes, watch drift and loss, report"),
     (retrain, "A new challenger; started by drift, loss, age, the schedule, or a person"),
     (report, "What happened on a market day, as a page"),
+    (retention, "Data versions, records and reports that nothing names any more"),
+    (portfolio, "Allocate among the symbols of the universe"),
     (rollback, "The previous champion back, in one step"),
     (verify, "The ledger against its chain; anchors what is intact"),
     (lifecycle, "One whole turn of the loop"),

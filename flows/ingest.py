@@ -309,7 +309,9 @@ def write_quarantine(rows: pd.DataFrame, file: Path) -> None:
     """Write the quarantined rows, or remove the file where there are none."""
     if len(rows):
         file.parent.mkdir(parents=True, exist_ok=True)
-        rows.to_parquet(file, index=False)
+        draft = file.with_name(f".{file.name}")
+        rows.to_parquet(draft, index=False)
+        draft.replace(file)  # never written in place: it may share its bytes with the cache
     else:
         file.unlink(missing_ok=True)
 

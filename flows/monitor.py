@@ -17,6 +17,7 @@ from prefect.events import emit_event
 
 from flows.support import promotion
 from flows.support.alarms import end_alarm, end_others, keep_alarm
+from flows.support.frozen import frozen
 from flows.support.installation import Installation, now, open_installation
 from flows.support.live_outcomes import Resolved, live_losses, resolve_market
 from flows.support.market_time import learning_now, learning_time_at
@@ -357,7 +358,7 @@ def monitor(symbol: str | None = None) -> MonitorResult:
         watches, reasons = watch(symbols)
         losses = live_losses(installation, symbols)
     deciding = next((w for w in watches if w.model.family == DECISION_FAMILY), None)
-    requested = request_retrains(reasons)
+    requested = request_retrains(reasons) if frozen(installation.settings, "retrain") is None else []
     tripped = trip_model(installation, deciding)
     page = None
     if watches:

@@ -105,6 +105,11 @@ class Settings(BaseSettings):
         return self.home / "exchange"
 
     @property
+    def simulator_states(self) -> Path:
+        """Return the folder from whose files the simulated markets go on without being made from their beginning."""
+        return self.home / "simulator"
+
+    @property
     def bundles(self) -> Path:
         """Return the folder of verified model bundles, one folder a digest."""
         return self.home / "bundles"

@@ -20,7 +20,7 @@ from pipelines.data import schemas
 from pipelines.data.alignment import known_between
 from pipelines.data.quality import assess
 from pipelines.data.series import require_same
-from pipelines.data.sources import Records
+from pipelines.data.sources import Records, SimulatorSource
 from pipelines.data.timeframes import Grid, decision_timeframe
 from pipelines.errors import InputError, NotEnoughData
 from pipelines.monitoring.outcomes import resolve
@@ -63,6 +63,7 @@ def live_tails(installation: Installation, offers: Sequence[MarketOffer]) -> tup
     market that the service goes on with has no reason to be left out: where its source fails it has no new bars.
     Raises  as `each_usable`
     """
+    prepare_simulated(installation, offers)
     tails, left_out = each_usable(
         {offer.symbol: offer for offer in offers}, lambda offer: live_tail(installation, offer)
     )
@@ -71,6 +72,20 @@ def live_tails(installation: Installation, offers: Sequence[MarketOffer]) -> tup
         {symbol: tail if tail.begun else replace(tail, cut=cut) for symbol, tail in tails.items()}, require_history
     )
     return shared, {**left_out, **short}
+
+
+def prepare_simulated(installation: Installation, offers: Sequence[MarketOffer]) -> None:
+    """Make the simulated markets that have not begun side by side, and save them where the feed goes on from."""
+    origin = SimulatorSource(installation.params.simulator)
+    wanted = [
+        offer.symbol
+        for offer in offers
+        if offer.source == "simulator"
+        and offer.symbol in origin.symbols
+        and not already_ingested(installation, offer.symbol)
+    ]
+    if wanted:
+        origin.save_states(installation.settings.simulator_states, wanted)
 
 
 def common_cut(tails: Sequence[Tail]) -> float:
@@ -127,7 +142,7 @@ def going_on(installation: Installation, offer: MarketOffer, newest: float) -> T
     """
     cut = installation.base_grid(offer.symbol).next_close(newest)
     nothing = Tail(offer.symbol, cut, np.empty((0, BAR_WIDTH)), (None, None), True)
-    if not offer.gives_bars:
+    if not offer.gives_bars or (offer.source == "simulator" and cut >= simulated_until(installation)):
         return nothing
     try:
         bars, known, _ = known_now(installation, offer)
@@ -137,6 +152,12 @@ def going_on(installation: Installation, offer: MarketOffer, newest: float) -> T
         report_progress(f"{offer.symbol}: nothing new from {offer.source}: {fault}")
         return nothing
     return replace(nothing, bars=bars, known=known)
+
+
+def simulated_until(installation: Installation) -> float:
+    """Return where the live days of the simulator end, epoch seconds: from there on the feed brings its bars."""
+    spec = installation.params.simulator
+    return (spec.start + timedelta(days=spec.history_days + spec.live_days)).timestamp()
 
 
 def known_now(installation: Installation, offer: MarketOffer) -> tuple[Floats, Records, Grid]:

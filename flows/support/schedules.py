@@ -76,6 +76,8 @@ def plan(params: Params) -> dict[str, Plan]:
             every=timedelta(days=params.retrain.interval_days),
         ),
         "report": Plan((_daily("30 0"),), every=DAY),
+        "retention": Plan((_daily("50 0"),), every=DAY),
+        "portfolio": Plan(),
         "rollback": Plan(),
         "verify": Plan((_daily("20 0"),)),
         "lifecycle": Plan(),

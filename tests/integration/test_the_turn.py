@@ -151,11 +151,11 @@ def test_the_model_from_mlflow_the_bundle_and_the_service_give_the_same_probabil
 def test_prefect_shows_the_schedules_and_the_automation_of_the_drift_event(stack):
     schedules = {d["name"]: [s["active"] for s in d["schedules"]] for d in stack.prefect("deployments/filter", {})}
     assert {name for name, active in schedules.items() if active == [True]} == {
-        "ingest", "monitor", "reconcile", "report", "retrain", "verify",
+        "ingest", "monitor", "reconcile", "report", "retention", "retrain", "verify",
     }  # fmt: skip
     assert set(schedules) == {
-        "ingest", "train", "evaluate", "promote", "reconcile", "monitor", "retrain", "report", "rollback", "verify",
-        "lifecycle",
+        "ingest", "train", "evaluate", "promote", "reconcile", "monitor", "retrain", "report", "retention", "portfolio",
+        "rollback", "verify", "lifecycle",
     }  # fmt: skip
     automation = next(a for a in stack.prefect("automations/filter", {}) if "drift" in a["name"])
     assert automation["enabled"]

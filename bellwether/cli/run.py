@@ -1,4 +1,4 @@
-"""`bellwether run`: the whole loop once, then serving until Ctrl-C."""
+"""`bellwether run`: the whole loop once, then live until Ctrl-C."""
 
 import errno
 import os
@@ -33,6 +33,7 @@ from bellwether.cli.options import (
 )
 from bellwether.cli.output import emit, err, line, number, out, table
 from bellwether.cli.services import start_services
+from bellwether.cli.watch import printer
 from flows.support import processes
 from pipelines.settings import load_params, settings
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from pipelines.data.series import SeriesFile
 
 app = new_group()
+NO_FEED = "none"  # of --feed: no bar arrives after the turn
 
 
 @app.command()
@@ -71,20 +73,27 @@ def run(
     stamp: Stamp = "start",
     day_first: DayFirst = None,
     no_bar: NoBar = None,
+    feed: Annotated[
+        str | None,
+        typer.Option(help="simulator | files | push | exchange | none; what brings bars after the turn."),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="One turn, then stop everything this command started.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole loop once, then serve until Ctrl-C.
 
-    Starts the services that are down; if any was, all are stopped at the end.
+    Then bars arrive by the feed of the market, and a line shows what happens. Starts the services that are down; if
+    any was, all are stopped at the end.
     """
     home = settings().home
     if home.exists() and not home.is_dir():  # before Prefect is imported, whose message would be longer
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(home))
-    from bellwether.operations import start_stop
+    from bellwether.operations import feed_live, start_stop
     from pipelines.data.readers.reading import FileOptions
     from pipelines.data.series import named_files
 
+    if feed not in (None, NO_FEED):
+        feed_live.check_source(feed)
     files, series = named_files(context or [], name or [], unit or [], lag or [], max_age or [])
     options = FileOptions(timeframe, timezone, stamp, day_first, no_bar)
     paths = path or []
@@ -100,16 +109,32 @@ def run(
     console, turned = err if as_json else out, False
     try:
         start_services(as_json, ready=False)  # a refused warm start is not ready until this turn has written a new one
-        result = _turn(
-            source, symbol, paths, begin, files, series, events, venue, market, hours, options, console_is_err=as_json
-        )
+        with feed_live.paused(settings()):
+            result = _turn(
+                source,
+                symbol,
+                paths,
+                begin,
+                files,
+                series,
+                events,
+                venue,
+                market,
+                hours,
+                options,
+                console_is_err=as_json,
+            )
         result["seconds"] = round(time.monotonic() - began, 1)
         emit(result) if as_json else show_turn(result)
         turned = True
         if not once:
             console.print("Serving. Ctrl-C stops everything.")
-            while True:
+            while feed == NO_FEED:
                 time.sleep(1)
+            try:
+                feed_live.live(settings(), printer(console), feed)
+            finally:
+                console.print()  # the status line is not ended
     except KeyboardInterrupt:
         console.print("Stopping.")
         if not turned:

@@ -144,9 +144,12 @@ class FeedRun:
                     self.delivery.backfill(symbol, self._feed.backfill(symbol, market.closed, furthest))
         self.delivery.resolve_outcomes()
         for symbol, market in self._markets.items():
-            opened, close = market.grid.around(market.newest)
-            whole = market.closed >= close and self._installation.store.newest_bar(symbol) is not None
-            if whole and opened == opened and not self._is_old(close) and self.delivery.lacks_decision(symbol, close):
+            newest = self._installation.store.newest_bar(symbol)
+            if newest is None:  # nothing was observed yet: the history ends without a decision
+                continue
+            _, close = market.grid.around(newest)  # NaN where the market is shut: no bar closes then
+            whole = market.base.next_close(newest) >= close
+            if whole and not self._is_old(close) and self.delivery.lacks_decision(symbol, close):
                 log.warning("%s closed at %s UTC without a decision: deciding now", symbol, f"{utc(close):%F %T}")
                 self.delivery.decide(close, [symbol])
 

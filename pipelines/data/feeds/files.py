@@ -29,13 +29,16 @@ class FileFeed:
         return with_records(bars[(opens >= since) & (base.closes(opens) <= until)], known, since, until)
 
     def stream(self, symbols: Sequence[str]) -> Iterator[Close | None]:
-        """Yield closes as Feed defines, and end with the files. What became known while a market was closed comes with
-        its next bar."""
+        """Yield closes as Feed defines, and end with the files.
+
+        It begins after the symbol that is furthest; what others lack before that is for `backfill`. What became known
+        while a market was closed comes with its next bar.
+        """
         groups, sent_until = {}, {symbol: self._markets[symbol].closed for symbol in symbols}
+        begin = max(sent_until.values())
         for symbol in symbols:
             bars, _ = self._market(symbol)
-            fresh = bars[bars[:, OPEN_TIME] > self._markets[symbol].newest]
-            groups[symbol] = decision_bars(fresh, self._markets[symbol].grid)
+            groups[symbol] = decision_bars(bars[bars[:, OPEN_TIME] >= begin], self._markets[symbol].grid)
         for close, parts in merged(groups):
             sent = {}
             for symbol, bars in parts.items():

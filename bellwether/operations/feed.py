@@ -157,7 +157,7 @@ class FeedRun:
         """Deliver a close when it is due, and not while market time is held."""
         moment, outages = close[0], self.delivery.outages
         self._hold()
-        while (wait_s := self._pace.wait_s(moment)) > 0.0:
+        while self._feed.paced and (wait_s := self._pace.wait_s(moment)) > 0.0:
             self._wait(min(wait_s, LOOK_S))
         self.delivery.deliver(close, self._feed.sends, decides=not self._is_old(moment))
         if self.delivery.outages > outages:

@@ -6,6 +6,7 @@ a close that has its decision in the ledger is not decided again.
 
 import functools
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ FIRST_DELAY_S, LONGEST_DELAY_S = 0.2, 5.0  # between two attempts at a service t
 MOST_BARS = 1_000  # base bars of a symbol in one request of a backfill
 FUNDING_BEFORE = timedelta(days=2)  # rates before a decision that its funding may need
 AGAIN = ("ServiceDown", "StoreFault", "ClockJumped")  # kinds of a refusal that the same request may not meet again
+NOT_NOW = re.compile(r"\((401|403|429)\)")  # status of a refusal that is not the data's fault: a key, too many requests
 UNKNOWN = "UnknownName"  # kind of the refusal of a symbol that the service does not serve yet
 Observation = tuple[str, Floats, Books | None, ContextFeed | None]
 
@@ -227,6 +229,8 @@ class Delivery:
         try:
             return self._client.observe_all(batch)
         except InputError as error:
+            if NOT_NOW.search(str(error)):
+                raise
             if len(batch) == 1:
                 return {"observations": [{"symbol": batch[0][0], "error": str(error), "kind": type(error).__name__}]}
         return {"observations": [one for each in batch for one in self._observe_batch([each])["observations"]]}
@@ -290,7 +294,9 @@ class Delivery:
         try:
             with self._report.calling():
                 answer = call()
-        except ServiceDown as error:
+        except (ServiceDown, InputError) as error:
+            if isinstance(error, InputError) and not NOT_NOW.search(str(error)):
+                raise
             self.outages += 1
             self._report.hold(f"the decision service does not answer: {error}"[:300])
             log.warning("attempt again in %g s: %s", self._delay_s, error)

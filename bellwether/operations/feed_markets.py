@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import NamedTuple
 
-from flows.universe import offers
-
 from flows.support.installation import Installation
 from flows.support.live_feed import known_now
 from flows.support.market_access import PUSHED, MarketOffer, exchange_plan
+from flows.universe import offers
 from pipelines.clock import mode_of
 from pipelines.contracts import Floats
 from pipelines.costs import Costs, costs_of, venue_of

@@ -79,7 +79,7 @@ def test_the_loop_sends_every_line_once_and_ends_with_the_reason_where_one_is_re
             assert done.returncode == 0, done.stdout[-900:] + done.stderr
             assert len(service.store().bars(SYMBOL)) == 10
             assert '"closed"' in done.stdout
-            file.write_text("\n".join(["time,open,high,low,close,volume", lines[9].replace(",", ",1", 1), ""]))
+            file.write_text("\n".join(["time,open,high,low,close,volume", lines[9].rpartition(",")[0] + ",1.0", ""]))
             done = pushed(loop, server, file)
             assert done.returncode != 0
             assert "is stored" in done.stdout or "differs" in done.stdout

@@ -33,7 +33,6 @@ from bellwether.cli.options import (
 )
 from bellwether.cli.output import emit, err, line, number, out, table
 from bellwether.cli.services import start_services
-from bellwether.cli.watch import printer
 from flows.support import processes
 from pipelines.settings import load_params, settings
 
@@ -82,18 +81,19 @@ def run(
 ) -> None:
     """Run the whole loop once, then serve until Ctrl-C.
 
-    Then bars arrive by the feed of the market, and a line shows what happens. Starts the services that are down; if
-    any was, all are stopped at the end.
+    Starts the services that are down; if any was, all are stopped at the end.
     """
     home = settings().home
     if home.exists() and not home.is_dir():  # before Prefect is imported, whose message would be longer
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(home))
+    from bellwether.cli.watch import printer
     from bellwether.operations import feed_live, start_stop
-    from pipelines.data.readers.reading import FileOptions
-    from pipelines.data.series import named_files
 
     if feed not in (None, NO_FEED):
         feed_live.check_source(feed)
+    from pipelines.data.readers.reading import FileOptions
+    from pipelines.data.series import named_files
+
     files, series = named_files(context or [], name or [], unit or [], lag or [], max_age or [])
     options = FileOptions(timeframe, timezone, stamp, day_first, no_bar)
     paths = path or []
@@ -103,27 +103,16 @@ def run(
 
         read_events(events, symbol or load_params(settings().params_file).simulator.symbol)
     once = once or os.environ.get("CI", "").lower() in ("1", "true")
+    ordered = feed_live.pause(settings())  # the turn sends the bars of its live days itself
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a signal to stop also stops what we started
     began = time.monotonic()
     ours = any(s["state"] == "down" for s in processes.services(settings()).values())
     console, turned = err if as_json else out, False
     try:
         start_services(as_json, ready=False)  # a refused warm start is not ready until this turn has written a new one
-        with feed_live.paused(settings()):
-            result = _turn(
-                source,
-                symbol,
-                paths,
-                begin,
-                files,
-                series,
-                events,
-                venue,
-                market,
-                hours,
-                options,
-                console_is_err=as_json,
-            )
+        result = _turn(
+            source, symbol, paths, begin, files, series, events, venue, market, hours, options, console_is_err=as_json
+        )
         result["seconds"] = round(time.monotonic() - began, 1)
         emit(result) if as_json else show_turn(result)
         turned = True
@@ -131,15 +120,13 @@ def run(
             console.print("Serving. Ctrl-C stops everything.")
             while feed == NO_FEED:
                 time.sleep(1)
-            try:
-                feed_live.live(settings(), printer(console), feed)
-            finally:
-                console.print()  # the status line is not ended
+            feed_live.live(settings(), printer(console), feed)
     except KeyboardInterrupt:
-        console.print("Stopping.")
+        console.print("\nStopping.")
         if not turned:
             raise typer.Exit(130) from None
     finally:
+        feed_live.restore(settings(), ordered)
         if ours:
             send_queued_events()
             start_stop.down(settings())

@@ -1,7 +1,6 @@
 """The live part of `bellwether run`: a feed is ordered, and shown until Ctrl-C."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from bellwether.operations.feed_wanted import FeedOrder, read_order, write_order
 from bellwether.operations.feed_watch import Sample, samples
@@ -9,19 +8,15 @@ from pipelines.settings import Settings
 
 
 def live(settings: Settings, show: Callable[[Sample], None], source: str | None = None, every_s: float = 1.0) -> None:
-    """Order a feed and show what happens until Ctrl-C; then what was ordered before holds again.
+    """Order a feed and show what happens, until Ctrl-C; `restore` puts back what was ordered before.
 
     source   one of pipelines.data.feeds.FEEDS; None = that of the universe's own source
     every_s  seconds between two samples
     Raises   UnknownName for another source, before anything is ordered; KeyboardInterrupt at the end
     """
-    before = read_order(settings)
     order(settings, source)
-    try:
-        for one in samples(settings, every_s):
-            show(one)
-    finally:
-        write_order(settings, before)
+    for one in samples(settings, every_s):
+        show(one)
 
 
 def order(settings: Settings, source: str | None) -> None:
@@ -40,15 +35,15 @@ def check_source(source: str) -> None:
         raise UnknownName(f"no feed {source!r}; known: {', '.join(FEEDS)}. Use one of these.")
 
 
-@contextmanager
-def paused(settings: Settings) -> Iterator[None]:
-    """Stop the feed while the block runs: a turn sends the bars of its live days itself."""
+def pause(settings: Settings) -> FeedOrder:
+    """Stop the feed, if one is ordered, and return what was ordered: a turn sends its bars itself."""
     before = read_order(settings)
-    if not before.wanted:
-        yield
-        return
-    write_order(settings, FeedOrder(False, before.source, "a turn runs: `bellwether run`"))
-    try:
-        yield
-    finally:
+    if before.wanted:
+        write_order(settings, FeedOrder(False, before.source, "a turn runs: `bellwether run`"))
+    return before
+
+
+def restore(settings: Settings, before: FeedOrder) -> None:
+    """Order again what `pause` returned."""
+    if read_order(settings) != before:
         write_order(settings, before)

@@ -17,6 +17,8 @@ COMMANDS = {  # name → (module, help). `bellwether --help` reads this and load
     "down": ("services", "Stop everything `up` started, workers before servers"),
     "restart": ("services", "Restart services that run"),
     "status": ("services", "Show health, live models, services and alarms"),
+    "watch": ("watch", "Show market time, bars, decisions, trades, alarms and champions"),
+    "feed": ("feed", "Start, stop and show the feed of bars"),
     "doctor": ("services", "Check this installation and show what to fix"),
     "open": ("services", "Open a tool in the browser, by one-time link"),
     "run": ("run", "Run the whole loop once, then serve until Ctrl-C"),

@@ -1,4 +1,4 @@
-"""`bellwether run`: the whole loop once, then serving until Ctrl-C."""
+"""`bellwether run`: the whole loop once, then live until Ctrl-C."""
 
 import errno
 import os
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from flows.support.market_access import MarketOffer
 
 app = new_group()
+NO_FEED = "none"  # of --feed: no bar arrives after the turn
 
 
 @app.command()
@@ -68,6 +69,10 @@ def run(
     stamp: Stamp = "start",
     day_first: DayFirst = None,
     no_bar: NoBar = None,
+    feed: Annotated[
+        str | None,
+        typer.Option(help="simulator | files | push | exchange | none; what brings bars after the turn."),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="One turn, then stop everything this command started.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -79,7 +84,11 @@ def run(
     home = settings().home
     if home.exists() and not home.is_dir():  # before Prefect is imported, whose message would be longer
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(home))
-    from bellwether.operations import start_stop
+    from bellwether.cli.watch import printer
+    from bellwether.operations import feed_live, start_stop
+
+    if feed not in (None, NO_FEED):
+        feed_live.check_source(feed)
     from pipelines.data.readers.reading import FileOptions
     from pipelines.data.series import named_files
 
@@ -89,6 +98,7 @@ def run(
         Stated(source, symbol or [], path or [], options, days, since, files, series, events, venue, market, sessions)
     )
     once = once or os.environ.get("CI", "").lower() in ("1", "true")
+    ordered = feed_live.pause(settings())  # the turn sends the bars of its live days itself
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a signal to stop also stops what we started
     began = time.monotonic()
     ours = any(s["state"] == "down" for s in processes.services(settings()).values())
@@ -101,13 +111,15 @@ def run(
         turned = True
         if not once:
             console.print("Serving. Ctrl-C stops everything.")
-            while True:
+            while feed == NO_FEED:
                 time.sleep(1)
+            feed_live.live(settings(), printer(console), feed)
     except KeyboardInterrupt:
-        console.print("Stopping.")
+        console.print("\nStopping.")
         if not turned:
             raise typer.Exit(130) from None
     finally:
+        feed_live.restore(settings(), ordered)
         if ours:
             send_queued_events()
             start_stop.down(settings())

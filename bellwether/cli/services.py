@@ -22,7 +22,7 @@ app = new_group()
 def up(as_json: AsJson = False) -> None:
     """Start all services and wait until they work.
 
-    The services are MLflow, Prefect, the flows, the two BentoML services and the Evidently UI.
+    The services are MLflow, Prefect, the flows, the feed, the two BentoML services and the Evidently UI.
     """
     start_services(as_json)
     show_services(as_json)

@@ -29,6 +29,7 @@ from pipelines.bootstrap import THREADS
 from pipelines.errors import ServiceDown
 from pipelines.settings import Settings
 from serving.service import keys
+from serving.state.feed_state import ALIVE_S, read_feed_state
 
 START_SECONDS = 240.0  # until a service must answer; on two cores with fresh databases all answer within a minute
 STOP_SECONDS = 20.0  # a service may take this long to end its work before it is killed
@@ -37,6 +38,7 @@ SUPERVISORS = {"bellwether.operations.supervisor", "flows.supervise"}  # modules
 RUN_MARK = "BELLWETHER_RUN"
 SERVICE_MARK = "BELLWETHER_SERVICE"
 LOG_LINES = 15
+FEED_ORDER = "feed.json"  # under `<home>/run`: what a person ordered of the feed, which outlives every process
 
 Progress = Callable[[str], None]  # receives one line of progress: "mlflow up after 11 s"
 
@@ -63,14 +65,16 @@ TELEMETRY_OFF = {
 class Service:
     """Describe how one line of the Procfile is probed.
 
-    port_field   the field of Settings with its port; None = it listens on none, as our Prefect runner does
+    port_field   the field of Settings with its port; None = it listens on none, and `sign` says how it shows life
     health       the path that answers 200 once the service works
+    sign         polls: it asks the Prefect server for work; writes: it writes `serving/feed.json`
     ready        the path that answers 200 once it does its job, 503 with its failing checks before; None = it has none
     """
 
     port_field: str | None
     health: str = "/"
     ready: str | None = None
+    sign: Literal["polls", "writes"] = "polls"
 
 
 SERVICES: dict[str, Service] = {
@@ -78,10 +82,11 @@ SERVICES: dict[str, Service] = {
     "prefect": Service("prefect_port", "/readyz"),
     "decision": Service("decision_port", "/livez", "/readyz"),
     "flows": Service(None),
+    "feed": Service(None, sign="writes"),
     "models": Service("model_port", "/livez", "/readyz"),
     "evidently": Service("evidently_port", "/livez"),
 }
-WORKERS = ("flows",)  # stopped before the servers they talk to: a Prefect runner without its server lingers for minutes
+WORKERS = ("feed", "flows")  # stopped before the servers they talk to: without them they try again for minutes
 
 
 class State(TypedDict):
@@ -302,7 +307,9 @@ def _is_healthy(settings: Settings, service: Service, url: str | None, entry: En
     Raises  _KeyRefused
     """
     if url is None:
-        return bool(entry) and _is_polling(settings, entry["since"])
+        return bool(entry) and (
+            _is_writing(settings, entry["pid"]) if service.sign == "writes" else _is_polling(settings, entry["since"])
+        )
     if not _get(settings, f"{url}{service.health}"):
         return False
     _get(settings, f"{url}{keys.SESSION_PATH}")
@@ -340,6 +347,12 @@ def _is_polling(settings: Settings, since: str) -> bool:
     known = _request(settings, f"{settings.prefect_url}/api/deployments/filter", {"limit": 50})
     oldest = max(datetime.fromisoformat(since), datetime.now(UTC) - timedelta(minutes=1))
     return any(d["last_polled"] and datetime.fromisoformat(d["last_polled"]) > oldest for d in known or [])
+
+
+def _is_writing(settings: Settings, pid: int | None) -> bool:
+    """Return True if the feed process of this pid wrote its state just now, also one that is idle."""
+    state = read_feed_state(settings.serving_dir)
+    return state is not None and state.pid == pid and abs((datetime.now(UTC) - state.at).total_seconds()) < ALIVE_S
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------
@@ -446,8 +459,10 @@ def running_entries(settings: Settings) -> dict[str, Entry]:
 
 
 def leftovers(settings: Settings) -> list[Path]:
-    """Return state files of which no process is left, as after a crash or a reboot."""
-    return [] if home_processes(settings) else sorted((settings.home / "run").glob("*.json"))
+    """Return state files of which no process is left, as after a crash or a reboot; the order of a feed is none."""
+    if home_processes(settings):
+        return []
+    return sorted(file for file in (settings.home / "run").glob("*.json") if file.name != FEED_ORDER)
 
 
 def _how_it_ended(settings: Settings, name: str, deaths: int | None) -> str:

@@ -125,6 +125,13 @@ class DecisionStore(RecordParts):
             for row in rows
         ]
 
+    def count_decisions(self) -> tuple[int, int]:
+        """Return how many decisions are stored, and how many of them opened something."""
+        opened = sa.func.count().filter(t.decisions.c.action != "NO_TRADE")
+        with self._engine.connect() as connection:
+            every, emitted = connection.execute(sa.select(sa.func.count(), opened).select_from(t.decisions)).one()
+        return int(every), int(emitted)
+
     # ---- outcomes -------------------------------------------------------------------------------------------------
 
     def unresolved(self, until: datetime, limit: int | None = None, symbol: str | None = None) -> list[DecisionRecord]:

@@ -43,6 +43,11 @@ class LeaseStore(Database):
             raise LeaseHeld(f"{name} was taken by another holder just now. Wait or retry.") from error
         return lease
 
+    def lease(self, name: str) -> Lease | None:
+        """Return who holds `name` or held it last, expired or not; None where it was released or never taken."""
+        rows = self._rows(sa.select(t.leases).where(t.leases.c.name == name))
+        return Lease(**rows[0]) if rows else None
+
     def renew_lease(self, name: str, holder: str, now: datetime, duration: timedelta) -> Lease:
         """Extend a lease to now + duration. Raises LeaseHeld if it expired or another holder has it."""
         with self.writing() as connection:

@@ -1,4 +1,4 @@
-"""One real stack for all integration tests: six services and one whole turn, started and stopped like a user's."""
+"""One real stack for all integration tests: seven services and one whole turn, started and stopped like a user's."""
 
 import json
 import os
@@ -206,14 +206,14 @@ def stack(tmp_path_factory):
 
 @contextmanager
 def turned(folder: Path) -> Iterator[Stack]:
-    """Run six services and one whole turn. At the end Ctrl-C must leave no process and no change in git."""
+    """Run seven services and one whole turn. At the end Ctrl-C must leave no process and no change in git."""
     os.umask(0o077)  # tests call into the home as well, and a command names every file that it finds open to others
     restrict()  # some tests move champions in this process, as a command would
     before = repository()
     running = Stack(environment(folder / "home"), folder / "run.log")
     with running.log.open("w") as output:
         process = subprocess.Popen(
-            [COMMAND, "run"],
+            [COMMAND, "run", "--feed", "none"],  # these tests send bars themselves
             cwd=ROOT,
             env=running.env,
             stdout=output,

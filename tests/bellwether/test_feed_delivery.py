@@ -1,0 +1,163 @@
+"""One close through the service: nothing lost and nothing doubled, whatever the service does."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import numpy as np
+import pytest
+from support.feed_service import MINUTES, QUARTERS, StoringService, minutes
+from support.records import DECISION
+
+from bellwether.operations.feed_delivery import Delivery, Stopped
+from bellwether.operations.feed_report import FeedReport
+from pipelines.contracts import OPEN_TIME, utc
+from pipelines.costs import costs_of
+from pipelines.data.feeds import FeedMarket, Sent
+from pipelines.record_codec import DecisionRecord
+from pipelines.settings import load_params
+from pipelines.store import Store
+
+T = 1_704_067_200.0
+A, B = "SIM/USDT", "SIMB/USDT"
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = Store.open(f"sqlite:///{tmp_path}/store.db")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def service(store):
+    return StoringService(store)
+
+
+@pytest.fixture
+def delivery(store, service, tmp_path):
+    return delivering(store, service, tmp_path)
+
+
+def delivering(store, service, tmp_path, wait=lambda seconds: None):
+    """Return a delivery of two markets after `T`; it waits for nothing."""
+    markets = {symbol: FeedMarket(symbol, MINUTES, QUARTERS, T - 60.0) for symbol in (A, B)}
+    costs = dict.fromkeys(markets, costs_of(load_params().costs, "simulator", "spot"))
+    report = FeedReport(tmp_path / "serving")
+    report.begin("simulator", 900.0, paced=True, longest_call_s=1.0)
+    return Delivery(service, store, markets, costs, report, wait)
+
+
+def close(i, symbols=(A, B)):
+    """Return the i-th close after `T`, of these symbols."""
+    return T + 900.0 * (i + 1), {symbol: Sent(minutes(T + 900.0 * i, 15, seed=i)) for symbol in symbols}
+
+
+def closes(n):
+    """Return the times of the first n closes after `T`."""
+    return [T + 900.0 * (i + 1) for i in range(n)]
+
+
+def test_every_symbol_is_sent_in_one_call_and_decided_in_one(delivery, service):
+    for i in range(3):
+        delivery.deliver(close(i))
+    assert service.calls == [("observe", [A, B]), ("decide", [A, B])] * 3
+    assert service.decided(A) == service.decided(B) == closes(3)
+    assert (delivery.counts.closes, delivery.counts.bars, delivery.counts.decisions) == (3, 90, 6)
+
+
+@pytest.mark.parametrize(
+    "faults", [["before"] * 3, ["after"], [None, "before"], [None, "after"], ["after", None, "after"]]
+)
+def test_a_service_that_fails_before_or_after_it_has_stored_loses_and_doubles_nothing(delivery, service, faults):
+    delivery.deliver(close(0))
+    service.faults = list(faults)
+    delivery.deliver(close(1))
+    delivery.deliver(close(2))
+    assert service.decided(A) == service.decided(B) == closes(3)
+    assert service.store.bars(A)[:, OPEN_TIME].tolist() == (T + 60.0 * np.arange(45)).tolist()
+    assert delivery.counts.decisions == 6
+    assert delivery.outages == sum(fault is not None for fault in faults)
+
+
+def test_the_delay_between_attempts_doubles_and_market_time_stands(store, service, tmp_path):
+    waits = []
+    delivery = delivering(store, service, tmp_path, waits.append)
+    service.faults = ["before"] * 7
+    delivery.deliver(close(0))
+    assert waits == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    assert delivery._report.held is None
+
+
+def test_a_feed_that_is_stopped_while_the_service_is_down_ends(store, service, tmp_path):
+    def stop(seconds):
+        raise Stopped
+
+    service.faults = ["before"]
+    with pytest.raises(Stopped):
+        delivering(store, service, tmp_path, stop).deliver(close(0))
+
+
+def test_bad_data_of_one_symbol_is_its_own(delivery, service):
+    delivery.deliver(close(0))
+    delivery.deliver(close(1))
+    other = minutes(T + 900.0, 15, seed=9)  # stored otherwise
+    delivery.deliver((T + 2700.0, {A: Sent(other), B: close(2)[1][B]}))
+    assert service.decided(A) == closes(2)
+    assert service.decided(B) == closes(3)
+
+
+def test_a_symbol_that_is_not_served_yet_lacks_nothing_once_it_is(delivery, service):
+    service.unknown = {B}
+    for i in range(3):
+        delivery.deliver(close(i))
+    assert (service.decided(A), service.decided(B)) == (closes(3), [])
+    service.unknown = set()
+    delivery.deliver(close(3))
+    delivery.deliver(close(4))
+    assert service.store.bars(B)[:, OPEN_TIME].tolist() == (T + 60.0 * np.arange(75)).tolist()
+    assert service.decided(B) == closes(5)[3:]
+    assert service.decided(A) == closes(5)
+
+
+def test_a_decision_bar_that_lacks_its_last_minute_is_decided_when_a_later_one_closes_it(delivery, service):
+    delivery.deliver(close(0, [A]))
+    delivery.deliver((T + 1800.0, {A: Sent(minutes(T + 900.0, 15, seed=1)[:-1])}))
+    assert service.decided(A) == closes(1)
+    delivery.deliver(close(2, [A]))
+    assert service.decided(A) == [T + 900.0, T + 2700.0]
+
+
+def test_a_backfill_is_stored_whole_and_decides_nothing(delivery, service):
+    delivery.backfill(A, Sent(minutes(T, 2_500)))
+    assert len(service.store.bars(A)) == 2_500
+    assert [kind for kind, _ in service.calls] == ["observe"] * 3
+    assert service.decided(A) == []
+
+
+def emitted(store, as_of, **changes):
+    """Store a long decision with a target and a stop a unit away and four bars to live; return it."""
+    decision = replace(
+        DECISION, id=f"e{as_of:.0f}", symbol=A, as_of=utc(as_of), known_at=utc(as_of), ingested_at=utc(as_of),
+        action="BUY", direction=1, entry=100.0, stop=99.0, take_profits=(101.0,), size=0.1, p=0.6, event="breakout",
+        expiry=utc(as_of) + timedelta(hours=1), **changes,
+    )  # fmt: skip
+    store.add_decisions([DecisionRecord(decision, b"", b"")])
+    return decision
+
+
+def test_the_outcome_of_a_decision_is_reported_before_the_next_decision_also_by_a_later_process(
+    store, service, tmp_path
+):
+    delivering(store, service, tmp_path).deliver(close(0, [A]))
+    made = emitted(store, T + 900.0)
+    later = delivering(store, service, tmp_path)
+    later._markets[A] = replace(later._markets[A], newest=T + 840.0)
+    later = Delivery(service, store, later._markets, later._costs, later._report, lambda seconds: None)
+    for i in range(1, 6):
+        later.deliver(close(i, [A]))
+    (outcome,) = store.outcomes_of([made.id])
+    assert outcome.resolved_at == utc(T + 900.0) + timedelta(hours=1)
+    assert (outcome.barrier, later.counts.outcomes) == ("time", 1)
+    at = service.calls.index(("outcome", [made.id]))
+    assert service.calls[at - 1][0] == "observe"
+    assert service.calls[at + 1][0] == "decide"

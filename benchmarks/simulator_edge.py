@@ -40,7 +40,8 @@ from pipelines.data.simulator.market import Market, simulate
 from pipelines.data.timeframes import Grid, resample
 from pipelines.evaluation.metrics import auc
 from pipelines.features.catalog import FEATURES
-from pipelines.params import Params, SimulatorParams
+from pipelines.market_params import SimulatorParams
+from pipelines.params import Params
 from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.training.labelling import Sources, event_labels, predictor_labels

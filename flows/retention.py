@@ -18,7 +18,8 @@ from pipelines import disk, versioning
 from pipelines.families import FAMILIES
 
 VERSIONS = 30  # data versions kept beyond those that are named
-REPORTS = 30  # folders of reports kept, the newest
+REPORTS = 30  # folders of reports of a kind kept, the newest
+DATED = ("[0-9]*T[0-9]*", "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]")  # of drift and portfolio; of market days
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +75,15 @@ def remove_records(days: int) -> dict[str, int]:
     return {one.what: one.n for one in records_retention.prune(installation, before)}
 
 
-def old_reports(folder: Path) -> list[Path]:
-    """Return the folders of reports beyond the newest REPORTS; their names are moments."""
-    dated = sorted(one for one in folder.glob("[0-9]*T[0-9]*") if one.is_dir())
+def old_reports(installation: Installation) -> list[Path]:
+    """Return the folders of reports beyond the newest REPORTS of a kind; their names are moments, or market days."""
+    folder = installation.settings.home / "reports"
+    return [old for pattern in DATED for old in beyond_newest(folder, pattern)]
+
+
+def beyond_newest(folder: Path, pattern: str) -> list[Path]:
+    """Return the folders of this pattern but the newest REPORTS."""
+    dated = sorted(one for one in folder.glob(pattern) if one.is_dir())
     return dated[:-REPORTS]
 
 
@@ -90,7 +97,7 @@ def retention(days: int | None = None, dry_run: bool = False) -> dict[str, Any]:
     installation = open_installation()
     wanted = days or installation.settings.keep_days
     since = records_retention.cutoff(installation, wanted, learning_now(installation))
-    plan, reports = plan_versions(installation, since), old_reports(installation.settings.home / "reports")
+    plan, reports = plan_versions(installation, since), old_reports(installation)
     if dry_run:
         rows = {one.what: one.n for one in records_retention.plan(installation, since)}
         return {"versions": plan.gone, "kept": plan.kept, "records": rows, "reports": len(reports), "removed": False}

@@ -16,7 +16,7 @@ from pipelines.data.funding import HOUR_S, SETTLED_S, UNIT_HOURS, settlement_hou
 from pipelines.data.symbols import kind_of
 from pipelines.errors import BadShape
 from pipelines.labels.barriers import STOP, TIME
-from pipelines.params import CostParams, MarketCosts
+from pipelines.market_params import CostParams, MarketCosts
 
 FUNDING = CONTEXT_INDEX["funding_rate"]
 SETTLED_SHARE = 0.9  # of the rates that have a period of their own, from which on they count as settled

@@ -19,7 +19,7 @@ from pipelines.costs import (
     venue_of,
 )
 from pipelines.labels.barriers import STOP, TARGET, TIME
-from pipelines.params import CostParams
+from pipelines.market_params import CostParams
 from pipelines.settings import ROOT, load_params
 
 COSTS = load_params().costs

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, HIGH, LOW, Bools, Floats
-from pipelines.params import QualityParams
+from pipelines.market_params import QualityParams
 
 LEAST_SHARE = 8  # a range of fewer than collar_bars / 8 bars is none: the rule abstains
 

@@ -56,7 +56,7 @@ from pipelines.data.schemas import (
 )
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadTimes, NotEnoughData
-from pipelines.params import QualityParams
+from pipelines.market_params import QualityParams
 
 RULES = QualityParams()  # where no params.yaml is at hand; the values of its `data.quality`
 PART = 65_536  # rows of which the rules are asked at a time

@@ -22,7 +22,7 @@ from pipelines.data.series import SeriesFile, series_of
 from pipelines.data.symbols import kind_of, parse_symbol
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadTimes, BadValues, UnknownName, UnreadableFile
-from pipelines.params import MarketKind, SimulatorParams
+from pipelines.market_params import MarketKind, SimulatorParams
 
 if TYPE_CHECKING:  # imported where they are used: a look at a file waits for no exchange, simulator or order book
     from pipelines.data.readers.exchange import Backfill

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pipelines.errors import UnknownName
-from pipelines.params import MarketKind
+from pipelines.market_params import MarketKind
 
 # currencies of states, and metals: six letters of two of these are one pair
 FIAT = (

@@ -7,7 +7,7 @@ from datetime import datetime
 import numpy as np
 
 from pipelines.errors import InputError
-from pipelines.params import CostParams
+from pipelines.market_params import CostParams
 from pipelines.store import Fill, Store
 from serving.risk.ledger_fills import entry_of, exit_of
 from serving.service.store_executor import StoreExecutor

@@ -38,8 +38,8 @@ from pipelines.data.series import ages_of
 from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import BadTimes, BadValues, UnknownName
 from pipelines.features.catalog import FEATURES
+from pipelines.market_params import CostParams, QualityParams
 from pipelines.models.gaps import DECISIONS, memory, waits
-from pipelines.params import CostParams, QualityParams
 from pipelines.signals.catalog import SIGNALS
 from pipelines.store import HeldBar, packed, unpacked
 from pipelines.warm_start import WarmStart

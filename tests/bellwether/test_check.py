@@ -17,7 +17,7 @@ from pipelines.data.quality import REASONS
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadColumns, BadValues, NotEnoughData, UnknownName
 from pipelines.features.catalog import FEATURES, absent_columns
-from pipelines.params import QualityParams
+from pipelines.market_params import QualityParams
 from pipelines.settings import load_params, settings
 
 PARAMS = load_params()

@@ -22,7 +22,7 @@ from pipelines.contracts import OPEN_TIME, utc
 from pipelines.costs import costs_of
 from pipelines.data.feeds import FEEDS, FeedMarket, FeedRequest, make_feed
 from pipelines.data.readers.exchange import Backfill
-from pipelines.params import ExchangeParams
+from pipelines.market_params import ExchangeParams
 from pipelines.settings import Settings, load_params, settings
 from pipelines.store import BarBatch, Store
 from serving.client import Client

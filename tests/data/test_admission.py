@@ -14,7 +14,7 @@ from pipelines.data.quality import REASONS, assess
 from pipelines.data.schemas import to_frame
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape, BadTimes, BadValues
-from pipelines.params import QualityParams
+from pipelines.market_params import QualityParams
 from serving.service.schemas import Bar
 
 MINUTES = Grid("1m")

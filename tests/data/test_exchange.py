@@ -39,7 +39,7 @@ from pipelines.data.schemas import to_frame, to_matrix
 from pipelines.data.sources import check_request, make_source
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadTimes, BadValues, NotEnoughData, UnknownName, UnreadableFile, VenueDown
-from pipelines.params import ExchangeParams
+from pipelines.market_params import ExchangeParams
 from pipelines.settings import Settings, load_params
 from pipelines.store import BarBatch, Store
 

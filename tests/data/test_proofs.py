@@ -15,7 +15,7 @@ from pipelines.data.schemas import to_frame
 from pipelines.data.sessions import market_grid
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadColumns, BadValues
-from pipelines.params import QualityParams
+from pipelines.market_params import QualityParams
 
 CASES = Path(__file__).parents[2] / "../shared/cases"
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

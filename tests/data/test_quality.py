@@ -16,7 +16,7 @@ from pipelines.data.schemas import BARS, check, epoch_seconds, to_frame
 from pipelines.data.sessions import infer_grid
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadColumns, BadTimes, NotEnoughData
-from pipelines.params import QualityParams
+from pipelines.market_params import QualityParams
 from pipelines.settings import load_params
 
 MINUTES, HOURS = Grid("1m"), Grid("1h")

@@ -11,7 +11,7 @@ from pipelines.data.simulator.market import simulate
 from pipelines.data.simulator.stream import SimulatedStream
 from pipelines.data.sources import SimulatorSource
 from pipelines.errors import BadTimes, BadValues, UnknownName
-from pipelines.params import FollowerParams, SimulatorParams
+from pipelines.market_params import FollowerParams, SimulatorParams
 
 START = datetime(2024, 1, 1, 5, 7, tzinfo=UTC)  # within a quarter hour and a period of funding
 SPEC = SimulatorParams(

@@ -12,7 +12,7 @@ from pipelines.data.simulator.market import DESIGN, simulate
 from pipelines.data.simulator.market_path import drift_dates
 from pipelines.data.sources import SimulatorSource
 from pipelines.errors import BadValues, UnknownName
-from pipelines.params import FollowerParams, SimulatorParams
+from pipelines.market_params import FollowerParams, SimulatorParams
 
 LAG = 5
 FOLLOWERS = (

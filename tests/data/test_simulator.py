@@ -9,7 +9,7 @@ from pipelines.data.schemas import check, to_frame
 from pipelines.data.simulator.market import DESIGN, simulate
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadValues
-from pipelines.params import SimulatorParams
+from pipelines.market_params import SimulatorParams
 
 MINUTES = Grid("1m")
 

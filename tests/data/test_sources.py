@@ -12,7 +12,7 @@ from pipelines.data.readers.reading import FileOptions
 from pipelines.data.schemas import LAYOUT, check, to_matrix, write_bars
 from pipelines.data.sources import SOURCES, check_request, make_source
 from pipelines.errors import BadTimes, BadValues, UnknownName, UnreadableFile
-from pipelines.params import ExchangeParams, SimulatorParams
+from pipelines.market_params import ExchangeParams, SimulatorParams
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 TAKEN = datetime(2025, 1, 1, tzinfo=UTC)

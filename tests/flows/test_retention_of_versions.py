@@ -1,6 +1,7 @@
 """Retention of data versions: what is named stays, complete; what is not goes from folder, cache and remote."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -95,6 +96,8 @@ def test_the_newest_and_the_named_versions_stay_with_their_reason(monkeypatch, t
 
 def test_old_folders_of_reports_go_and_pages_made_by_hand_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(retention, "REPORTS", 1)
-    for name in ("20240101T000000", "20240102T000000", "by-hand"):
-        (tmp_path / name).mkdir()
-    assert [folder.name for folder in retention.old_reports(tmp_path)] == ["20240101T000000"]
+    reports = tmp_path / "reports"
+    for name in ("20240101T000000", "20240102T000000", "2024-01-01", "2024-01-02", "by-hand"):
+        (reports / name).mkdir(parents=True)
+    home = SimpleNamespace(settings=SimpleNamespace(home=tmp_path))
+    assert sorted(folder.name for folder in retention.old_reports(home)) == ["2024-01-01", "20240101T000000"]

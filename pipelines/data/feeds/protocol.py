@@ -12,7 +12,7 @@ from pipelines.data.alignment import known_between, merge_records
 from pipelines.data.sources import Records
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadValues
-from pipelines.params import SimulatorParams
+from pipelines.market_params import SimulatorParams
 
 if TYPE_CHECKING:  # no feed but that of exchanges needs its readers
     from pipelines.data.readers.exchange import Backfill

@@ -18,7 +18,7 @@ from pipelines.data.readers.pages import Page, folder_of, read_page, write_page
 from pipelines.data.readers.venues import Venue, check_venue
 from pipelines.data.timeframes import seconds
 from pipelines.errors import UnknownName, VenueDown
-from pipelines.params import ExchangeParams
+from pipelines.market_params import ExchangeParams
 
 SETTLE_S = 2  # a candle may still be corrected just after its close
 PROGRESS_EVERY_S = 5.0

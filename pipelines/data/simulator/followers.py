@@ -20,7 +20,7 @@ import numpy as np
 from pipelines.data.simulator.latent import Design
 from pipelines.data.symbols import parse_symbol
 from pipelines.errors import BadValues, UnknownName
-from pipelines.params import FollowerParams, SimulatorParams
+from pipelines.market_params import FollowerParams, SimulatorParams
 
 STREAMS_OF_NOISE = 7  # of a market: value, chance, origin, pressure, share, volume, book
 

@@ -12,7 +12,7 @@ import numpy as np
 from pipelines.compiled import kernel
 from pipelines.contracts import Floats, Ints
 from pipelines.data.simulator.book_design import STEPS, BookDesign
-from pipelines.params import SimulatorParams
+from pipelines.market_params import SimulatorParams
 
 MINUTES_A_DAY = 1440
 LATENT_FIELDS = ("usual_volume", "volume", "taker_share", "sd", "pressure")  # of a minute; sd of the log value

@@ -25,7 +25,7 @@ from pipelines.data.simulator.funding import joined
 from pipelines.data.simulator.latent import DESIGN, MINUTES_A_DAY, Design
 from pipelines.data.simulator.market_path import BLOCK, MarketPath
 from pipelines.errors import BadValues
-from pipelines.params import SimulatorParams
+from pipelines.market_params import SimulatorParams
 
 
 @dataclass(frozen=True)

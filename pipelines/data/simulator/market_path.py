@@ -31,7 +31,7 @@ from pipelines.data.simulator.latent import (
     walk_parameters,
 )
 from pipelines.errors import BadValues
-from pipelines.params import SimulatorParams
+from pipelines.market_params import SimulatorParams
 
 BLOCK = 30 * MINUTES_A_DAY  # minutes made at a time: working arrays stay at a few MB however long the history
 NEVER = 1 << 62  # minute of a drift that does not come

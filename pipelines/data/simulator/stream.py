@@ -21,7 +21,7 @@ from pipelines.data.simulator.followers import symbols_of
 from pipelines.data.simulator.latent import DESIGN, MINUTES_A_DAY, Design
 from pipelines.data.simulator.market_path import BLOCK, MarketPath, Traded
 from pipelines.errors import BadTimes, BadValues
-from pipelines.params import SimulatorParams
+from pipelines.market_params import SimulatorParams
 
 T = TypeVar("T")
 R = TypeVar("R")

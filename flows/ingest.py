@@ -144,7 +144,7 @@ def with_observed(installation: Installation, symbol: str, market: MarketData) -
 def gather(offer: MarketOffer, installation: Installation, from_home: bool, through: datetime | None) -> Ingested:
     """Return one market: what this home holds of it and saw since, or what its source gives up to `through`."""
     held = held_market(installation.workspace, offer.symbol)
-    if from_home and held is not None:
+    if held is not None and (from_home or not offer.gives_bars):
         frame, known, provenance, grid = observed(offer.symbol)
         stamp, clock = None, mode_of(held.facts)
     else:
@@ -163,6 +163,21 @@ def require_days(offer: MarketOffer, frame: pd.DataFrame, grid: Grid, live_days:
     if offer.source != "simulator":
         opens = schemas.epoch_seconds(frame["open_time"])
         live_from(opens[np.isfinite(opens)], grid, live_days, offer.symbol, ", ".join(offer.paths) or offer.source)
+
+
+def as_it_was(symbol: str, why: str, floor: float) -> CheckedMarket:
+    """Return a market as the newest data version holds it, where what came since is unfit and no source has it again.
+
+    why  it is unfit. Raises as `checked`
+    """
+    installation = open_installation()
+    facts, grid = installation.manifest(symbol), installation.base_grid(symbol)
+    known = data_version.read_records(installation.data, facts)
+    kept = Ingested(
+        symbol, snapshot_now(installation, symbol), known, facts["source"], grid, None, mode_of(facts), True
+    )
+    report_progress(f"{symbol} goes on as it was, without what the service saw since: {why}")
+    return checked(kept, floor)
 
 
 @task
@@ -187,6 +202,17 @@ def checked(market: Ingested, floor: float) -> CheckedMarket:
         ingested_at=market.ingested_at,
         clock=market.clock,
     )
+
+
+def checked_or_held(installation: Installation, market: Ingested, offers: Mapping[str, MarketOffer]) -> CheckedMarket:
+    """Return a market as `checked`; one that is unfit now and that no source can give again, as it was held."""
+    floor = installation.params.data.quality_floor
+    try:
+        return checked(market, floor)
+    except (QualityBlocked, NotEnoughData) as fault:
+        if len(offers) == 1 or not market.observed or offers[market.symbol].gives_bars:
+            raise
+        return as_it_was(market.symbol, str(fault), floor)
 
 
 def other_timeframes(installation: Installation, markets: Mapping[str, CheckedMarket]) -> dict[str, str]:
@@ -405,6 +431,14 @@ def matches_pointer(data_hash: str, bars: Mapping[str, pd.DataFrame]) -> str:
     return f" ({match})" if match else ""
 
 
+def remember(installation: Installation, whole: list[MarketOffer], added: list[MarketOffer]) -> None:
+    """Write who is in the universe; where it is written already only what was added: people change it meanwhile."""
+    if not universe.file_of(installation).is_file():
+        universe.write(installation, whole)
+    elif added:
+        universe.add(installation, added)
+
+
 def present(installation: Installation) -> datetime | None:
     """Return up to when a market new to this home is read: as far as those it holds; None = everything known by now.
 
@@ -446,12 +480,12 @@ def ingest(
             ),
         )
     with step(f"ingest: check {sum(len(market.frame) for market in fetched.values()):,} bars"):
-        usable, unfit = each_usable(fetched, lambda market: checked(market, installation.params.data.quality_floor))
+        usable, unfit = each_usable(fetched, lambda market: checked_or_held(installation, market, wanted))
         coarse = other_timeframes(installation, usable)
     markets = [market for symbol, market in usable.items() if symbol not in coarse]
     with step("ingest: version with DVC"):
         data_hash: str = version(markets, {**(left_out or {}), **unread, **unfit, **coarse})
-    universe.write(installation, whole)
+    remember(installation, whole, offers or [])
     report_left_out(installation.store, installation.data_version(), now())
     for market in markets:
         report_progress(market_line(market))

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from bellwether.cli.main import app
 from bellwether.cli.offers import Stated, named_path, offers_of
 from flows import universe
-from flows.ingest import CheckedMarket, write_version
+from flows.support.data_writer import CheckedMarket, write_version
 from flows.support.installation import now, open_installation
 from flows.support.market_access import MarketOffer
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Decision

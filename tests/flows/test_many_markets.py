@@ -8,7 +8,8 @@ import pytest
 
 from flows import ingest as ingest_flow
 from flows import universe
-from flows.ingest import CheckedMarket, ingest, write_snapshot, write_version
+from flows.ingest import ingest
+from flows.support.data_writer import CheckedMarket, write_snapshot, write_version
 from flows.support.installation import Installation
 from flows.support.market_access import MarketOffer
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME, utc

@@ -171,6 +171,15 @@ def test_no_symbol_goes_while_a_retrain_runs_or_a_version_waits_for_a_person(hel
         run("remove", "ETH/USDT")
 
 
+def test_a_file_is_checked_against_the_market_that_is_named_and_a_new_symbol_against_none(held, csv):
+    done = CliRunner().invoke(app, ["check", str(csv("a.csv")), "--home"])
+    assert "this home holds BTC/USDT, ETH/USDT: name the one" in str(done.exception)
+    for symbol, about in (("ETH/USDT", "this home holds ETH/USDT at 15m"), ("LTC/USDT", None)):
+        done = CliRunner().invoke(app, ["check", str(csv("a.csv")), "--home", "--symbol", symbol, "--json"])
+        home = json.loads(done.stdout)["home"]
+        assert home is None if about is None else home.startswith(about)
+
+
 # ---- what a run offers
 
 

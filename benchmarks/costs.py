@@ -26,8 +26,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.fixture import FAMILY, listed, recording
-from flows.ingest import write_snapshot
 from flows.support.backtest import backtest_policy, missed
+from flows.support.data_writer import write_snapshot
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, Estimate, Floats, JsonObject
 from pipelines.costs import costs_of, funding_payments, funding_rates, funding_received_bps, venue_of
 from pipelines.data.quality import assess

@@ -3,7 +3,7 @@
 All markets of the universe are one data version. One whose data are unfit is left out by name; the others go on.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from flows import universe
+from flows.support.data_writer import CheckedMarket, Provenance, require_rows, write_version
 from flows.support.holdings import held_market, held_markets, with_held_bars
 from flows.support.installation import Installation, now, open_installation, workspace_lease
 from flows.support.live_feed import live_from
@@ -27,10 +28,8 @@ from flows.support.progress import report_progress, step
 from pipelines import versioning
 from pipelines.clock import Mode, mode_of
 from pipelines.contracts import utc
-from pipelines.costs import venue_of
-from pipelines.data import data_version, records, reference_year, schemas
+from pipelines.data import data_version, reference_year, schemas
 from pipelines.data.alignment import merge_records
-from pipelines.data.data_version import BAR, BOOK, CONTEXT, MANIFEST, DataVersion
 from pipelines.data.embargo import to_json
 from pipelines.data.quality import REASONS, QualityReport, assess
 from pipelines.data.readers.events import read_events
@@ -39,15 +38,9 @@ from pipelines.data.series import to_json as series_json
 from pipelines.data.sources import Records
 from pipelines.data.symbols import slug_of
 from pipelines.data.timeframes import Grid, decision_timeframe, seconds
-from pipelines.errors import BellwetherError, NotEnoughData, QualityBlocked, UnreadableFile
+from pipelines.errors import BellwetherError, NotEnoughData, QualityBlocked
 
-Provenance = Mapping[str, Any]  # what a source says of itself; it goes into the manifest
 SHOWN = 5  # bars named one by one
-SAME_ROW = {  # columns by which a row of a kind is the same as one that was stored before
-    BAR: ["open_time", *schemas.VALUES],
-    BOOK: ["known_at"],
-    CONTEXT: ["known_at", "field"],
-}
 MarketData = tuple[pd.DataFrame, Records, Provenance, Grid]  # bars, records, provenance, where bars open and close
 
 
@@ -69,18 +62,6 @@ class Ingested:
     ingested_at: datetime | None
     clock: Mode | None
     observed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CheckedMarket:
-    """Hold one market that is ready to be written: checked bars, books and context, and as `Ingested` has them."""
-
-    symbol: str
-    report: QualityReport
-    known: Records
-    provenance: Provenance
-    ingested_at: datetime | None = None
-    clock: Mode | None = None
 
 
 def may_pass(_task: "Task[..., Any]", _run: TaskRun, state: "State[Any]") -> bool:
@@ -144,7 +125,7 @@ def with_observed(installation: Installation, symbol: str, market: MarketData) -
 def gather(offer: MarketOffer, installation: Installation, from_home: bool, through: datetime | None) -> Ingested:
     """Return one market: what this home holds of it and saw since, or what its source gives up to `through`."""
     held = held_market(installation.workspace, offer.symbol)
-    if from_home and held is not None:
+    if held is not None and (from_home or not offer.gives_bars):
         frame, known, provenance, grid = observed(offer.symbol)
         stamp, clock = None, mode_of(held.facts)
     else:
@@ -163,6 +144,21 @@ def require_days(offer: MarketOffer, frame: pd.DataFrame, grid: Grid, live_days:
     if offer.source != "simulator":
         opens = schemas.epoch_seconds(frame["open_time"])
         live_from(opens[np.isfinite(opens)], grid, live_days, offer.symbol, ", ".join(offer.paths) or offer.source)
+
+
+def as_it_was(symbol: str, why: str, floor: float) -> CheckedMarket:
+    """Return a market as the newest data version holds it, where what came since is unfit and no source has it again.
+
+    why  it is unfit. Raises as `checked`
+    """
+    installation = open_installation()
+    facts, grid = installation.manifest(symbol), installation.base_grid(symbol)
+    known = data_version.read_records(installation.data, facts)
+    kept = Ingested(
+        symbol, snapshot_now(installation, symbol), known, facts["source"], grid, None, mode_of(facts), True
+    )
+    report_progress(f"{symbol} goes on as it was, without what the service saw since: {why}")
+    return checked(kept, floor)
 
 
 @task
@@ -187,6 +183,17 @@ def checked(market: Ingested, floor: float) -> CheckedMarket:
         ingested_at=market.ingested_at,
         clock=market.clock,
     )
+
+
+def checked_or_held(installation: Installation, market: Ingested, offers: Mapping[str, MarketOffer]) -> CheckedMarket:
+    """Return a market as `checked`; one that is unfit now and that no source can give again, as it was held."""
+    floor = installation.params.data.quality_floor
+    try:
+        return checked(market, floor)
+    except (QualityBlocked, NotEnoughData) as fault:
+        if len(offers) == 1 or not market.observed or offers[market.symbol].gives_bars:
+            raise
+        return as_it_was(market.symbol, str(fault), floor)
 
 
 def other_timeframes(installation: Installation, markets: Mapping[str, CheckedMarket]) -> dict[str, str]:
@@ -218,123 +225,6 @@ def version(markets: Sequence[CheckedMarket], left_out: Mapping[str, str]) -> st
         data_hash = versioning.snapshot(installation.workspace)
         versioning.keep_version(installation.workspace, installation.versions)
     return data_hash
-
-
-def write_version(folder: Path, markets: Iterable[CheckedMarket], left_out: Mapping[str, str] | None = None) -> None:
-    """Write manifest, months and quarantines of these markets, and remove those of others. Same input, same bytes.
-
-    left_out  symbol → why this version does not hold it
-    Raises    NotEnoughData for a market without a usable row
-    """
-    facts = {market.symbol: write_market(folder, market) for market in markets}
-    data_version.write_manifest(folder, DataVersion(facts, left_out or {}))
-    data_version.remove_others(folder, facts)
-
-
-def write_snapshot(
-    folder: Path,
-    symbol: str,
-    report: QualityReport,
-    provenance: Provenance,
-    known: Records = (None, None),
-    ingested_at: datetime | None = None,
-    clock: Mode | None = None,
-) -> None:
-    """Write a data version of one market; arguments as of `CheckedMarket`. Raises as `write_version`."""
-    write_version(folder, [CheckedMarket(symbol, report, known, provenance, ingested_at, clock)])
-
-
-def write_market(folder: Path, market: CheckedMarket) -> dict[str, Any]:
-    """Write the months and the quarantine of one market. Return its facts, as the manifest holds them.
-
-    Raises  NotEnoughData without a usable row
-    """
-    symbol, report, (books, feed) = market.symbol, market.report, market.known
-    require_rows(symbol, report)
-    book = None if books is None else records.from_books(books, market.ingested_at)
-    context = None if feed is None else records.from_feed(feed, market.ingested_at)
-    if context is not None:
-        context = context.sort_values(SAME_ROW[CONTEXT], kind="stable", ignore_index=True)
-    before = stored_facts(folder, symbol)
-    rows = {
-        kind: None
-        if frame is None
-        else retain_first_ingestion(frame, stored_rows(folder, before, kind), SAME_ROW[kind])
-        for kind, frame in {BAR: report.clean, BOOK: book, CONTEXT: context}.items()
-    }
-    bars = rows[BAR]
-    assert bars is not None
-    files = data_version.write_market(folder, symbol, bars, rows[BOOK], rows[CONTEXT])
-    write_quarantine(report.quarantined, folder / "quarantine" / f"{slug_of(symbol)}.parquet")
-    venue, kind_of_market = venue_of({"symbol": symbol, "source": market.provenance})
-    return {
-        "symbol": symbol,
-        "timeframe": report.grid.timeframe,
-        "grid": report.grid.to_dict(),
-        "files": files,
-        "rows": len(bars),
-        "first": bars["open_time"].iloc[0].isoformat(),
-        "last": bars["open_time"].iloc[-1].isoformat(),
-        "source": dict(market.provenance),
-        "clock": market.clock or mode_of({"source": market.provenance}),
-        "venue": venue,
-        "market": kind_of_market,
-        "has_book": book is not None,
-        "has_context": context is not None,
-        "quality": {"score": report.score, "counts": report.counts, "quarantined": len(report.quarantined)},
-    }
-
-
-def stored_facts(folder: Path, symbol: str) -> Mapping[str, Any] | None:
-    """Return the facts of a market in the data version of a folder; None where it holds none, or cannot be read."""
-    try:
-        return data_version.read_manifest(folder).markets.get(symbol) if (folder / MANIFEST).is_file() else None
-    except UnreadableFile:  # it is written again now
-        return None
-
-
-def stored_rows(folder: Path, facts: Mapping[str, Any] | None, kind: str) -> pd.DataFrame | None:
-    """Return the rows of a kind that a data version holds; None where it holds none, or a file of it is gone."""
-    if facts is None:
-        return None
-    files = facts.get("files") or [facts.get({BAR: "file"}.get(kind, kind))]  # up to release 0.10: one file a kind
-    if not all(name and (folder / name).is_file() for name in files):
-        return None
-    if "files" in facts:
-        return data_version.read_kind(folder, facts, kind)
-    return {BAR: schemas.read_bars, BOOK: records.read_book, CONTEXT: records.read_context}[kind](folder / files[0])
-
-
-def write_quarantine(rows: pd.DataFrame, file: Path) -> None:
-    """Write the quarantined rows, or remove the file where there are none."""
-    if len(rows):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_name(f".{file.name}")
-        rows.to_parquet(draft, index=False)
-        draft.replace(file)  # never written in place: it may share its bytes with the cache
-    else:
-        file.unlink(missing_ok=True)
-
-
-def retain_first_ingestion(frame: pd.DataFrame, stored: pd.DataFrame | None, key: list[str]) -> pd.DataFrame:
-    """Return the frame in which rows stored before have their first ingestion time: the same data gives the same hash.
-
-    stored, key  rows of the data version before, None = none; the columns that name a row
-    """
-    if stored is None or len(stored) == 0:
-        return frame
-    earlier = stored.drop_duplicates(key)[[*key, "ingested_at"]]
-    first = frame[key].merge(earlier, on=key, how="left")["ingested_at"].set_axis(frame.index)
-    return frame.assign(ingested_at=first.where(first.notna(), frame["ingested_at"]).astype(frame["ingested_at"].dtype))
-
-
-def require_rows(symbol: str, report: QualityReport) -> None:
-    """Raise NotEnoughData without a usable row."""
-    if len(report.clean) == 0:
-        raise NotEnoughData(
-            f"{symbol}: no usable row of {len(report.quarantined)}; the quality report names the reason of each. "
-            "Correct the source and ingest it again."
-        )
 
 
 def require_quality(symbol: str, report: QualityReport, floor: float) -> None:
@@ -407,6 +297,14 @@ def matches_pointer(data_hash: str, bars: Mapping[str, pd.DataFrame]) -> str:
     return f" ({match})" if match else ""
 
 
+def remember(installation: Installation, whole: list[MarketOffer], added: list[MarketOffer]) -> None:
+    """Write who is in the universe; where it is written already only what was added: people change it meanwhile."""
+    if not universe.file_of(installation).is_file():
+        universe.write(installation, whole)
+    elif added:
+        universe.add(installation, added)
+
+
 def present(installation: Installation) -> datetime | None:
     """Return up to when a market new to this home is read: as far as those it holds; None = everything known by now.
 
@@ -448,12 +346,12 @@ def ingest(
             ),
         )
     with step(f"ingest: check {sum(len(market.frame) for market in fetched.values()):,} bars"):
-        usable, unfit = each_usable(fetched, lambda market: checked(market, installation.params.data.quality_floor))
+        usable, unfit = each_usable(fetched, lambda market: checked_or_held(installation, market, wanted))
         coarse = other_timeframes(installation, usable)
     markets = [market for symbol, market in usable.items() if symbol not in coarse]
     with step("ingest: version with DVC"):
         data_hash: str = version(markets, {**(left_out or {}), **unread, **unfit, **coarse})
-    universe.write(installation, whole)
+    remember(installation, whole, offers or [])
     report_left_out(installation.store, installation.data_version(), now())
     for market in markets:
         report_progress(market_line(market))

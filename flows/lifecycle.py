@@ -110,7 +110,7 @@ def wait_for_retrain(installation: Installation, families: Sequence[str], before
     return ended
 
 
-def ingest_history(offers: list[MarketOffer], tails: Mapping[str, Tail], left_out: dict[str, str]) -> str:
+def ingest_history(offers: list[MarketOffer] | None, tails: Mapping[str, Tail], left_out: dict[str, str]) -> str:
     """Version what is known of every market up to its live tail. Return the data hash."""
     through = {symbol: utc(tail.cut) for symbol, tail in tails.items() if not tail.begun}
     data_hash: str = ingest(offers, through=through, observed=True, left_out=left_out)
@@ -129,7 +129,7 @@ def lifecycle(offers: list[MarketOffer] | None = None, families: list[str] | Non
     before = newest_requests(installation)
     wanted = universe.merged(installation, offers or [])
     tails, left_out = live_tails(installation, wanted)
-    data_hash = ingest_history(wanted, tails, left_out)
+    data_hash = ingest_history(offers, tails, left_out)
     versions = train(families)
     passed = judge_and_propose(installation, versions)
     generation = promotion.publish(installation)

@@ -25,6 +25,7 @@ from pipelines.data.sessions import distinct
 from pipelines.data.sources import UNNAMED, Records, make_source
 from pipelines.data.symbols import parse_symbol
 from pipelines.data.timeframes import Grid, decision_timeframe, resample
+from pipelines.errors import BadValues
 from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES, absent_columns
 from pipelines.features.series import SERIES_COLUMNS
@@ -210,8 +211,13 @@ def check(
 
 
 def held_as(workspace: Path, symbol: str | None) -> Held | None:
-    """Return the market of this symbol that a home holds; of a file without a symbol, the only one it can be."""
+    """Return the market that a home holds of this symbol; without a symbol, the only one. Raises BadValues of several.
+
+    None where the home holds nothing of it: the file would be an addition
+    """
     held = held_markets(workspace)
+    if symbol is None and len(held) > 1:
+        raise BadValues(f"this home holds {', '.join(held)}: name the one to compare the file with by --symbol")
     return held.get(symbol) if symbol else next(iter(held.values()), None)
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from bellwether.operations.check import check
-from flows.ingest import write_snapshot
+from flows.support.data_writer import write_snapshot
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
 from pipelines.data.readers.reading import FileOptions

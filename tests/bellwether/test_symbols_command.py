@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from bellwether.cli.main import app
 from bellwether.cli.offers import Stated, named_path, offers_of
 from flows import universe
-from flows.ingest import CheckedMarket, write_version
+from flows.support.data_writer import CheckedMarket, write_version
 from flows.support.installation import now, open_installation
 from flows.support.market_access import MarketOffer
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Decision
@@ -169,6 +169,15 @@ def test_no_symbol_goes_while_a_retrain_runs_or_a_version_waits_for_a_person(hel
     store.raise_alarm("approval_waits", "warning", "validator version 3 waits for a person until Friday", now())
     with pytest.raises(BellwetherError, match="waits for a person until Friday"):
         run("remove", "ETH/USDT")
+
+
+def test_a_file_is_checked_against_the_market_that_is_named_and_a_new_symbol_against_none(held, csv):
+    done = CliRunner().invoke(app, ["check", str(csv("a.csv")), "--home"])
+    assert "this home holds BTC/USDT, ETH/USDT: name the one" in str(done.exception)
+    for symbol, about in (("ETH/USDT", "this home holds ETH/USDT at 15m"), ("LTC/USDT", None)):
+        done = CliRunner().invoke(app, ["check", str(csv("a.csv")), "--home", "--symbol", symbol, "--json"])
+        home = json.loads(done.stdout)["home"]
+        assert home is None if about is None else home.startswith(about)
 
 
 # ---- what a run offers

@@ -25,7 +25,7 @@ from support.recorded_exchange import (
 )
 
 from bellwether.cli.options import day_or_moment
-from flows.ingest import write_snapshot
+from flows.support.data_writer import write_snapshot
 from flows.support.installation import Installation, now
 from flows.support.live_feed import live_tail
 from flows.support.market_access import MarketOffer, days_ago, market_source, requested_since

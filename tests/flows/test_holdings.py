@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bellwether.cli.main import app
-from flows.ingest import write_snapshot
+from flows.support.data_writer import write_snapshot
 from flows.support.holdings import Held, held_bars, held_market, overlap, require_same_market, with_held_bars
 from flows.support.installation import Installation, open_installation
 from flows.support.live_feed import live_tail

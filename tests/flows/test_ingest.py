@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from flows.ingest import artifact_slug, bars_left_out, check, observed, require_quality, write_snapshot
+from flows.ingest import artifact_slug, bars_left_out, check, observed, require_quality
+from flows.support.data_writer import write_snapshot
 from flows.support.market_access import resolved_sessions
 from pipelines.context_layout import tape_of
 from pipelines.contracts import (

@@ -8,7 +8,8 @@ import pytest
 
 from flows import ingest as ingest_flow
 from flows import universe
-from flows.ingest import CheckedMarket, ingest, write_snapshot, write_version
+from flows.ingest import ingest
+from flows.support.data_writer import CheckedMarket, write_snapshot, write_version
 from flows.support.installation import Installation
 from flows.support.market_access import MarketOffer
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME, utc
@@ -168,6 +169,31 @@ def test_a_market_that_joins_is_read_as_far_as_the_others_have_come(installation
     assert {facts["last"] for facts in version.markets.values()} == {utc(T0 + 900.0 * (30 * PER_DAY - 1)).isoformat()}
     assert list(version.left_out) == ["EUR/USD"]  # too short for a turn of its own
     assert "14 days" in version.left_out["EUR/USD"]
+
+
+def test_a_market_that_no_source_gives_again_goes_on_as_it_was_when_what_came_since_is_unfit(
+    installation, offered, caplog
+):
+    ingest.fn([offered("BTC/USDT", 40), offered("ETH/USDT", 40)])
+    universe.add(installation, [MarketOffer(symbol="ETH/USDT", source="push")])
+    saw(installation, "ETH/USDT", walk(85, seed=8)[84 * PER_DAY :])  # a feed that was dead for weeks
+    ingest.fn(observed=True)
+    assert installation.symbols == ("BTC/USDT", "ETH/USDT")
+    assert installation.manifest("ETH/USDT")["rows"] == 40 * PER_DAY
+    assert "ETH/USDT goes on as it was, without what the service saw since: ETH/USDT: quality" in caplog.text
+
+
+def test_who_is_added_while_an_ingest_runs_stays(installation, offered, monkeypatch):
+    ingest.fn([offered("BTC/USDT", 40)])
+    write = ingest_flow.version
+
+    def meanwhile(*markets):
+        universe.add(installation, [MarketOffer(symbol="LTC/USDT")])
+        return write(*markets)
+
+    monkeypatch.setattr(ingest_flow, "version", meanwhile)
+    ingest.fn([offered("ETH/USDT", 40)])
+    assert universe.symbols(installation) == ("BTC/USDT", "LTC/USDT", "ETH/USDT")
 
 
 def test_a_market_that_was_removed_leaves_no_file_behind(installation, offered):

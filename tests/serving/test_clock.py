@@ -9,7 +9,7 @@ from support.health_page import holds
 from support.service_probes import alarms, eventually, status
 from support.serving_fixture import SYMBOL, on_wall_clock, slot_entry, trading_now
 
-from flows.ingest import write_snapshot
+from flows.support.data_writer import write_snapshot
 from pipelines.clock import JUMP_S, STEADY_S, Clock, ClockWatch, mode_of, mode_of_source
 from pipelines.contracts import OPEN_TIME
 from pipelines.data.data_version import read_manifest

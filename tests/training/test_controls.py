@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from benchmarks.simulator_edge import MOST_AUC
-from flows.ingest import matches_pointer, write_snapshot
+from flows.ingest import matches_pointer
 from flows.support.backtest import ATR, backtest_policy, missed
+from flows.support.data_writer import write_snapshot
 from pipelines import versioning
 from pipelines.costs import costs_of, target_cost_bps, venue_of
 from pipelines.data import reference_year

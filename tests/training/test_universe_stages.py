@@ -25,14 +25,14 @@ from pipelines.training import stages
 from pipelines.warm_start import read_warm_start
 
 SYMBOLS = ("AAA/USDT", "BBB/USDT")
-DAYS = 40
+DAYS = 60
 
 
 def quick():
-    """Return parameters of a small validator whose gate takes what 40 days give."""
+    """Return parameters of a small validator whose gate takes what 60 days give."""
     params = load_params()
     changes = {
-        "validator": {"trees": 8, "depth": 2, "decay_half_lives_events": [500]},
+        "validator": {"trees": 20, "depth": 3, "decay_half_lives_events": [8000]},
         "splits": {"folds": 2, "calibration_stretches": 2}, "importance": {"repeats": 1}, "gate": {"min_events": 100},
         "drift": {"block_bars": 96},
     }  # fmt: skip

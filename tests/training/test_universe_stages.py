@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from benchmarks.fixture import MINUTES, simulated, universe
+from benchmarks.markets import page, panel_figures
 from flows.support import backtest
 from pipelines.contracts import OPEN_TIME
 from pipelines.errors import NotEnoughData, UnknownName
@@ -152,3 +154,26 @@ def test_series_that_mean_different_things_are_not_pooled():
 def test_bars_of_the_data_version_are_read_by_market(workspace):
     first = [read_history(workspace / "artifacts", symbol).bars[0, OPEN_TIME] for symbol in SYMBOLS]
     assert first[1] - first[0] == 5 * 86_400.0
+
+
+def test_the_figures_of_a_panel_hold_markets_never_seen_and_the_union_of_columns(workspace, tmp_path):
+    """The second market lacks a column, which the pooled rows drop and the union keeps with an indicator."""
+    artifacts = tmp_path / "artifacts"
+    for part in ("features", "labels"):
+        shutil.copytree(workspace / "artifacts" / part, artifacts / part)
+    events = labels_of(artifacts, SYMBOLS[1]) / "events.npz"
+    with np.load(events) as f:
+        labels = dict(f)
+    labels["rows"][:, 0] = np.nan
+    np.savez(events, **labels)
+    found = panel_figures(artifacts, "validator", PARAMS)
+    assert found["dropped"][labels["columns"][0]].startswith("absent in BBB/USDT")
+    assert found["union"]["columns"] == [labels["columns"][0]]
+    assert found["union"]["pooled"]["n"] == found["n"] == sum(each["n"] for each in found["by_symbol"].values())
+    for symbol in SYMBOLS:
+        unseen = found["leave_one_out"][symbol]
+        assert unseen["over_baseline"]["n"] == unseen["over_pooled"]["n"] == found["by_symbol"][symbol]["n"]
+    assert found["detectable"]["bps"]["line"].startswith("edges under")
+    text = page({"made": {"spans": {}, "decision": "15m", "families": {"validator": found}}})
+    assert "| AAA/USDT |" in text
+    assert "union of columns (1 more)" in text

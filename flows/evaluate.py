@@ -76,7 +76,7 @@ def champion_on_unseen(installation: Installation, model: Model, at: Ints) -> Fl
     theirs = np.isin(np.array(data.symbols), symbols_of(model.schema))[data.symbol]
     unseen = np.flatnonzero(theirs & (data.known > model.schema["trained_through"]))
     losses = np.full(len(at), np.nan)
-    for rows in np.array_split(unseen, max(1, len(unseen) // 2048)):
+    for rows in np.array_split(unseen, max(1, len(unseen) // 2048)) if len(unseen) else ():
         later = data.select_rows(rows)
         p = model.predict(select(later.all_inputs(), later.columns, model.columns)).p
         answered: Bools = np.asarray(np.isfinite(p.reshape(len(p), -1)).all(axis=1))

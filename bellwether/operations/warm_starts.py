@@ -98,8 +98,8 @@ def _records(workspace: Path, remedy: str) -> dict[str, JsonObject]:
     found, manifest = {}, json.loads((workspace / "data" / "manifest.json").read_text())
     for symbol in manifest.get("markets") or [manifest["symbol"]]:
         labels = workspace / "artifacts" / "labels"
-        file = labels / slug_of(symbol) / "traditional.json"
-        file = file if file.is_file() else labels / "traditional.json"  # up to release 0.10: one symbol
+        file, old = labels / slug_of(symbol) / "traditional.json", labels / "traditional.json"
+        file = old if old.is_file() and not file.is_file() else file  # up to release 0.10: one symbol
         if not file.is_file():
             raise StateError(f"the warm start cannot be folded again: {file} is missing; {remedy}")
         found[symbol] = json.loads(file.read_text())

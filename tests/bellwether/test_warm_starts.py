@@ -15,6 +15,7 @@ from benchmarks.ports import free_ports
 from pipelines.data import schemas
 from pipelines.data.timeframes import Grid
 from pipelines.settings import Settings, load_params
+from pipelines.stage_outputs import features_of, labels_of
 from pipelines.store import Store
 from pipelines.training import stages
 from pipelines.versioning import data_hash as data_hash_of
@@ -34,7 +35,7 @@ def made(tmp_path_factory):
     (workspace / "data").mkdir()
     file = workspace / "data" / "1m.parquet"
     schemas.write_bars(schemas.to_frame(simulated(params, DAYS), MINUTES, None), file)
-    described = {"symbol": params.simulator.symbol, "timeframe": "1m", "file": file.name}
+    described = {"symbol": params.simulator.symbol, "timeframe": "1m", "file": file.name, "first": "", "last": ""}
     (workspace / "data" / "manifest.json").write_text(json.dumps(described))
     content = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
     (workspace / "data.dvc").write_text(json.dumps({"outs": [{"md5": content}]}))
@@ -52,7 +53,7 @@ def home(made, tmp_path):
     shutil.copytree(made, settings.workspace)
     into = settings.serving_dir / "warm"
     into.mkdir(parents=True)
-    warm = publish_warm_start(made / "artifacts" / "features" / "warm", into, data_hash="0" * 32, hits=3, n=7)
+    warm = publish_warm_start(features_of(made / "artifacts", SYMBOL) / "warm", into, data_hash="0" * 32, hits=3, n=7)
     write_generation(settings.serving_dir, FAMILIES, {SYMBOL: warm}, datetime.now(UTC))
     Store.open(settings.store).close()
     return settings
@@ -93,7 +94,7 @@ def test_a_warm_start_of_another_catalogue_is_folded_again_and_models_stay(home,
     assert lines[1:] == [f"warm start folded again: generation {before + 1}"]
     assert (now["generation"], now["families"]) == (before + 1, FAMILIES)
     again = read_warm_start(Path(now["warm_starts"][SYMBOL]["path"]), now["warm_starts"][SYMBOL]["digest"])
-    first = read_warm_start(made / "artifacts" / "features" / "warm")
+    first = read_warm_start(features_of(made / "artifacts", SYMBOL) / "warm")
     assert again.feature_state.tobytes() == first.feature_state.tobytes()
     assert again.signal_state.tobytes() == first.signal_state.tobytes()
     assert again.history.bars.tobytes() == first.history.bars.tobytes()
@@ -119,8 +120,11 @@ def test_a_warm_start_without_a_venue_is_folded_again_and_pays_the_row_of_its_ma
 
 
 def test_a_damaged_warm_start_is_rebuilt_under_its_own_name(home, made):
-    data_hash, counts = data_hash_of(made), json.loads((made / "artifacts" / "labels" / "traditional.json").read_text())
-    stage, into = made / "artifacts" / "features" / "warm", home.serving_dir / "warm"
+    data_hash, counts = (
+        data_hash_of(made),
+        json.loads((labels_of(made / "artifacts", SYMBOL) / "traditional.json").read_text()),
+    )
+    stage, into = features_of(made / "artifacts", SYMBOL) / "warm", home.serving_dir / "warm"
     assert 0.0 < counts["effective"] < counts["n"]  # events of the consensus overlap
     published = publish_warm_start(stage, into, data_hash=data_hash, **counts)
     write_generation(home.serving_dir, FAMILIES, {SYMBOL: published}, datetime.now(UTC))
@@ -149,7 +153,7 @@ def test_a_warm_start_that_is_gone_or_of_another_layout_is_refused_with_the_reas
     assert lines[0].startswith("the published warm start is refused (")
 
 
-@pytest.mark.parametrize("lost", ["data.dvc", "data/manifest.json", "artifacts/labels/traditional.json"])
+@pytest.mark.parametrize("lost", ["data.dvc", "data/manifest.json", "artifacts/labels/SIM-USDT/traditional.json"])
 def test_without_the_workspace_it_names_the_command_that_makes_one_and_changes_nothing(home, lost):
     of_another_release(home)
     before = read_generation(home.serving_dir)

@@ -11,7 +11,7 @@ from support.stage_folders import stage_folders
 
 from flows import evaluate as evaluate_module
 from flows import train as train_module
-from flows.evaluate import fit_paired, gather, trial_sharpes
+from flows.evaluate import champion_on_unseen, fit_paired, gather, incomparable, later_rows, rival, trial_sharpes
 from flows.retrain import reselections
 from flows.support.installation import Installation, now
 from flows.train import register
@@ -19,6 +19,7 @@ from pipelines import versioning
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME
 from pipelines.data.timeframes import Grid
 from pipelines.errors import StateError
+from pipelines.evaluation.gates import judge
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import ROOT, Settings, load_params, read_yaml
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
@@ -148,6 +149,37 @@ def test_the_challenger_is_compared_by_a_fit_that_ends_where_the_champions_data_
         np.savez(path, **{**f, "through": np.float64(0.0)})
     with pytest.raises(StateError, match="bellwether retrain validator"):
         gather(installation, "validator")
+
+
+@contextlib.contextmanager
+def fitted_on(installation, *symbols):
+    """Let the newest fit say that it was trained on these symbols."""
+    file = installation.workspace / "artifacts/validator/bundle/schema.json"
+    stored = file.read_text()
+    file.write_text(json.dumps(json.loads(stored) | {"symbols": list(symbols)}))
+    yield
+    file.write_text(stored)
+
+
+def test_a_champion_that_shares_no_market_with_the_candidate_is_not_replaced_and_named(installation):
+    with fitted_on(installation, "BTC/USDT", "ETH/USDT"):
+        found = gather(installation, "validator")
+    assert found.champion_loss is None
+    line = next(check for check in judge(found, installation.params).checks if check.name == "compared_with_champion")
+    assert line.passed is False
+    for word in ("version 1", "SIM/USDT on 15m bars", "BTC/USDT, ETH/USDT", "bellwether symbols add"):
+        assert word in line.detail
+
+
+def test_a_champion_that_shares_one_market_is_compared_there(installation):
+    with fitted_on(installation, "BTC/USDT", "SIM/USDT"):
+        champion = rival(installation, "validator")
+        assert later_rows(installation, champion) > 0
+        assert incomparable(installation, "validator") == ""
+    champion.schema["symbols"] = ["BTC/USDT"]  # as if it had never seen the market of these rows
+    assert later_rows(installation, champion) == 0
+    at = np.arange(50)
+    assert np.isnan(champion_on_unseen(installation, champion, at)).all()
 
 
 def test_three_half_lives_are_three_trials(installation):

@@ -52,8 +52,8 @@ PAGES: dict[str, Page] = {
         "before a decision bar closed must come with or before the bar that closes it. Times are ISO 8601 with a zone; "
         "prices in quote currency, volumes in base asset; at most 2,000 bars a request. A bar whose price lies far "
         "outside the newest range is stored in quarantine, not folded, and named in `quarantined`, with an alarm. "
-        "Of many symbols: `observations`, one entry a symbol, in one transaction, 8,192 records and 4 MiB at most; each "
-        "is answered in its place, and one that is refused is refused alone.",
+        "Of many symbols: `observations`, one entry a symbol, in one transaction, 8,192 records and 4 MiB at most; "
+        "each is answered in its place, and one that is refused is refused alone.",
         {
             "symbol": "SIM/USDT",
             "bars": [

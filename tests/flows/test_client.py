@@ -12,7 +12,15 @@ from pipelines.context_layout import TAPE_WIDTH
 from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, Books, ContextFeed
 from pipelines.settings import ROOT, Settings, settings
 from serving.client import BATCH_SIZE, Client
-from serving.service.schemas import MAX_BODY, ObserveRequest
+from serving.service.schemas import (
+    MAX_BARS,
+    MAX_BATCH_RECORDS,
+    MAX_BODY,
+    MAX_OBSERVE_BODY,
+    MAX_SYMBOLS,
+    ObserveBatchRequest,
+    ObserveRequest,
+)
 
 START = 1_704_067_200.0
 
@@ -73,6 +81,68 @@ def test_many_records_go_ahead_of_the_bars_in_pieces(sent):
     assert [len(request.bars) for request in requests] == [0, 0, 1440]
     known = [request.records()[0].known for request in requests]
     np.testing.assert_array_equal(np.concatenate(known), books.known)
+
+
+@pytest.fixture
+def batches(tmp_path):
+    """(client, the batches a service would have read); it refuses BAD/USDT and answers for every other symbol."""
+    read = []
+
+    def answer(request):
+        assert len(request.content) <= MAX_OBSERVE_BODY
+        body = json.loads(request.content)
+        if "symbols" in body:
+            read.append(body)
+            return httpx.Response(200, json={"decisions": [{"symbol": name} for name in body["symbols"]]})
+        batch = ObserveBatchRequest.model_validate(body).observations
+        read.append(batch)
+        return httpx.Response(200, json={"observations": [answer_of(one) for one in batch]})
+
+    def answer_of(one):
+        if one.symbol == "BAD/USDT":
+            return {"symbol": one.symbol, "error": "no", "kind": "BadValues", "fields": []}
+        counts = {"received": len(one.bars), "new": len(one.bars), "records": len(one.books) + len(one.context)}
+        return {"symbol": one.symbol, **counts, "closed": [], "quarantined": [], "reason": None}
+
+    with Client(Settings(home=tmp_path)) as client:
+        client._http.close()
+        client._http = httpx.Client(base_url=client.url, transport=httpx.MockTransport(answer))
+        yield client, read
+
+
+def test_many_symbols_are_one_request_that_the_service_reads(batches):
+    client, read = batches
+    books, feed = records(15)
+    found = client.observe_all([(f"S{i}X/USDT", bars(15), books, feed) for i in range(16)])["observations"]
+    (batch,) = read
+    assert [one.symbol for one in batch] == [one["symbol"] for one in found] == [f"S{i}X/USDT" for i in range(16)]
+    assert {one["new"] for one in found} == {15}
+    np.testing.assert_array_equal(batch[3].matrix(), bars(15))
+    assert batch[3].records()[0].levels.tobytes() == books.levels.tobytes()
+
+
+def test_what_no_request_may_hold_is_split_in_order_and_its_answers_are_summed(batches):
+    client, read = batches
+    books, feed = records(2 * BATCH_SIZE + 1)
+    observed = [(f"S{i}X/USDT", bars(MAX_BARS + 500), None, None) for i in range(5)]
+    observed += [("BOOK/USDT", bars(1), books, feed), ("BAD/USDT", bars(MAX_BARS + 1), None, None)]
+    found = client.observe_all(observed)["observations"]
+    assert all(sum(len(o.bars) + len(o.books) + len(o.context) for o in batch) <= MAX_BATCH_RECORDS for batch in read)
+    assert [one.get("received") for one in found] == [MAX_BARS + 500] * 5 + [1, None]
+    assert found[5]["records"] == 2 * (2 * BATCH_SIZE + 1)
+    assert found[6]["kind"] == "BadValues"  # and nothing more of it was sent
+    assert sum(one.symbol == "BAD/USDT" for batch in read for one in batch) == 1
+    sent = [one.matrix() for batch in read for one in batch if one.symbol == "S0X/USDT"]
+    np.testing.assert_array_equal(np.concatenate(sent), bars(MAX_BARS + 500))
+
+
+def test_decisions_on_more_symbols_than_a_request_may_name_come_in_their_order(batches):
+    client, read = batches
+    names = [f"S{i}X/USDT" for i in range(MAX_SYMBOLS + 3)]
+    assert [one["symbol"] for one in client.decide_all(names, view="brief")["decisions"]] == names
+    assert [(len(body["symbols"]), body["view"]) for body in read] == [(MAX_SYMBOLS, "brief"), (3, "brief")]
+    assert client.decide_all([]) == {"decisions": []}
+    assert client.observe_all([]) == {"observations": []}
 
 
 def test_the_client_is_imported_from_bellwether_and_only_at_its_first_use():

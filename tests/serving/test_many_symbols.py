@@ -7,26 +7,38 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
+from sqlalchemy.exc import OperationalError
 from support.decision_service import AT, as_json, running_service
 from support.serving_fixture import SYMBOL, another_stand, make_bundle, publish, slot_entry
 
 from bellwether.operations.replay_decisions import replay_decisions
 from benchmarks.fixture import serve_arms
 from flows.support.installation import Installation
-from pipelines.contracts import OPEN_TIME
+from pipelines.contracts import OPEN_TIME, Predictions
 from pipelines.errors import BadShape, BadValues, ServiceDown, UnknownName
+from pipelines.models.calibration_and_novelty import LIVE_ROWS
+from pipelines.models.runtime import load_bundle
 from pipelines.record_codec import DecisionRecord, message_of, new_part, read_record, record_of
 from pipelines.settings import Settings, load_params
-from pipelines.store import Store
+from pipelines.store import Store, StoreFault
 from pipelines.warm_start import read_warm_start
 from serving.inference.generation import read_generation, write_generation
-from serving.inference.predictions import predict_each
+from serving.inference.model_client import ModelClient, run_inference
+from serving.inference.predictions import InferenceRequest, predict_each, predict_local
 from serving.policy.decide import MARKET_COLUMNS
 from serving.service.decision_engine import DecisionEngine
 from serving.service.decision_memory import MAX_CACHED_DECISIONS, DecisionKey, DecisionMemory
-from serving.service.schemas import MAX_BATCH_RECORDS, MAX_OBSERVE_BODY, ObserveBatchRequest, ObserveRequest
+from serving.service.schemas import (
+    MAX_BATCH_RECORDS,
+    MAX_OBSERVE_BODY,
+    MAX_SYMBOLS,
+    ObserveBatchRequest,
+    ObserveRequest,
+    PredictBatchRequest,
+)
 from serving.state.symbols import Symbol, advance_together
 
 SECOND, THIRD, UNSEEN = "SIMB/USDT", "SIMC/USDT", "SIMD/USDT"
@@ -159,6 +171,61 @@ def test_a_row_that_a_model_fails_on_costs_no_other_row_its_answer(stands, tmp_p
     first, second, third = predict_each(Fragile(model), rows, "validator champion")
     assert second.startswith("MODEL_FAULT:BadShape")
     assert [first.p.tobytes(), third.p.tobytes()] == [model.predict(rows[i : i + 1]).p.tobytes() for i in (0, 2)]
+
+
+def test_the_model_service_answers_a_batch_as_the_models_here_do_bit_for_bit(stands, tmp_path, monkeypatch):
+    where = served_home(stands, tmp_path / "home")
+
+    async def run():
+        async with started(where) as engine:
+            snapshot, asked = engine._slots.snapshot, []
+
+            def answer(request):
+                taken = PredictBatchRequest.model_validate_json(request.content)
+                asked.append([one.rows.shape[0] for one in taken.inference_requests])
+                return httpx.Response(200, json=run_inference(snapshot, taken))
+
+            client = ModelClient("http://models", "key", timeout_s=5.0, retry_s=1.0, slow_in_row=3)
+            client._client = httpx.AsyncClient(base_url="http://models", transport=httpx.MockTransport(answer))
+            rows = stands[SYMBOL].rows
+            requests = [
+                InferenceRequest("validator", arms, rows[i : i + 1], stands[SYMBOL].columns, "x", 1)
+                for i, arms in enumerate([("champion", "challenger")] * 5 + [("champion",)])
+            ]
+            remote, local = await client.predict(snapshot, requests), predict_local(snapshot, requests)
+            assert asked == [[5, 1]]
+            monkeypatch.setattr(type(snapshot.slots["validator", "champion"].model), "predict", fails_on_three_rows)
+            fragile = await client.predict(snapshot, requests[:3])
+            assert asked[1:] == [[3], [1, 1, 1]]
+            await client.close()
+            return remote, local, fragile
+
+    remote, local, fragile = asyncio.run(run())
+    for one, other in zip(remote, local, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert one[key].p.tobytes() == other[key].p.tobytes()
+            assert one[key].p_low.tobytes() == other[key].p_low.tobytes()
+    assert [[answer.status for answer in found.values()] for found in fragile] == [[["OK"]] * 2] * 3
+
+
+def test_a_rows_answer_does_not_depend_on_the_rows_beside_it(stands, tmp_path):
+    stand = stands[SYMBOL]
+    digest = make_bundle(tmp_path, stand.columns, stand.rows)  # a matrix product, which rounds by its number of rows
+    model = load_bundle(tmp_path / digest, digest)
+    rows = stand.rows[:64]
+    for n in (2, 5, 16, 64):
+        together = model.predict(rows[:n])
+        assert together.p.tobytes() == b"".join(model.predict(rows[i : i + 1]).p.tobytes() for i in range(n))
+    assert LIVE_ROWS == MAX_SYMBOLS
+
+
+def fails_on_three_rows(self, rows):
+    """Predict as a model that one of three rows breaks."""
+    if len(rows) == 3:
+        raise BadShape("three rows")
+    one = np.full(len(rows), 0.5)
+    return Predictions(one, one, ["OK"] * len(rows), [None] * len(rows), one, self.digest)
 
 
 # ---- one symbol's fault is its own
@@ -322,6 +389,30 @@ def test_a_restart_in_the_middle_loses_no_bar_and_doubles_no_decision(stands, tm
     found = replay_decisions(installation, decisions)
     assert (found.equal, found.decisions, found.same) == (5 * len(NAMES), 5 * len(NAMES), True)
     installation.store.close()
+
+
+def test_a_batch_that_was_not_stored_leaves_nothing_behind_and_is_made_again_whole(stands, tmp_path, monkeypatch):
+    where = served_home(stands, tmp_path / "home")
+
+    def down(self, records, within=None):
+        raise OperationalError("INSERT", {}, Exception("database is locked"))
+
+    async def run():
+        async with started(where) as engine:
+            await engine.intake.observe_all(requests(stands, 0, 15))
+            with monkeypatch.context() as broken:
+                broken.setattr(Store, "add_decisions", down)
+                with pytest.raises(StoreFault):
+                    await engine.decider.decide_all(NAMES)
+            await asyncio.sleep(0.01)
+            assert (engine._account.open, engine.decider._memory.made) == ({}, {})
+            await engine._watcher.poll()  # the store takes writes again
+            return await engine.decider.decide_all(NAMES)
+
+    made = asyncio.run(run())
+    _, decisions = stored(where)
+    assert {record.decision.id for record in decisions} == {decision.id for decision in made}
+    assert len(decisions) == len(NAMES)
 
 
 def test_the_newest_decisions_are_remembered_and_no_more():

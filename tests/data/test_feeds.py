@@ -4,7 +4,6 @@ import socket
 
 import numpy as np
 import pytest
-from pipelines.data.simulator.stream import SimulatedStream
 from support.feed_service import MINUTES, QUARTERS, minutes
 from support.recorded_exchange import START, RecordedExchange, VenueScript, made_bars
 
@@ -12,6 +11,7 @@ from pipelines.contracts import OPEN_TIME, ContextFeed, utc
 from pipelines.data.feeds import FEEDS, FeedMarket, FeedRequest, make_feed
 from pipelines.data.readers.exchange import Backfill
 from pipelines.data.simulator.latent import DESIGN
+from pipelines.data.simulator.stream import SimulatedStream
 from pipelines.errors import BadValues, UnknownName
 from pipelines.params import ExchangeParams
 from pipelines.settings import load_params

@@ -38,8 +38,8 @@ def typed(*words):
 def state(**changes):
     """Return the state of a feed that runs."""
     running = FeedState(
-        pid=1, at=datetime.now(UTC), source="simulator", speed=900.0, market_time=datetime(2024, 12, 31, 12, 15, tzinfo=UTC),
-        bars_s=58.9, lag_bars=0.0,
+        pid=1, at=datetime.now(UTC), source="simulator", speed=900.0, bars_s=58.9, lag_bars=0.0,
+        market_time=datetime(2024, 12, 31, 12, 15, tzinfo=UTC),
     )  # fmt: skip
     return replace(running, **changes)
 

@@ -30,6 +30,7 @@ MOST_BARS = 1_000  # base bars of a symbol in one request of a backfill
 FUNDING_BEFORE = timedelta(days=2)  # rates before a decision that its funding may need
 AGAIN = ("ServiceDown", "StoreFault", "ClockJumped")  # kinds of a refusal that the same request may not meet again
 NOT_NOW = re.compile(r"\((401|403|429)\)")  # status of a refusal that is not the data's fault: a key, too many requests
+LOADING = 150  # attempts, FIRST_DELAY_S apart, while the service knows none of the symbols
 UNKNOWN = "UnknownName"  # kind of the refusal of a symbol that the service does not serve yet
 Observation = tuple[str, Floats, Books | None, ContextFeed | None]
 
@@ -204,12 +205,16 @@ class Delivery:
 
     def _observe(self, parts: Mapping[str, Sent]) -> dict[str, Taken]:
         """Send bars of several symbols until each is taken or refused; return those that were taken. Raises Stopped."""
-        waiting, taken = dict(parts), {}
+        waiting, taken, loading = dict(parts), {}, LOADING
         while waiting:
             batch = [(symbol, part.bars, part.books, part.feed) for symbol, part in waiting.items()]
-            answers = self._answered(lambda: self._observe_batch(batch))  # noqa: B023 - called at once
+            answers = self._answered(lambda: self._observe_batch(batch))["observations"]  # noqa: B023 - called at once
+            if loading and all(answer.get("kind") == UNKNOWN for answer in answers):
+                loading -= 1  # a service that just started may have no symbol at all
+                self._wait(FIRST_DELAY_S)
+                continue
             again = {}
-            for answer in answers["observations"]:
+            for answer in answers:
                 symbol = str(answer["symbol"])
                 if "error" not in answer:
                     self._refused.pop(symbol, None)

@@ -79,6 +79,13 @@ def test_a_service_that_fails_before_or_after_it_has_stored_loses_and_doubles_no
     assert delivery.outages == sum(fault is not None for fault in faults)
 
 
+def test_a_service_that_has_loaded_no_symbol_yet_is_waited_for(delivery, service):
+    delivery.deliver(close(0))
+    service.faults = ["unknown"] * 5
+    delivery.deliver(close(1))
+    assert service.decided(A) == service.decided(B) == closes(2)
+
+
 def test_the_delay_between_attempts_doubles_and_market_time_stands(store, service, tmp_path):
     waits = []
     delivery = delivering(store, service, tmp_path, waits.append)

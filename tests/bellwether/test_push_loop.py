@@ -56,7 +56,7 @@ def bridge(service, faults):
 def pushed(loop, server, file):
     """Run the script on a file; return the finished process."""
     env = os.environ | {
-        "BELLWETHER_URL": f"http://127.0.0.1:{server.server_address[1]}", "BELLWETHER_WRITE_KEY": "test-key",
+        "PUSH_URL": f"http://127.0.0.1:{server.server_address[1]}", "BELLWETHER_WRITE_KEY": "test-key",
         "NO_PROXY": "*", "no_proxy": "*",
     }  # fmt: skip
     return subprocess.run(

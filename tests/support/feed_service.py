@@ -20,6 +20,7 @@ class StoringService:
     """Answer as the decision service does. `faults` is a list of words, one for each call to come.
 
     "before"  the call fails, nothing is stored; "after": it is stored and fails all the same; None: it succeeds
+    "unknown" no symbol is served yet
     """
 
     def __init__(self, store, grid=QUARTERS):
@@ -39,7 +40,7 @@ class StoringService:
         self._fail(fault, "before")
         found = []
         for symbol, bars, books, feed in observations:
-            if symbol in self.unknown:
+            if symbol in self.unknown or fault == "unknown":
                 found.append({"symbol": symbol, "error": f"no {symbol}", "kind": "UnknownName", "fields": {}})
                 continue
             before = self.closed(symbol)

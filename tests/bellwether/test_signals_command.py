@@ -54,7 +54,7 @@ def snapshot(home):
             np.save(folder / slug / f"{name}.npy", array[100:] if slug == "LTC-USDT" else array)
     grids = {"grid": QUARTERS.to_dict(), "base_grid": QUARTERS.to_dict()}
     meta = {"signal_columns": SIGNALS.columns, "feature_columns": FEATURES.columns,
-            "markets": {"BTC/USDT": grids, "LTC/USDT": grids}}  # fmt: skip
+            "symbols": ["BTC/USDT", "LTC/USDT"], "markets": {"BTC/USDT": grids, "LTC/USDT": grids}}  # fmt: skip
     (folder / "meta.json").write_text(json.dumps(meta))
     return arrays["signals"]
 
@@ -114,7 +114,7 @@ def test_another_market_is_refused_by_name(snapshot):
     done = CliRunner().invoke(app, ["signals", "ETH/USDT"])
     assert "no bars of 'ETH/USDT'" in str(done.exception)
     done = CliRunner().invoke(app, ["signals", "ETH/USDT", "--score"])
-    assert "was computed for BTC/USDT, LTC/USDT" in str(done.exception)
+    assert "BTC/USDT, LTC/USDT" in str(done.exception)  # what there is
 
 
 def test_each_market_of_the_universe_has_its_own_list_scores_and_chart(snapshot):
@@ -136,7 +136,7 @@ def test_a_snapshot_of_another_catalogue_is_refused_with_the_remedy(snapshot):
 def test_the_workspace_of_a_release_that_named_no_grid_is_read_or_refused_with_the_remedy(snapshot, words):
     file = settings().workspace / "artifacts" / "features" / "meta.json"
     meta = json.loads(file.read_text())
-    del meta["markets"]
+    del meta["markets"], meta["symbols"]
     meta |= {"symbol": "BTC/USDT", "base_timeframe": "15m", "decision_timeframe": "15m"}
     file.write_text(json.dumps(meta))
     for array in (file.parent / "BTC-USDT").iterdir():

@@ -50,7 +50,7 @@ def installation(minutes, tmp_path):
     for name, array in (("base", minutes), ("decision", decision), ("signals", SIGNALS.run(decision))):
         np.save(folder / "SIM-USDT" / f"{name}.npy", array)
     meta = {"grid": QUARTERS.to_dict(), "base_grid": MINUTES.to_dict(), "signal_catalogue_hash": SIGNALS.catalogue_hash}
-    (folder / "meta.json").write_text(json.dumps({"markets": {"SIM/USDT": meta}}))
+    (folder / "meta.json").write_text(json.dumps({"symbols": ["SIM/USDT"], "markets": {"SIM/USDT": meta}}))
     return Installation(Settings(home=tmp_path), PARAMS, None)
 
 

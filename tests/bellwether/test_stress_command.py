@@ -56,7 +56,9 @@ def installation(home):
         np.save(folder / slug / "decision.npy", prices)
         np.save(folder / slug / "books.npy", books * factor)
     markets = {"BTC/USDT": {}, "ETH/USDT": {}}
-    (folder / "meta.json").write_text(json.dumps({"decision_timeframe": "1h", "markets": markets}))
+    (folder / "meta.json").write_text(
+        json.dumps({"decision_timeframe": "1h", "symbols": list(markets), "markets": markets})
+    )
     return open_installation()
 
 

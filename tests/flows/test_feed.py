@@ -155,14 +155,14 @@ def test_the_tails_of_all_markets_are_sent_close_by_close_in_one_call_each(insta
     assert [each[1:] for each in client.requested] == [tuple(each) for each in client.closes]
 
 
-def test_a_market_whose_bars_are_refused_is_left_out_and_the_only_one_is_an_error(installation, caplog):
+def test_a_market_whose_bars_are_refused_is_left_out_and_the_only_one_is_an_error(installation, progress_lines):
     start = 1_704_067_200.0
     snapshot_until(installation, start - 60.0, ("A/USD", "B/USD"))
     tails = [tail_of(minutes(start, 45), symbol=symbol) for symbol in ("A/USD", "B/USD")]
     client = RecordingClient(refused=("B/USD",))
     answers = send_live_bars(client, installation, tails)
     assert {symbol: len(each) for symbol, each in answers.items()} == {"A/USD": 3, "B/USD": 0}
-    assert "B/USD: the service refused it: no such bar; the turn goes on without it" in caplog.text
+    assert "B/USD: the service refused it: no such bar; the turn goes on without it" in progress_lines()
     assert len(client.sent) == 4  # once, and never again
     with pytest.raises(InputError, match="B/USD: the service refused it"):
         send_live_bars(RecordingClient(refused=("B/USD",)), installation, tails[1:])

@@ -146,7 +146,7 @@ def test_the_stored_bars_stay_where_a_second_file_differs_and_the_same_file_give
     np.testing.assert_array_equal(earlier, market(30))
 
 
-def test_a_service_that_has_begun_is_sent_everything_a_second_file_has_new(installation, tmp_path, caplog):
+def test_a_service_that_has_begun_is_sent_everything_a_second_file_has_new(installation, tmp_path, progress_lines):
     hold(market(20))
     seen = market(5, 20)
     installation.store.add_bars(BarBatch("EUR/USD", seen, seen[:, OPEN_TIME] + 900.0, NOW))
@@ -155,7 +155,7 @@ def test_a_service_that_has_begun_is_sent_everything_a_second_file_has_new(insta
     tail = live_tail(installation, offer(file)).live
     later = tail[tail[:, OPEN_TIME] > seen[-1, OPEN_TIME]]
     assert len(later) == 20 * PER_DAY  # also those before the last live_days, which would have been a gap
-    assert "of 2,880 bars 1,920 are new" in caplog.text
+    assert "of 2,880 bars 1,920 are new" in progress_lines()
     short = csv(tmp_path / "day.csv", market(1, 25))  # needs no history of its own: this home has one
     tail = live_tail(installation, offer(short)).live
     np.testing.assert_array_equal(tail, market(1, 25))

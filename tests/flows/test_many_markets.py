@@ -103,7 +103,7 @@ def test_all_markets_are_one_data_version_whose_hash_names_them(installation, of
     assert ingest.fn() == data_hash  # the universe as it is: the same data
 
 
-def test_one_unfit_market_is_left_out_by_name_until_it_is_fit(installation, offered, tmp_path, caplog):
+def test_one_unfit_market_is_left_out_by_name_until_it_is_fit(installation, offered, tmp_path, progress_lines):
     good = offered("BTC/USDT", 40)
     holed = csv(tmp_path / "holed.csv", np.delete(walk(40, seed=8), slice(500, 2500), axis=0))
     unread = MarketOffer(symbol="GBP/USD", source="files", paths=(str(tmp_path / "none.csv"),))
@@ -112,7 +112,7 @@ def test_one_unfit_market_is_left_out_by_name_until_it_is_fit(installation, offe
     assert version.symbols == ("BTC/USDT",)
     assert version.left_out["ETH/USDT"].startswith("ETH/USDT: quality ")
     assert "none.csv: no such file" in version.left_out["GBP/USD"]
-    assert "GBP/USD is left out of this data version: " in caplog.text
+    assert "GBP/USD is left out of this data version: " in progress_lines()
     assert sorted(detail.split(":")[0] for detail in left_out_alarms(installation)) == ["ETH/USDT", "GBP/USD"]
     assert universe.symbols(installation) == ("BTC/USDT", "ETH/USDT", "GBP/USD")  # they stay, and are asked again
     ingest.fn([offered("ETH/USDT", 40), offered("GBP/USD", 40)])
@@ -172,7 +172,7 @@ def test_a_market_that_joins_is_read_as_far_as_the_others_have_come(installation
 
 
 def test_a_market_that_no_source_gives_again_goes_on_as_it_was_when_what_came_since_is_unfit(
-    installation, offered, caplog
+    installation, offered, progress_lines
 ):
     ingest.fn([offered("BTC/USDT", 40), offered("ETH/USDT", 40)])
     universe.add(installation, [MarketOffer(symbol="ETH/USDT", source="push")])
@@ -180,7 +180,7 @@ def test_a_market_that_no_source_gives_again_goes_on_as_it_was_when_what_came_si
     ingest.fn(observed=True)
     assert installation.symbols == ("BTC/USDT", "ETH/USDT")
     assert installation.manifest("ETH/USDT")["rows"] == 40 * PER_DAY
-    assert "ETH/USDT goes on as it was, without what the service saw since: ETH/USDT: quality" in caplog.text
+    assert "ETH/USDT goes on as it was, without what the service saw since: ETH/USDT: quality" in progress_lines()
 
 
 def test_who_is_added_while_an_ingest_runs_stays(installation, offered, monkeypatch):

@@ -27,6 +27,11 @@ def labels_of(artifacts: Path, symbol: str) -> Path:
     return artifacts / "labels" / slug_of(symbol)
 
 
+def as_stored(folder: Path) -> Path:
+    """Return a market's folder, or that of the whole stage, where a release up to 0.10 put its one market."""
+    return folder if folder.is_dir() else folder.parent
+
+
 def read_meta(artifacts: Path) -> JsonObject:
     """Return what the features stage wrote of its data. Raises FileNotFoundError before the first run."""
     meta: JsonObject = json.loads((artifacts / "features" / "meta.json").read_text())

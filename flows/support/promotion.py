@@ -20,7 +20,7 @@ from pipelines.errors import BundleError, ChainBroken, GateRefused, StateError, 
 from pipelines.evaluation.verdicts import verdict_record
 from pipelines.families import FAMILIES
 from pipelines.models.trained_on import symbols_of
-from pipelines.stage_outputs import features_of, labels_of, symbols_in
+from pipelines.stage_outputs import as_stored, features_of, labels_of, symbols_in
 from pipelines.store import Alarm, Promotion, Store
 from pipelines.tracking import Version
 from serving.inference.generation import read_generation, write_generation
@@ -338,10 +338,10 @@ def install_warm_starts(installation: Installation) -> dict[str, dict[str, str]]
     into.mkdir(parents=True, exist_ok=True)
     published = {}
     for symbol in symbols_in(meta):
-        consensus = json.loads((labels_of(artifacts, symbol) / "traditional.json").read_text())
+        consensus = json.loads((as_stored(labels_of(artifacts, symbol)) / "traditional.json").read_text())
         # of the data these states were folded over: the workspace may hold a newer version by now
         published[symbol] = publish_warm_start(
-            features_of(artifacts, symbol) / "warm", into, data_hash=meta["data_hash"], **consensus
+            as_stored(features_of(artifacts, symbol)) / "warm", into, data_hash=meta["data_hash"], **consensus
         )
     return published
 

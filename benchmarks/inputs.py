@@ -152,7 +152,7 @@ KEYS = (
     "k" * 5000,
 )  # fmt: skip
 DEEP = 50_000
-MAX_BODY = 3 << 20  # bytes; more than the decision service takes
+MAX_BODY = 5 << 20  # bytes; more than the decision service takes
 
 
 def templates(settings: Settings, key: str) -> dict[str, Callable[[random.Random], JsonObject]]:

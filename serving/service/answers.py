@@ -39,7 +39,7 @@ class QuarantinedBar(BaseModel):
 
 class RefusedSymbol(BaseModel):
     """What stands in a batch for a symbol that was refused: why, the kind of the error, and the fields that are wrong.
-    symbol: as it was sent; null where none was."""
+    symbol: as it was sent; null where that is no name."""
 
     symbol: str | None
     error: str
@@ -178,7 +178,7 @@ def json_endpoint(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitabl
 def decisions_answer(request: DecideRequest, decisions: Sequence[Decision | BellwetherError]) -> Mapping[str, object]:
     """Return the content of `/decide`: one decision for `symbol`, {"decisions"} for `symbols`; in its view.
 
-    decisions  one for each symbol that could be read, in their order. Raises the error of a single one
+    decisions  one for each symbol, in their order. Raises the error of a single one
     """
     view, made = brief if request.view == "brief" else decision_payload, iter(decisions)
     if request.symbols is None:

@@ -117,8 +117,7 @@ class DecisionService:
     @durable
     async def decide(self, request: DecideRequest, /) -> Any:
         """Decide on the newest closed bar of one symbol or many; the same bar gives the same answer."""
-        sent = request.symbols or [str(request.symbol)]
-        names = [name for name in sent if isinstance(name, str)]
+        names = request.symbols or [str(request.symbol)]
         return decisions_answer(request, await self._engine.decider.decide_all(names))
 
     @bentoml.api(route="/outcome", output_spec=OutcomeResponse)

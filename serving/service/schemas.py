@@ -183,7 +183,7 @@ class ObserveRequest(_Request):
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Hold an entry of a batch that is not what it should be: its symbol as sent, None without one, and the faults."""
+    """Hold an entry of a batch that cannot be read: its symbol as sent, None where that is no name, and the faults."""
 
     symbol: str | None
     fields: list[dict[str, str]]
@@ -199,9 +199,11 @@ def _or_unreadable(entry: Any, read: ValidatorFunctionWrapHandler) -> Any:
     try:
         return read(entry)
     except ValidationError as error:
-        symbol = entry.get("symbol") if isinstance(entry, dict) else entry
-        named = symbol[:MAX_NAME] if isinstance(symbol, str) else None
-        return Unreadable(named, field_errors(error.errors(include_url=False, include_context=False)))
+        symbol = entry.get("symbol") if isinstance(entry, dict) else None
+        is_plain = isinstance(symbol, str) and re.fullmatch(f"{_PLAIN}{{1,{MAX_NAME}}}", symbol)
+        return Unreadable(
+            symbol if is_plain else None, field_errors(error.errors(include_url=False, include_context=False))
+        )
 
 
 Observation = Annotated[ObserveRequest, WrapValidator(_or_unreadable)]
@@ -273,16 +275,13 @@ def _feed(sent: list[ContextRecord]) -> ContextFeed | None:
     )
 
 
-NamedSymbol = Annotated[Symbol, WrapValidator(_or_unreadable)]
-
-
 class DecideRequest(_Request):
     """One `symbol` or many `symbols`, decided for now: the clock of a market is not the caller's to set. Of many, one
     that is refused is refused alone, in its place. `view`: all
     fields of a decision, or the ones a trader needs."""
 
     symbol: Symbol | None = None
-    symbols: Annotated[list[NamedSymbol], Field(min_length=1, max_length=MAX_SYMBOLS)] | None = None
+    symbols: Annotated[list[Symbol], Field(min_length=1, max_length=MAX_SYMBOLS)] | None = None
     view: Literal["brief", "full"] = "full"
 
     @model_validator(mode="before")

@@ -236,24 +236,25 @@ def test_one_symbols_bad_data_refuses_that_symbol_only_in_its_place(stands, tmp_
     sent = observations(stands, 0, 8)
     sent[1]["bars"][3]["high"] = 1.0  # under its low: impossible
     sent[2]["bars"][3]["high"] = "dear"  # no number at all
-    sent += [{"symbol": "DOGE/USDT", "bars": sent[0]["bars"]}, sent[0], {"bars": []}, 7]
+    sent += [{"symbol": "DOGE/USDT", "bars": sent[0]["bars"]}, sent[0], {"bars": []}, 7, {"symbol": "a\nb", "bars": []}]
 
     with running_service(stands[SYMBOL], where.home) as client:
         found = client.call("/observe", {"observations": sent}).json()["observations"]
         again = client.call("/observe", {"observations": observations(stands, 0, 8)}).json()["observations"]
-        decided = client.call("/decide", {"symbols": [SYMBOL, "DOGE/USDT", "", UNSEEN], "view": "brief"}).json()
+        decided = client.call("/decide", {"symbols": [SYMBOL, "DOGE/USDT", UNSEEN], "view": "brief"}).json()
         too_many = client.call("/observe", {"observations": []})
         both = client.call("/observe", {"observations": sent, "symbol": SYMBOL})
         single = client.call("/observe", {"symbol": SYMBOL, "bars": [{"open": 1}]})
     assert [one.get("kind") for one in found] == [
-        None, "BadValues", "BadRequest", None, "UnknownName", "BadValues", "BadRequest", "BadRequest"
+        None, "BadValues", "BadRequest", None, "UnknownName", "BadValues", "BadRequest", "BadRequest",
+        "BadRequest",
     ]  # fmt: skip
     assert (found[0]["new"], found[0]["symbol"]) == (8, SYMBOL)
     assert found[2]["fields"][0]["field"] == "bars.3.high"
-    assert (found[2]["symbol"], found[6]["symbol"], found[7]["symbol"]) == (THIRD, None, None)
+    assert [found[i]["symbol"] for i in (2, 6, 7, 8)] == [THIRD, None, None, None]  # no control character is echoed
     assert "twice" in found[5]["error"]
     assert [one["new"] for one in again] == [0, 8, 8, 0]  # a retry changes nothing and stores what is right now
-    assert [one.get("kind") for one in decided["decisions"]] == [None, "UnknownName", "BadRequest", None]
+    assert [one.get("kind") for one in decided["decisions"]] == [None, "UnknownName", None]
     assert {too_many.status_code, both.status_code, single.status_code} == {400}
     assert single.json()["fields"][0]["field"] == "bars.0.open_time"  # as it always was
     bars, _ = stored(where)

@@ -49,7 +49,7 @@ def test_a_model_answers_for_a_symbol_it_was_not_trained_on_where_a_person_allow
     ("facts", "symbols"),
     [
         ({"symbols": ["A/B", "C/D"]}, ("A/B", "C/D")),
-        ({"symbols": "A/B, C/D"}, ("A/B", "C/D")),
+        ({"symbols": "A/B,C/D"}, ("A/B", "C/D")),
         ({"symbol": "A/B"}, ("A/B",)),
         ({}, ()),
     ],

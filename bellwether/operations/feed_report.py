@@ -18,7 +18,7 @@ EVERY_S = 0.9  # at least once a second; each write goes to the disk
 LOOK_S = 0.1
 BEAT_S = 5.0  # the loop that has not beaten for so long hangs: what it held is held no longer
 RATE_S = 10.0  # bars a second are counted over so long
-WAITS = "it waits for the decision service"
+SERVICE, SOURCE = "the decision service", "its source"  # what a feed waits for
 
 
 class FeedReport:
@@ -40,7 +40,7 @@ class FeedReport:
         self.stopped, self.paced = True, False
         self.lag_bars: float | None = None
         self.longest_call_s = float("inf")  # a call that lasts longer is waited for
-        self._calling: float | None = None
+        self._calling: tuple[float, str] | None = None  # since when, and what
         self._beaten = clock()
         self._bars: deque[tuple[float, int]] = deque()
         self._ended = threading.Event()
@@ -75,9 +75,9 @@ class FeedReport:
         self.beat()
 
     @contextmanager
-    def calling(self) -> Iterator[None]:
-        """Note that a call to the service lasts as long as the block."""
-        self._calling = self._clock()
+    def calling(self, what: str = SERVICE) -> Iterator[None]:
+        """Note that a call lasts as long as the block, which cannot beat meanwhile."""
+        self._calling = self._clock(), what
         try:
             yield
         finally:
@@ -91,8 +91,9 @@ class FeedReport:
         held = self.held
         calling, now = self._calling, self._clock()
         if calling is not None:
-            if held is None and self.paced and now - calling > self.longest_call_s:
-                held = WAITS
+            since, what = calling
+            if held is None and self.paced and now - since > self.longest_call_s:
+                held = f"it waits for {what}"
         elif now - self._beaten > BEAT_S and not self.stopped:
             held = None
         return FeedState(

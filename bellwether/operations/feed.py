@@ -14,13 +14,13 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from bellwether.operations.feed_delivery import DecisionClient, Delivery, Stopped
 from bellwether.operations.feed_markets import OpenFeed, open_feed
 from bellwether.operations.feed_pace import Pace
-from bellwether.operations.feed_report import FeedReport
+from bellwether.operations.feed_report import SOURCE, FeedReport
 from bellwether.operations.feed_wanted import FeedOrder, read_order, write_order
 from flows.support.installation import Installation, is_gone, now
 from pipelines.contracts import utc
@@ -122,7 +122,7 @@ class FeedRun:
     def run(self) -> None:
         """Deliver closes until the feed ends, a person stops it, or the universe changes. Raises Stopped."""
         self._begin()
-        for close in self._feed.stream(list(self._markets)):
+        for close in self._closes():
             self._look()
             if close is None:
                 self._nothing_yet()
@@ -134,6 +134,17 @@ class FeedRun:
         why = f"the recorded bars end at {newest:%F %T} UTC" if newest else "there are no bars after the history"
         write_order(self._installation.settings, FeedOrder(False, self._order.source, why))
 
+    def _closes(self) -> Iterator[Close | None]:
+        """Yield what the feed yields. While it reads its source, at first perhaps the whole history, it waits."""
+        stream = self._feed.stream(list(self._markets))
+        while True:
+            with self._report.calling(SOURCE):
+                try:
+                    close = next(stream)
+                except StopIteration:
+                    return
+            yield close
+
     def _begin(self) -> None:
         """Send what single symbols lack, and decide on the newest close where the last process did not any more."""
         furthest = max(market.closed for market in self._markets.values())
@@ -141,7 +152,9 @@ class FeedRun:
             for symbol, market in self._markets.items():
                 if market.closed < furthest:
                     log.warning("%s has bars to %s UTC only: filling the gap", symbol, f"{utc(market.closed):%F %T}")
-                    self.delivery.backfill(symbol, self._feed.backfill(symbol, market.closed, furthest))
+                    with self._report.calling(SOURCE):
+                        lacking = self._feed.backfill(symbol, market.closed, furthest)
+                    self.delivery.backfill(symbol, lacking)
         self.delivery.resolve_outcomes()
         for symbol, market in self._markets.items():
             newest = self._installation.store.newest_bar(symbol)

@@ -1,4 +1,7 @@
-"""What the feed process writes of itself, twice a second, in a thread of its own: it goes on while a call waits."""
+"""What the feed process writes of itself, in a thread of its own: it goes on while a call waits.
+
+It writes every EVERY_S, and at once when market time begins or ends to stand.
+"""
 
 import os
 import threading
@@ -11,10 +14,11 @@ from pathlib import Path
 
 from serving.state.feed_state import FeedState, read_feed_state, write_feed_state
 
-EVERY_S = 0.5
+EVERY_S = 0.9  # at least once a second; each write goes to the disk
+LOOK_S = 0.1
 BEAT_S = 5.0  # the loop that has not beaten for so long hangs: what it held is held no longer
 RATE_S = 10.0  # bars a second are counted over so long
-WAITS = "it waits for the decision service"
+SERVICE, SOURCE = "the decision service", "its source"  # what a feed waits for
 
 
 class FeedReport:
@@ -36,7 +40,7 @@ class FeedReport:
         self.stopped, self.paced = True, False
         self.lag_bars: float | None = None
         self.longest_call_s = float("inf")  # a call that lasts longer is waited for
-        self._calling: float | None = None
+        self._calling: tuple[float, str] | None = None  # since when, and what
         self._beaten = clock()
         self._bars: deque[tuple[float, int]] = deque()
         self._ended = threading.Event()
@@ -71,9 +75,9 @@ class FeedReport:
         self.beat()
 
     @contextmanager
-    def calling(self) -> Iterator[None]:
-        """Note that a call to the service lasts as long as the block."""
-        self._calling = self._clock()
+    def calling(self, what: str = SERVICE) -> Iterator[None]:
+        """Note that a call lasts as long as the block, which cannot beat meanwhile."""
+        self._calling = self._clock(), what
         try:
             yield
         finally:
@@ -87,8 +91,9 @@ class FeedReport:
         held = self.held
         calling, now = self._calling, self._clock()
         if calling is not None:
-            if held is None and self.paced and now - calling > self.longest_call_s:
-                held = WAITS
+            since, what = calling
+            if held is None and self.paced and now - since > self.longest_call_s:
+                held = f"it waits for {what}"
         elif now - self._beaten > BEAT_S and not self.stopped:
             held = None
         return FeedState(
@@ -97,14 +102,14 @@ class FeedReport:
             lag_bars=self.lag_bars, stopped=self.stopped,
         )  # fmt: skip
 
-    def write(self) -> None:
-        """Write the state; a full disk is tried again."""
+    def write(self, state: FeedState | None = None) -> None:
+        """Write a state, None: that of now; a full disk is tried again."""
         with suppress(OSError):
-            write_feed_state(self._folder, self.state())
+            write_feed_state(self._folder, state or self.state())
 
     @contextmanager
     def written(self) -> Iterator[None]:
-        """Write the state every EVERY_S until the block ends, and once more as stopped."""
+        """Write the state until the block ends, and once more as stopped."""
         self.write()
         thread = threading.Thread(target=self._run, name="feed state", daemon=True)
         thread.start()
@@ -118,8 +123,13 @@ class FeedReport:
 
     def _run(self) -> None:
         """Write until the process ends."""
-        while not self._ended.wait(EVERY_S):
-            self.write()
+        written, due = None, 0.0
+        while not self._ended.wait(LOOK_S):
+            state = self.state()
+            stands = state.held, state.stopped, state.speed, state.source
+            if stands != written or time.monotonic() >= due:
+                written, due = stands, time.monotonic() + EVERY_S
+                self.write(state)
 
     def _bars_s(self, now: float) -> float:
         """Return the base bars a second over the last RATE_S."""

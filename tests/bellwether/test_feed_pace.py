@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from bellwether.operations.feed_pace import Pace
-from bellwether.operations.feed_report import BEAT_S, RATE_S, WAITS, FeedReport
+from bellwether.operations.feed_report import BEAT_S, RATE_S, SOURCE, FeedReport
 from serving.state.feed_state import read_feed_state
 
 T, STEP = 1_704_067_200.0, 900.0
@@ -101,8 +101,15 @@ def test_market_time_of_a_paced_feed_stands_while_a_call_lasts_longer_than_a_bar
         clock.now += 0.9
         assert report.state().held is None
         clock.now += 60.0
-        assert report.state().held == WAITS
+        assert report.state().held == "it waits for the decision service"
     assert report.state().held is None
+
+
+def test_market_time_stands_while_a_long_history_is_read_before_the_first_close(report, clock):
+    report.begin("simulator", 900.0, paced=True, longest_call_s=1.0)
+    with report.calling(SOURCE):
+        clock.now += 60.0
+        assert report.state().held == "it begins"
 
 
 def test_a_market_that_trades_now_never_stands(report, clock):

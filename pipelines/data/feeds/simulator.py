@@ -4,6 +4,7 @@ The bars are those that the whole market of this spec has, so a feed that starts
 """
 
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 
 import numpy as np
 
@@ -78,12 +79,15 @@ class SimulatorFeed:
     def _pieces(self, symbols: Sequence[str], since: float) -> Iterator[dict[str, Sent]]:
         """Yield what each symbol's market brings from `since` (epoch seconds) on, a decision bar at a time, endlessly.
 
-        A state is saved each market day, so that a feed that starts again goes on within a second.
+        A state is saved at the start and each market day, so that a feed that starts again goes on within a second.
         """
         stream = SimulatedStream(self._spec, DESIGN, symbols)
         if self._states is not None:
             stream.load(self._states, until=utc(since))
+        known = stream.moment
         stream.skip_to(utc(since))
+        if self._states is not None and stream.moment - known > timedelta(days=1):
+            stream.save(self._states)
         minutes = min(self._markets[symbol].grid.step_s for symbol in symbols) // 60
         saved = stream.moment.date()
         while True:

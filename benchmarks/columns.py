@@ -33,6 +33,7 @@ from pipelines.data.readers.context import merge_feeds, read_context
 from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import BadShape, NotEnoughData
+from pipelines.family_labels import Sources, event_labels
 from pipelines.features.catalog import CORE_COLUMNS, FEATURES, WATCHED_COLUMNS
 from pipelines.models import pattern_view
 from pipelines.models.base import Dataset
@@ -46,7 +47,6 @@ from pipelines.signals.setups import SETUPS
 from pipelines.signals.stars import STARS, STRUCTURE, STRUCTURE_PARTS
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 from pipelines.training.fit import out_of_fold
-from pipelines.training.labelling import Sources, event_labels
 from pipelines.training.stages import embargo_seconds
 
 PAGE = ROOT / "docs" / "results" / "columns.md"

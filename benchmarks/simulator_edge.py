@@ -39,12 +39,12 @@ from pipelines.data.simulator.latent import DESIGN, decay_factor, regime_table
 from pipelines.data.simulator.market import Market, simulate
 from pipelines.data.timeframes import Grid, resample
 from pipelines.evaluation.metrics import auc
+from pipelines.family_labels import Sources, event_labels, predictor_labels
 from pipelines.features.catalog import FEATURES
 from pipelines.market_params import SimulatorParams
 from pipelines.params import Params
 from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
-from pipelines.training.labelling import Sources, event_labels, predictor_labels
 
 MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 

@@ -15,13 +15,13 @@ from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import Grid, resample
 from pipelines.evaluation.gates import CHECKS
 from pipelines.families import FAMILIES
+from pipelines.family_labels import LABELS, Sources
 from pipelines.features.catalog import FEATURES
 from pipelines.models.catalog import MODEL_FAMILIES
 from pipelines.models.views import VIEWS
 from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import event_rows, events
-from pipelines.training.labelling import LABELS, Sources
 from serving.state.symbols import RecentBars
 
 MINUTES, QUARTERS = Grid("1m"), Grid("15m")

@@ -12,31 +12,14 @@ from pipelines.data.embargo import windows_in
 from pipelines.data.sessions import grids_of
 from pipelines.errors import BadShape, StateError
 from pipelines.family_labels import (
-    LABELS,
-    READ_BY,
-    Labels,
     Sources,
-    event_labels,
     event_outcomes,
-    without_broken_rows,
 )
 from pipelines.labels.misses import miss_atr
 from pipelines.models.gaps import DECISIONS, broken
 from pipelines.params import Params
 from pipelines.signals.events import Events, traditional_events
 from pipelines.stage_outputs import facts_of, features_of, read_meta
-
-__all__ = [
-    "LABELS",
-    "READ_BY",
-    "Labels",
-    "Sources",
-    "event_labels",
-    "read_funding",
-    "read_sources",
-    "traditional_record",
-    "without_broken_rows",
-]
 
 
 def read_sources(artifacts: Path, symbol: str | None = None) -> Sources:

@@ -172,8 +172,9 @@ def build_labels(params: Params) -> None:
 
 def labels_of_market(of: tuple[str, Params]) -> None:
     """Compute the outcomes of one market; `of` is its symbol, and the parameters."""
+    from pipelines.family_labels import LABELS, without_broken_rows
     from pipelines.signals.events import events
-    from pipelines.training.labelling import LABELS, read_sources, traditional_record, without_broken_rows
+    from pipelines.training.labelling import read_sources, traditional_record
 
     symbol, params = of
     sources, out = read_sources(OUT, symbol), ensure_folder(labels_of(OUT, symbol))

@@ -62,10 +62,10 @@ def test_a_calendar_that_cannot_be_obeyed_is_refused(text, error, message, tmp_p
 def test_no_event_inside_a_window_is_labelled_and_the_others_stay_as_they_were():
     from pipelines.data.simulator.market import simulate
     from pipelines.data.timeframes import Grid, resample
+    from pipelines.family_labels import Sources, event_labels
     from pipelines.features.catalog import FEATURES
     from pipelines.settings import load_params
     from pipelines.signals.catalog import SIGNALS
-    from pipelines.training.labelling import Sources, event_labels
 
     params = load_params()
     spec = params.simulator.model_copy(update={"history_days": 12, "live_days": 0, "drift_after_live_days": None})

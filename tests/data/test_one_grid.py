@@ -17,12 +17,16 @@ LENGTHS = {60.0, 180.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14_400.0, 28_800.0
 ROUNDING = {"floor", "ceil", "round", "rint", "trunc", "int", "astype"}
 # file → at how many places it cuts, what, and why that needs no hours of a market
 ALLOWED = {
+    "bellwether/operations/feed_pace.py": (1, "how many bars the feed is late, from wall time"),
+    "bellwether/operations/feed_report.py": (1, "bars a second of wall time, for a person"),
+    "flows/support/due.py": (1, "intervals of runs in market time, counted since the epoch"),
     "pipelines/costs.py": (2, "times of funding: an exchange's own hours since the epoch, not bars"),
     "pipelines/data/admission.py": (
         1,
         "spacings of bars against one another: which timeframe they show",
     ),
     "pipelines/data/bar_clock.py": (4, "seconds of the day by a clock, which is what it is for"),
+    "pipelines/data/feeds/simulator.py": (1, "minutes of the simulator, whose markets trade day and night"),
     "pipelines/data/findings.py": (1, "weeks of UTC: in how many of them a market was filled in, for a sentence"),
     "pipelines/data/funding.py": (1, "whole hours of UTC, at which alone funding is settled"),
     "pipelines/data/readers/exchange.py": (8, "pages of an exchange that trades day and night"),
@@ -33,6 +37,7 @@ ALLOWED = {
     "pipelines/data/simulator/market.py": (1, "the simulator, whose markets trade day and night"),
     "pipelines/data/simulator/market_path.py": (4, "the simulator, whose markets trade day and night"),
     "pipelines/data/simulator/stream.py": (1, "minutes of the simulator, whose markets trade day and night"),
+    "pipelines/evaluation/allocation.py": (4, "days of UTC, the rows of an allocation"),
     "pipelines/evaluation/backtest.py": (7, "days of UTC of the account: limits of losses a day"),
     "pipelines/evaluation/crises.py": (
         1,

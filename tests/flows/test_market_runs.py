@@ -175,8 +175,8 @@ def test_while_the_feed_is_dead_nothing_is_started(server, installation):
     observe(installation, MARKET + 2 * DAY)
     assert market_runs.poll(installation, WALL + HOUR) == []  # it wrote an hour ago: dead
     feed(installation, WALL + HOUR)
-    assert len(market_runs.poll(installation, WALL + HOUR)) == 3
-    assert sorted(names(server)) == ["ingest", "monitor", "report"]
+    assert len(market_runs.poll(installation, WALL + HOUR)) == 4
+    assert sorted(names(server)) == ["ingest", "monitor", "report", "retention"]
 
 
 def test_a_feed_that_a_person_stopped_gives_the_schedules_back_and_what_passed_meanwhile_is_not_missed(
@@ -203,7 +203,7 @@ def test_a_run_that_anybody_started_holds_up_the_next_one(server, installation, 
     server.run_of("ingest", StateType.SCHEDULED, auto_scheduled=True)  # what Prefect planned ahead is no run yet
     observe(installation, MARKET + DAY)
     market_runs.poll(installation, WALL)
-    assert names(server) == ["ingest", "report"]
+    assert names(server) == ["ingest", "report", "retention"]
 
 
 def test_a_person_who_paused_a_deployment_or_its_schedule_keeps_it_off(server, installation):
@@ -213,7 +213,7 @@ def test_a_person_who_paused_a_deployment_or_its_schedule_keeps_it_off(server, i
     market_runs.poll(installation, WALL)
     observe(installation, MARKET + DAY)
     market_runs.poll(installation, WALL)
-    assert names(server) == ["ingest"]
+    assert names(server) == ["ingest", "retention"]
 
 
 def test_frozen_retrains_do_not_start_and_a_running_one_holds_up_what_needs_the_workspace(server, installation):

@@ -6,12 +6,13 @@ import pytest
 from pipelines.context_layout import CONTEXT_FIELDS
 from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import Grid, resample
+from pipelines.family_labels import Sources
 from pipelines.features.catalog import FEATURES
 from pipelines.models.base import Dataset
 from pipelines.models.validator import expected_miss
 from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
-from pipelines.training.labelling import Sources, traditional_record
+from pipelines.training.labelling import traditional_record
 
 PARAMS = load_params()
 

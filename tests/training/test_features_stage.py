@@ -17,6 +17,7 @@ from pipelines.data.series import series_in
 from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import BadShape, StateError
+from pipelines.family_labels import Sources, event_labels
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import TIME, triple_barrier
 from pipelines.models.snapshot import read_history
@@ -25,7 +26,7 @@ from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import events
 from pipelines.stage_outputs import facts_of, features_of, read_meta
 from pipelines.training import stages
-from pipelines.training.labelling import Sources, event_labels, read_funding, read_sources
+from pipelines.training.labelling import read_funding, read_sources
 from pipelines.warm_start import read_warm_start
 
 QUARTERS = Grid("15m")

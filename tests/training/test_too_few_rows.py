@@ -7,6 +7,7 @@ from support.stage_folders import stage_folders
 from pipelines.contracts import BAR_WIDTH
 from pipelines.data.timeframes import Grid
 from pipelines.families import FAMILIES
+from pipelines.family_labels import LABELS, READ_BY, Sources, event_labels, without_broken_rows
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.splits import walk_forward
 from pipelines.models import pattern, predictor, validator
@@ -14,7 +15,6 @@ from pipelines.models.regime import gaussian
 from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.training import stages
-from pipelines.training.labelling import LABELS, READ_BY, Sources, event_labels, without_broken_rows
 
 PARAMS = load_params()
 QUARTERS = Grid("15m")

@@ -1,4 +1,4 @@
-"""Make the repository's `data.dvc`: the simulated universe of `params.yaml`, as the first ingest of a new home makes it.
+"""Make the repository's `data.dvc`: the simulated universe of `params.yaml`, as a first ingest makes it.
 
     python -m benchmarks.reference_universe
 

@@ -2,12 +2,11 @@
 
 Maths libraries round differently on different CPUs, so equal bytes are demanded only on the CPU type the year was made
 on (`meta.cpu` of data.dvc). Elsewhere 1,000 committed bars of its first symbol are compared within TOLERANCE.
-`python -m pipelines.data.reference_year WORKSPACE` makes the pointer from a data version in that workspace.
+`python -m benchmarks.reference_universe` makes the pointer.
 """
 
 import hashlib
 import platform
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,3 @@ def market_digest(folder: Path, facts: Mapping[str, Any]) -> str:
     for name in facts["files"]:
         digest.update((folder / name).read_bytes())
     return digest.hexdigest()
-
-
-if __name__ == "__main__":
-    write_pointer(Path(sys.argv[1]))

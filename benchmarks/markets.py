@@ -205,7 +205,10 @@ def _union(
     values[:, places] = np.where(absent, 0.0, values[:, places])
     filled = np.column_stack([values, absent.astype(np.float64)])
     whole = replace(
-        data, columns=(*data.columns, *(f"{name}.absent" for name in partly)), inputs=lambda rows: filled[rows]
+        data,
+        columns=(*data.columns, *(f"{name}.absent" for name in partly)),
+        inputs=lambda rows: filled[rows],
+        newest_of=None,
     )
     mask, dropped = present_columns(filled, whole.columns, markets)
     mask &= np.array([name not in left_out and name not in dropped for name in whole.columns])

@@ -35,6 +35,8 @@ class Dataset:
     at            (m,) position of the row in the whole dataset of the snapshot
     symbol        (m,) code of the row's market: its position in `symbols`; without one, all rows are of the first
     symbols       names of the markets
+    newest_of     row numbers (n,) → (n, k) the newest bar of each, where that is cheaper than its window; None = read
+                  from `inputs`
     """
 
     columns: tuple[str, ...]
@@ -48,6 +50,7 @@ class Dataset:
     extras: Mapping[str, Floats] = field(default_factory=dict)
     symbol: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     symbols: tuple[str, ...] = ("",)
+    newest_of: Callable[[Ints], Floats] | None = None
 
     def __post_init__(self) -> None:
         """Give every row the first market where none is stated."""
@@ -64,13 +67,15 @@ class Dataset:
 
     def newest(self) -> Floats:
         """Return the newest bar of every row, (m, k), read in batches so that long windows do not fill memory."""
+        if self.newest_of is not None:
+            return self.newest_of(np.arange(len(self)))
         parts = [self.inputs(batch) for batch in np.array_split(np.arange(len(self)), max(1, len(self) // 4096))]
         return np.concatenate([part if part.ndim == 2 else part[:, -1] for part in parts])
 
     def select_rows(self, chosen: Ints | Bools) -> "Dataset":
         """Return the dataset of the chosen rows (numbers or a mask), in their order."""
         rows: Ints = np.arange(len(self))[chosen]
-        read = self.inputs
+        read, newest = self.inputs, self.newest_of
         return replace(
             self,
             inputs=lambda subset: read(rows[subset]),
@@ -82,6 +87,7 @@ class Dataset:
             at=self.at[rows],
             extras={name: values[rows] for name, values in self.extras.items()},
             symbol=self.symbol[rows],
+            newest_of=None if newest is None else lambda subset: newest(rows[subset]),
         )
 
     def by_market(self) -> Iterator[tuple[str, Ints]]:
@@ -102,11 +108,12 @@ class Dataset:
         """Return the dataset with the input columns where `mask` (k,) is True; itself where that is all of them."""
         if mask.all():
             return self
-        read = self.inputs
+        read, newest = self.inputs, self.newest_of
         return replace(
             self,
             columns=tuple(column for column, chosen in zip(self.columns, mask, strict=True) if chosen),
             inputs=lambda rows: np.compress(mask, read(rows), axis=-1),  # a third of the time of a mask on windows
+            newest_of=None if newest is None else lambda rows: np.compress(mask, newest(rows), axis=-1),
         )
 
 

@@ -79,9 +79,11 @@ def bar_rows(artifacts: Path, labels: str, view: View) -> Dataset:
     if not len(rows):
         raise NotEnoughData(f"no bar of this snapshot has a {labels} label; bring a longer history")
     histories = [read_history(artifacts, symbol) for symbol in rows.symbols]
+    inputs = _windows_of(histories, rows.symbol, rows.arrays["index"], view)
     return Dataset(
         columns=view.columns,
-        inputs=_windows_of(histories, rows.symbol, rows.arrays["index"], view),
+        inputs=inputs,
+        newest_of=_newest_of(inputs, len(rows)) if view.steps > 1 else None,
         at=np.arange(len(rows)),
         weight=rows.arrays["uniqueness"],
         extras={name: values for name, values in rows.arrays.items() if name not in _SHARED},
@@ -89,6 +91,20 @@ def bar_rows(artifacts: Path, labels: str, view: View) -> Dataset:
         symbols=rows.symbols,
         **{name: rows.arrays[name] for name in _SHARED if name != "index"},
     )
+
+
+def _newest_of(inputs: Callable[[Ints], Floats], n: int) -> Callable[[Ints], Floats]:
+    """Return the function from row numbers to their newest bars, which reads the n windows once, at its first use."""
+    kept: list[Floats] = []
+
+    def newest(rows: Ints) -> Floats:
+        """Return the newest bars (len(rows), k)."""
+        if not kept:
+            parts = np.array_split(np.arange(n), max(1, n // 2048))
+            kept.append(np.concatenate([inputs(part)[:, -1] for part in parts]))
+        return np.asarray(kept[0][rows])
+
+    return newest
 
 
 def _windows_of(histories: Sequence[History], symbol: Ints, index: Ints, view: View) -> Callable[[Ints], Floats]:

@@ -76,6 +76,13 @@ def test_a_universe_of_one_is_the_dataset_of_its_market_byte_for_byte(tmp_path):
     assert data.select_columns(np.ones(len(data.columns), bool)) is data
 
 
+def test_the_newest_bars_are_those_of_the_windows_of_the_same_rows_and_columns(universe):
+    _, data = universe
+    some = data.select_rows(np.array([3, 50, 7, 190])).select_columns(np.arange(len(data.columns)) % 2 == 0)
+    assert some.newest().tobytes() == some.all_inputs()[:, -1].tobytes()
+    assert replace(some, newest_of=None).newest().tobytes() == some.newest().tobytes()
+
+
 def test_decay_follows_time_for_all_markets_and_rows_of_one_moment_weigh_the_same(universe):
     _, data = universe
     decayed = data.decayed(50.0)
@@ -112,7 +119,7 @@ def test_a_column_that_one_market_lacks_is_dropped_by_the_markets_name(universe)
         windows[data.symbol[numbers] == 1, :, 2] = np.nan
         return windows
 
-    found = prepare("predictor", replace(data, inputs=without), ())
+    found = prepare("predictor", replace(data, inputs=without, newest_of=None), ())
     assert found.dropped == {data.columns[2]: "absent in B/USD: pooled rows have the columns of every market"}
     assert len(found.data) == len(data)
     _, alone = present_columns(data.newest(), data.columns, rows)

@@ -535,8 +535,9 @@ def test_a_decision_of_release_050_is_read_with_the_present_keys_and_words(store
     assert read["reasons"][0].startswith("NO_SIGNAL: coverage=0.20")
     assert read["trail"] == DECISION_050["trail"] | {"signal": "refused: NO_SIGNAL, CONFLICT"}
     assert roles == {"champion": "active", "challenger": "shadow"}
-    assert read["thresholds"] == {}  # not recorded before release 0.6.0
-    renamed = {"said", "category_scores", "validation", "reasons", "trail", "models", "thresholds"}
+    assert read["thresholds"] == {}  # not recorded before release 0.6.0 …
+    assert read["market"] == {}  # … and this not before 0.11.0
+    renamed = {"said", "category_scores", "validation", "reasons", "trail", "models", "thresholds", "market"}
     assert {k: v for k, v in read.items() if k not in renamed} == {
         k: v for k, v in DECISION_050.items() if k not in renamed
     }

@@ -82,10 +82,14 @@ def test_status_answers_from_stored_state_when_every_server_is_down(stack, tmp_p
     (tmp_path / "workspace" / "data").mkdir(parents=True)
     for name in ("data.dvc", "data/manifest.json"):
         shutil.copy(stack.settings.workspace / name, tmp_path / "workspace" / name)
+    for name in ("learning", "serving"):
+        shutil.copytree(stack.settings.home / name, tmp_path / name)
     done = stack.cli("status", "--json", env=environment(tmp_path))
     assert done.returncode == 0, done.stderr
     offline, live = json.loads(done.stdout), stack.json("status")
-    differing = ("services", "health", "health_reason")  # of the servers themselves
+    differing = ("services", "health", "health_reason", "universe")  # of the servers themselves
+    told = ("symbol", "clock", "timeframe", "newest_bar", "tier", "left_out")  # the service alone knows ages
+    assert [[one[n] for n in told] for one in offline["universe"]] == [[one[n] for n in told] for one in live["universe"]]
     assert {n: offline[n] for n in offline if n not in differing} == {n: live[n] for n in live if n not in differing}
     assert (offline["health"], "does not answer" in offline["health_reason"]) == ("UNHEALTHY", True)
     assert {service["state"] for service in offline["services"].values()} == {"down"}

@@ -34,7 +34,7 @@ def test_status_names_the_champion_with_its_evidence_and_every_service_is_up(sta
     assert all(champion[name] for name in ("version", *LINEAGE))
     assert set(status["families"]) == {"validator", "pattern", "regime", "predictor"}
     assert {name: service["state"] for name, service in status["services"].items()} == dict.fromkeys(
-        ("mlflow", "prefect", "decision", "flows", "models", "evidently"), "up"
+        ("mlflow", "prefect", "decision", "flows", "feed", "models", "evidently"), "up"
     )
     champions = {family: "digest" for family, arms in status["families"].items() if arms["champion"]}
     assert status["tier"] == best_tier(TierInputs(None, champions))[0]
@@ -95,7 +95,7 @@ def test_the_drift_report_opens_in_evidently_and_lies_in_the_run_of_the_model_it
     url = f"{stack.settings.evidently_url}/api/projects"
     project = next(p for p in httpx.get(url, headers=stack.key).json() if p["name"] == "Bellwether")
     reports = httpx.get(f"{url}/{project['id']}/reports", headers=stack.key).json()
-    assert reports[-1]["name"] == "validator: SIM/USDT"
+    assert reports[-1]["name"] in {f"validator: {symbol}" for symbol in stack.installation.symbols}
     opened = httpx.get(f"{url}/{project['id']}/{reports[-1]['id']}/data", headers=stack.key, timeout=30)
     assert opened.status_code == 200
     assert len(opened.json()["widgets"]) > 1

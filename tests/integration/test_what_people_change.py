@@ -116,10 +116,10 @@ def test_at_another_speed_the_schedules_of_what_follows_the_market_are_held_and_
         assert market_runs.poll(installation, now()) == []  # market time stands, so nothing is due
         return {name: [each["active"] for each in deployment(stack, name)["schedules"]] for name in names}
 
-    names = ("ingest", "monitor", "retrain", "report", "reconcile", "verify")
+    names = ("ingest", "monitor", "retrain", "report", "retention", "reconcile", "verify")
     assert poll(900.0) == {name: [name in ("reconcile", "verify")] for name in names}
     held = read_pacing(home).held
-    assert sorted(held) == ["ingest", "monitor", "report", "retrain"]
+    assert sorted(held) == ["ingest", "monitor", "report", "retention", "retrain"]
     found = deployment_statuses(installation.params, held)
     assert all(one.differences == () for one in found)
     assert sorted(one.deployment for one in found if one.held) == sorted(held)

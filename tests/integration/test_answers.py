@@ -89,7 +89,8 @@ def test_status_answers_from_stored_state_when_every_server_is_down(stack, tmp_p
     offline, live = json.loads(done.stdout), stack.json("status")
     differing = ("services", "health", "health_reason", "universe")  # of the servers themselves
     told = ("symbol", "clock", "timeframe", "newest_bar", "tier", "left_out")  # the service alone knows ages
-    assert [[one[n] for n in told] for one in offline["universe"]] == [[one[n] for n in told] for one in live["universe"]]
+    off, on = ([[one[n] for n in told] for one in status["universe"]] for status in (offline, live))
+    assert off == on
     assert {n: offline[n] for n in offline if n not in differing} == {n: live[n] for n in live if n not in differing}
     assert (offline["health"], "does not answer" in offline["health_reason"]) == ("UNHEALTHY", True)
     assert {service["state"] for service in offline["services"].values()} == {"down"}

@@ -330,7 +330,8 @@ def request_retrains(reasons: Reasons) -> list[str]:
     """Emit one event for the automation that retrains all families with a reason; return those families."""
     requested = {family: why for family, why in reasons.items() if why}
     if requested:
-        first = next(iter(requested.values()))[0]
+        found = [reason for why in requested.values() for reason in why]
+        first = next((reason for reason in found if reason.kind != "schedule"), found[0])  # what happened says more
         emit_event(
             DRIFT_EVENT,
             resource={"prefect.resource.id": "bellwether.families", "prefect.resource.name": ", ".join(requested)},

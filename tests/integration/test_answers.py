@@ -87,7 +87,7 @@ def test_status_answers_from_stored_state_when_every_server_is_down(stack, tmp_p
     done = stack.cli("status", "--json", env=environment(tmp_path))
     assert done.returncode == 0, done.stderr
     offline, live = json.loads(done.stdout), stack.json("status")
-    differing = ("services", "health", "health_reason", "universe")  # of the servers themselves
+    differing = ("services", "health", "health_reason", "universe", "feed")  # of the processes themselves
     told = ("symbol", "clock", "timeframe", "newest_bar", "tier", "left_out")  # the service alone knows ages
     off, on = ([[one[n] for n in told] for one in status["universe"]] for status in (offline, live))
     assert off == on

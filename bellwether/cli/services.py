@@ -110,23 +110,28 @@ def show_status(found: Mapping[str, Any]) -> None:
         paragraph(f"{alarm['kind']}: {alarm['detail']} ({alarm['at']})", lead=alarm["severity"])
 
 
+def _minute(moment: str | None) -> str | None:
+    """Return an ISO 8601 moment as date and minute, for a table; None for none."""
+    return moment and moment[:16].replace("T", " ")
+
+
 def show_market(found: Mapping[str, Any]) -> None:
     """Print the universe, the feed, what is due in market time, what is frozen and what is disabled."""
     if universe := found.get("universe"):
         table("universe", ["symbol", "newest bar (UTC)", "since, s", "age, bars", "tier", "why"], [
-            [one["symbol"], one["newest_bar"] and one["newest_bar"][:16].replace("T", " "), number(one["age_s"], 0),
+            [one["symbol"], _minute(one["newest_bar"]), number(one["age_s"], 0),
              number(one["age_bars"], 2), one["tier"], one["left_out"] or one["tier_reason"]]
             for one in universe
         ])  # fmt: skip
     if feed := found.get("feed"):
         lag = "" if feed["lag_bars"] is None else f", {feed['lag_bars']:g} bars behind"
-        paragraph(f"{feed['condition']}; market time {feed['market_time'] or 'unknown'}{lag}", lead="feed")
+        paragraph(f"{feed['condition']}; market time {_minute(feed['market_time']) or 'unknown'}{lag}", lead="feed")
     due = found.get("due") or {"deployments": {}}
     if due["deployments"]:
         table(
             f"due in market time, speed {due['speed']:g}" if due["paced_by"] == "market" else "missed",
             ["deployment", "last", "next due", "waiting", "missed"],
-            [[name, one.get("last"), one.get("next_due"), one.get("waiting"), one["missed"]]
+            [[name, _minute(one.get("last")), _minute(one.get("next_due")), one.get("waiting"), one["missed"]]
              for name, one in due["deployments"].items()],
         )  # fmt: skip
     for one in found.get("frozen", []):

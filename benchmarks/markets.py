@@ -309,7 +309,7 @@ def page(found: Mapping[str, Any]) -> str:
 def _cells(e: Mapping[str, Any]) -> list[str]:
     """Return the gain, its interval and n of a figure."""
     known = e["low"] is not None and e["high"] is not None
-    return [f"{e['value']:.4f}", f"[{e['low']:.4f}, {e['high']:.4f}]" if known else "too few rows", f"{e['n']:,}"]
+    return [f"{e['value']:.5f}", f"[{e['low']:.5f}, {e['high']:.5f}]" if known else "too few rows", f"{e['n']:,}"]
 
 
 def _interval(unseen: Mapping[str, Any]) -> str:
@@ -333,7 +333,7 @@ def main() -> None:
         """Print a line of progress."""
         print(line, file=sys.stderr, flush=True)
 
-    families = words.family or ["validator", "regime"]
+    families = words.family or list(SIMPLEST)
     found = {
         name: measured(name, families, load_params(), words.days, log) for name in words.universe or list(UNIVERSES)
     }

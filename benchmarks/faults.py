@@ -82,7 +82,7 @@ class Fault:
     repair    does that, or what the runbook would have a person try if it does not heal by itself
     where     plain: the decision service alone; postgresql: with its store there; remote: with the model service;
               tmpfs: in a home of TMPFS_MB; faketime: with a clock that can be moved; file_key: its key in a file;
-              stack: all six services, one installation for all such faults
+              stack: all seven services, one installation for all such faults
     needs     says why it cannot be caused on this machine; empty = it can
     """
 
@@ -306,12 +306,12 @@ def tmpfs(folder: Path, megabytes: int = TMPFS_MB) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-_STACK = ExitStack()  # the six services, once a process; stopped when it ends
+_STACK = ExitStack()  # the seven services, once a process; stopped when it ends
 
 
 @cache
 def stack() -> Target:
-    """Start all six services on the fixture's warm start, once a process.
+    """Start all seven services on the fixture's warm start, once a process.
 
     No model is registered, so the consensus decides: these faults are about the servers next to the decision service.
     """

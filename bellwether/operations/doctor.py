@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 GIB = 1024**3
 SOON_DAYS = 3.0  # a disk that is full by then is a warning today
 WRITE_SECONDS = 2.0  # a store that needs longer for the smallest write is locked
-FREE_MEMORY = 4 * GIB  # the six services take about 2.5 GiB, a training run about 1 GiB more
+FREE_MEMORY = 4 * GIB  # the seven services take about 2.5 GiB, a training run about 1 GiB more
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def live_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
     """Return the figures of a finished half hour, without an interval; n = samples."""
     figures = {}
     for case in found:
-        judged = [each["days"] for each in case["retrains"] if each["days"] is not None]
+        judged = [each["days"] for each in case["retrains"] if each["days"] is not None and each["state"] == "done"]
         delays = [days for days in case["drift"]["dates"].values() if days is not None]
         values = {
             "minutes": case["covered_s"] / 60.0,

@@ -41,6 +41,7 @@ from pipelines.training import stages
 from pipelines.training.fit import complete_rows, fit_window, out_of_fold, predict_in_batches, prepare
 
 PAGE = ROOT / "docs" / "results" / "markets.md"
+NEVER_SEEN = ("never seen: over its baseline", "never seen: over the pooled model")
 Log = Callable[[str], None]
 
 
@@ -56,12 +57,11 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Universe:
-    """Hold the markets of a recorded universe and the decision timeframe; bars outside since … until are left out."""
+    """Hold the markets of a recorded universe and the decision timeframe; bars before `since` are left out."""
 
     markets: tuple[Recorded, ...]
     decision: str
     since: str = ""
-    until: str = ""
 
 
 UNIVERSES = {
@@ -283,7 +283,8 @@ def page(found: Mapping[str, Any]) -> str:
         "# Pooled universes on recorded data\n",
         "Made by `python -m benchmarks.markets --write`. Gains are over the family's simplest baseline, out of fold, "
         "in its own unit of loss; intervals are 95 %, by moments (decision 0074). *Never seen*: by models that were "
-        "not trained on the market, against a baseline that was not either.",
+        "not trained on the market, against a baseline that was not either (which may do worse than one that was), and "
+        "against the pooled model on the same rows.",
     ]
     for name, each in found.items():
         spans = "; ".join(f"{symbol} {first} to {last}" for symbol, (first, last) in each["spans"].items())
@@ -293,16 +294,19 @@ def page(found: Mapping[str, Any]) -> str:
                 text.append(f"{family}: {figures['why']}\n")
                 continue
             union = figures["union"]
-            lines = [["pooled", *_cells(figures["pooled"]), "–"]]
-            lines += [[s, *_cells(e), _interval(figures["leave_one_out"].get(s, {}))] for s, e in
-                      figures["by_symbol"].items()]  # fmt: skip
+            unseen = figures["leave_one_out"]
+            lines = [["pooled", *_cells(figures["pooled"]), "–", "–"]]
+            lines += [
+                [s, *_cells(e), *(_interval(unseen.get(s, {}), over) for over in ("over_baseline", "over_pooled"))]
+                for s, e in figures["by_symbol"].items()
+            ]
             if union is not None:
                 lines.append(
-                    [f"pooled, union of columns ({len(union['columns'])} more)", *_cells(union["pooled"]), "–"]
+                    [f"pooled, union of columns ({len(union['columns'])} more)", *_cells(union["pooled"]), "–", "–"]
                 )
             effects = "; ".join(effect["line"] for effect in figures["detectable"].values())
             text += [f"**{family}**, {figures['loss_name']}, over {figures['baseline']}: {effects}.\n",
-                     table(["rows of", "gain", "interval", "n", "gain where never seen"], lines), ""]  # fmt: skip
+                     table(["rows of", "gain", "interval", "n", *NEVER_SEEN], lines), ""]  # fmt: skip
     return "\n".join(text) + "\n"
 
 
@@ -312,11 +316,11 @@ def _cells(e: Mapping[str, Any]) -> list[str]:
     return [f"{e['value']:.5f}", f"[{e['low']:.5f}, {e['high']:.5f}]" if known else "too few rows", f"{e['n']:,}"]
 
 
-def _interval(unseen: Mapping[str, Any]) -> str:
+def _interval(unseen: Mapping[str, Any], over: str) -> str:
     """Return the gain on a market that the model never saw."""
-    if "over_baseline" not in unseen:
+    if over not in unseen:
         return str(unseen.get("why", "–"))
-    value, bounds, _ = _cells(unseen["over_baseline"])
+    value, bounds, _ = _cells(unseen[over])
     return f"{value} {bounds}"
 
 

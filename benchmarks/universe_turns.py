@@ -35,7 +35,8 @@ def turn(case: str) -> JsonObject:
     """Run one turn; return exit code, seconds, pooled figures by family, and what each symbol decided."""
     symbols = symbols_of(case)
     with tempfile.TemporaryDirectory(prefix="bellwether-universe-") as folder:
-        env = environment(Path(folder), {"universe": {"symbols": symbols, "groups": {}}, "simulator": {"live_days": LIVE_DAYS}})
+        changes = {"universe": {"symbols": symbols, "groups": {}}, "simulator": {"live_days": LIVE_DAYS}}
+        env = environment(Path(folder), changes)
         command = [str(Path(sys.executable).with_name("bellwether")), "run", "--once", "--json"]
         began = time.monotonic()
         ran = subprocess.run(

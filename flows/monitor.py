@@ -36,7 +36,7 @@ from flows.support.watches import (
     watched_families,
     worst_block,
 )
-from pipelines.contracts import Estimate, JsonObject
+from pipelines.contracts import Estimate, JsonObject, utc
 from pipelines.data.timeframes import Grid
 from pipelines.experiments.eprocess import LEAST_BLOCKS, block_means
 from pipelines.families import DECISION_FAMILY
@@ -205,6 +205,11 @@ def report(watched: FamilyWatch) -> str | None:
 
     installation = open_installation()
     block, reference = worst_block(market.drift), market.reference
+    last = block.start + block.n - 1 if block else len(market.served.at_s) - 1
+    of = f"{utc(float(market.served.at_s[last])):%Y%m%dT%H%M%S}"
+    folder = installation.settings.home / "reports" / of / model.family
+    if block and (folder / "drift.html").is_file():  # nothing new was judged: a page takes some MB in three places
+        return str(folder / "drift.html")
     current = market.served.values[block.start : block.start + block.n] if block else market.served.values
     columns = [POSITION[name] for name in reference.watched]
     files = write_report(
@@ -212,7 +217,7 @@ def report(watched: FamilyWatch) -> str | None:
         pd.DataFrame(current[:, columns], columns=list(reference.watched)),
         reference.thresholds(market.rates.values),
         reference.missing_limits(market.rates.missing),
-        installation.settings.home / "reports" / f"{now():%Y%m%dT%H%M%S}",
+        folder,
         installation.settings.home / "evidently",
         now(),
         f"{model.family}: {market.symbol}",

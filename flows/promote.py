@@ -148,7 +148,7 @@ def promote(
     family: str,
     version: str,
     approval: str | None = None,
-    actor: str = "policy",
+    actor: str = promotion.POLICY,
     reason: str = "passed the gate",
     wait_hours: float = 168.0,
 ) -> bool:

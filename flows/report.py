@@ -143,16 +143,21 @@ def results_of(decisions: Sequence[Decision], resolved: Sequence[Resolved]) -> J
         "outcomes": len(resolved),
         "trades_closed": len(traded),
         "won": sum(o.net_bps > 0 for _, o in traded),
-        "net_bps": _estimate(net),
+        "net_bps": _estimate(net, np.array([d.as_of.timestamp() for d, _ in traded], dtype=np.float64)),
         "equity_bps": float(sum(d.size * o.net_bps for d, o in traded)),
         "cost_bps": float(np.mean([o.cost_bps for _, o in traded])) if traded else None,
         "source": LEDGER,
     }
 
 
-def _estimate(values: Floats) -> JsonObject:
-    """Return the mean of (n,) values with interval and n, JSON-ready; null without values."""
-    return dict(json_ready({k: v for k, v in asdict(mean_estimate(values)).items() if k != "cost_bps"}))
+def _estimate(values: Floats, at_s: Floats) -> JsonObject:
+    """Return the mean of (n,) values of the moments at_s (n,) with interval and n, JSON-ready; null without values.
+
+    Trades of one moment count as one unit: markets move together.
+    """
+    order = np.argsort(at_s, kind="stable")
+    found = mean_estimate(values[order], known=at_s[order])
+    return dict(json_ready({k: v for k, v in asdict(found).items() if k != "cost_bps"}))
 
 
 def trades_of(decisions: Sequence[Decision], resolved: Sequence[Resolved]) -> list[JsonObject]:

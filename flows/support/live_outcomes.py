@@ -41,7 +41,9 @@ def resolve_market(installation: Installation, symbol: str) -> Resolved:
     whole history.
     """
     store = installation.store
-    pending = [record.decision for record in store.unresolved(until=now(), symbol=symbol)]
+    newest = store.newest_close(symbol)
+    until = now() if newest is None else max(now(), utc(newest))  # a fast market outruns the time of day
+    pending = [record.decision for record in store.unresolved(until=until, symbol=symbol)]
     through = store.family_outcomes_through(symbol)
     unscored = [r for r in store.decisions(symbol, since=through) if through is None or r.decision.as_of > through]
     if not pending and not unscored:

@@ -29,6 +29,7 @@ log = logging.getLogger("bellwether.promotion")
 FAULT = "family_fault"
 DELETED = "version_deleted"
 BUNDLE = "its bundle in this home"
+POLICY = "policy"  # the actor of a promotion that no person made
 WATCH = "watch"  # what of a family has the fault: its alias, its bundle, or the watch for drift and loss
 
 Arm = Mapping[str, Any]  # a slot as the generation file names it: version, digest, run, data, verdict
@@ -60,7 +61,8 @@ def challenge(
 
     figures  rows of (figure, value, 95 % interval, n) for people
     """
-    replaced = installation.store.slots(version.family).challenger
+    slots = installation.store.slots(version.family)
+    replaced, champion = slots.challenger, slots.champion
     reason = "passed the gate" if verdict.passed else "refused by the gate: " + "; ".join(verdict.reasons)
     line = _line(
         version,
@@ -70,7 +72,12 @@ def challenge(
         reason,
         replaced.to_version if replaced else None,
         verdict.passed,
-        {**verdict_record(verdict), "figures": figures, "symbols": list(symbols_of(version.tags))},
+        {
+            **verdict_record(verdict),
+            "figures": figures,
+            "symbols": list(symbols_of(version.tags)),
+            "compared_with": str(champion.digest) if champion else "",
+        },
     )
     installation.store.add_promotion(line)
     installation.tracking.set_alias(version.family, "challenger", version.version)
@@ -115,6 +122,14 @@ def _promote(installation: Installation, family: str, version: str, actor: str, 
         raise GateRefused(
             f"{family} version {version} is not promoted: {why}. Its evidence is in run {wanted.run_id}; "
             f"`bellwether retrain {family}` makes a new candidate."
+        )
+    compared = verdict.evidence.get("compared_with")  # None: a verdict of a release before 0.11.0
+    if actor == POLICY and champion and compared is not None and champion.digest not in (compared, wanted.digest):
+        why = f"it was judged against another champion, not against version {old}"
+        installation.store.add_promotion(_line(wanted, "refuse", "champion", actor, why, old, False, {}))
+        raise GateRefused(
+            f"{family} version {version} is not promoted by itself: {why}. `bellwether retrain {family}` makes a "
+            "candidate that is; a person may promote this one."
         )
     fetch_bundle(installation, wanted)  # verified and smoke-tested before anything moves
     line = _line(wanted, "promote", "champion", actor, reason, old, True, {"verdict": verdict.id})

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flows.support.installation import Installation
+from flows.support.market_time import ingested_markets, is_market_clocked
 from flows.support.promotion import champions, promotion_lease
 from pipelines.contracts import utc
 from pipelines.families import FAMILIES
@@ -97,10 +98,23 @@ def idle_bundles(installation: Installation, before: datetime) -> Iterator[Path]
         named |= {str(line.digest) for line in (*lines, slots.champion, slots.challenger) if line is not None}
     served = read_generation(installation.settings.serving_dir) or {"families": {}}
     named |= {str(slot["digest"]) for slots in served["families"].values() for slot in slots.values() if slot}
+    came = in_time_of_day(installation, before)
     for folder in sorted(installation.settings.bundles.glob("[0-9a-f]*")):
         is_bundle = folder.is_dir() and len(folder.name) == DIGEST_LETTERS
-        if is_bundle and folder.name not in named and _modified(folder) < before:
+        if is_bundle and folder.name not in named and _modified(folder) < came:
             yield folder
+
+
+def in_time_of_day(installation: Installation, before: datetime) -> datetime:
+    """Return when it was `before` in this home by the time of day, as folders are stamped.
+
+    A market of the past or a simulated one has another date than the folders that were written while it ran.
+    """
+    markets = ingested_markets(installation)
+    if not is_market_clocked(markets.values()):
+        return before
+    came = [installation.store.first_arrival(symbol, before.timestamp()) for symbol in markets]
+    return min((at for at in came if at is not None), default=before)
 
 
 def _modified(folder: Path) -> datetime:

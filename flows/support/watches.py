@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 
@@ -222,11 +222,13 @@ def isolate_market(installation: Installation, subject: str) -> Iterator[None]:
 
 def served_rows(installation: Installation, symbol: str, since: datetime) -> ServedRows:
     """Return what the service used at every decision bar after `since`, oldest first; NaN = a feature was missing."""
-    by_bar = {
-        r.decision.as_of: r.features
-        for r in installation.store.decisions(symbol, since=since)
-        if r.decision.as_of > since
-    }
+    by_bar: dict[datetime, bytes] = {}
+    begin, newest = since, installation.store.decisions(symbol, last=1)
+    while newest and begin <= newest[0].decision.as_of:  # whole records of a long life would fill memory
+        end = begin + timedelta(days=7)
+        found = installation.store.decisions(symbol, since=begin, until=end)
+        by_bar |= {r.decision.as_of: r.features for r in found if r.decision.as_of > since}
+        begin = end
     order = sorted(by_bar)
     rows = [np.frombuffer(by_bar[at], dtype=np.float64)[WATCHED] for at in order]
     return ServedRows(

@@ -17,6 +17,7 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 
 from pipelines.contracts import REGIMES, Floats, JsonObject, json_ready
+from pipelines.evaluation.figures import drawn
 from pipelines.evaluation.metrics import mean_estimate
 from pipelines.features.catalog import COPIES
 from pipelines.models.base import Dataset, Fitted, ModelFamily
@@ -228,22 +229,22 @@ def section(report: Mapping[str, Any]) -> str:
     columns = sorted(report["columns"].items(), key=lambda item: item[1]["rise"]["value"])
     names, rises = [name for name, _ in columns], [each["rise"] for _, each in columns]
     first, second = f"Rise of {report['loss_name']} when permuted, 95 %", "Share by rule regime, clusters"
-    drawn = make_subplots(rows=1, cols=2, subplot_titles=(first, second), horizontal_spacing=0.2)
+    figure = make_subplots(rows=1, cols=2, subplot_titles=(first, second), horizontal_spacing=0.2)
     error = {
         "type": "data", "symmetric": False,
         "array": [0.0 if r["high"] is None else r["high"] - r["value"] for r in rises],
         "arrayminus": [0.0 if r["low"] is None else r["value"] - r["low"] for r in rises],
     }  # fmt: skip
-    drawn.add_trace(
+    figure.add_trace(
         go.Bar(y=names, x=[r["value"] for r in rises], error_x=error, orientation="h", name="by itself"), 1, 1
     )
     for regime, each in report["by_regime"].items():
         shared = {name: cluster["share"] for name, cluster in each["clusters"].items() if cluster["share"] is not None}
-        drawn.add_trace(
+        figure.add_trace(
             go.Bar(y=list(shared), x=list(shared.values()), orientation="h", name=f"{regime} ({each['rows']:,})"), 1, 2
         )
     height = 160 + 26 * len(names)
-    drawn.update_layout(template="plotly_white", height=height, margin={"t": 50, "l": 50, "r": 20, "b": 40})
+    figure.update_layout(template="plotly_white", height=height, margin={"t": 50, "l": 50, "r": 20, "b": 40})
     rows = "".join(
         f"<tr><td>{escape(', '.join(c['columns']))}</td><td>{c['rise']['value']:.5f}</td>"
         f"<td>{_bounds(c['rise'])}</td><td>{_percent(c['share'])}</td>"
@@ -254,7 +255,7 @@ def section(report: Mapping[str, Any]) -> str:
         f"{line}<p>{report['rows']:,} out-of-fold rows, each permuted {report['repeats']} times inside its fold. "
         f"Redundant columns are permuted together. Contributions: {escape(report['contributions'])}.</p>"
         "<table><tr><th>columns</th><th>rise</th><th>interval</th><th>share</th><th>contribution</th></tr>"
-        f"{rows}</table>{drawn.to_html(full_html=False, include_plotlyjs=False)}"
+        f"{rows}</table>{drawn(figure)}"
     )
 
 

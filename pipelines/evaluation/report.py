@@ -16,6 +16,7 @@ from pipelines.evaluation import importance
 from pipelines.evaluation.calibration import calibration_error
 from pipelines.evaluation.deflation import sharpe_of
 from pipelines.evaluation.detectable import ONE_BP, Detectable, detectable
+from pipelines.evaluation.figures import drawn, loader
 from pipelines.evaluation.intervals import mean_of
 from pipelines.evaluation.metrics import (
     auc_estimate,
@@ -137,8 +138,9 @@ def costs_text(costs: Mapping[str, tuple[Costs, bool]], oof: Arrays) -> str:
     """Return what stands of costs on every figure with one: of each market, if they differ."""
     spread = oof.get("extra_spread_known")
     texts: dict[str, list[str]] = {}
-    for code, (name, (each, funded)) in enumerate(costs.items()):
-        of = slice(None) if len(costs) < 2 else oof["symbol"] == code
+    names = symbols_in(oof)
+    for name, (each, funded) in costs.items():
+        of = oof["symbol"] == names.index(name) if len(names) > 1 and name in names else slice(None)
         texts.setdefault(each.describe(None if spread is None else spread[of], funded), []).append(name)
     return next(iter(texts)) if len(texts) == 1 else "; ".join(f"{', '.join(of)}: {text}" for text, of in texts.items())
 
@@ -338,8 +340,9 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
         "</p>"
         "<table><tr><th></th><th>check</th><th>value</th><th>interval</th><th>required</th><th>detectable</th><th>n</th>"
         "<th></th></tr>"
-        f"{rows}</table>{_market_table(figures)}{figure.to_html(full_html=False, include_plotlyjs=True)}"
+        f"{rows}</table>{_market_table(figures)}{drawn(figure)}"
         + importance.section(json.loads((folder / "importance.json").read_text()))
+        + loader()
     )
 
 

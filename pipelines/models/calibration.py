@@ -22,7 +22,9 @@ class Classifier(Protocol):
         ...
 
 
-def fit_calibration(raw: Floats, y: Floats, weight: Floats, around: Floats | float = 0.0) -> Calibration:
+def fit_calibration(
+    raw: Floats, y: Floats, weight: Floats, around: Floats | float = 0.0, known: Floats | None = None
+) -> Calibration:
     """Return Platt scaling fitted by maximum likelihood (Newton), with the covariance of slope and shift.
 
     raw, y   (n,) the model's uncalibrated probability and the outcome in {0, 1}, on rows outside its training
@@ -30,6 +32,8 @@ def fit_calibration(raw: Floats, y: Floats, weight: Floats, around: Floats | flo
              effective number of rows, and the lower bound accounts for the overlap
     around   (n,) log-odds around which the line turns: logit(p) - around = slope · (logit(raw) - around) + shift. With
              the base rate of each row's class, rows of several classes share one line
+    known    (n,) when each row was known: markets move together, so rows of one moment are not independent, and the
+             lower bound accounts for that; None = every row is a moment of its own
     A slope below 0 (the model ranks in reverse) is returned as it is: the gate refuses such a model.
     Raises   NotEnoughData if all outcomes are equal
     Source   Platt 1999
@@ -45,7 +49,23 @@ def fit_calibration(raw: Floats, y: Floats, weight: Floats, around: Floats | flo
         beta += move
         if np.abs(move).max() < 1e-10:
             break
-    return Calibration(float(beta[0]), float(beta[1]), np.asarray(np.linalg.inv(information), np.float64))
+    covariance = np.asarray(np.linalg.inv(information), np.float64)
+    if known is not None:
+        covariance *= _widened(design * (weight * (y - p))[:, None], covariance, known)
+    return Calibration(float(beta[0]), float(beta[1]), covariance)
+
+
+def _widened(scores: Floats, covariance: Floats, known: Floats) -> float:
+    """Return the factor, 1 or more, by which rows of one moment that move together widen a covariance (2, 2).
+
+    scores  (n, 2) of the rows; summed by moment they have the variance of the estimate (Liang and Zeger 1986)
+    """
+    _, moment = np.unique(known, return_inverse=True)
+    if not len(scores) or moment.max() + 1 == len(scores):
+        return 1.0
+    summed = np.column_stack([np.bincount(moment, weights=column) for column in scores.T])
+    apart = float(np.trace(covariance @ scores.T @ scores))
+    return max(1.0, float(np.trace(covariance @ summed.T @ summed)) / apart) if apart > 0.0 else 1.0
 
 
 def held_out(
@@ -101,7 +121,7 @@ def fit_calibrated(
 
     p = held_out(data, embargo_s, least, score, stretches)
     scored = np.isfinite(p)
-    line = fit_calibration(p[scored], data.y[scored], data.uniqueness[scored])
+    line = fit_calibration(p[scored], data.y[scored], data.uniqueness[scored], known=data.known[scored])
     return Calibrated(fit(data), line, calibration_p=(np.sort(line.calibrate(p[scored])[0]),))
 
 

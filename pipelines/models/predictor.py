@@ -130,7 +130,10 @@ def fit(data: Dataset, params: Params, embargo_s: float, log: Log) -> Directiona
     uncalibrated = member_probabilities(network, others, held_out.all_inputs(), window, newest)
     # the sampled rows represent the whole tail: each has its own weight and that of the rows left out
     weight = np.minimum(1.0, held_out.uniqueness * len(tail) / len(held_out))
-    calibrations = {name: fit_calibration(member_p, held_out.y, weight) for name, member_p in uncalibrated.items()}
+    calibrations = {
+        name: fit_calibration(member_p, held_out.y, weight, known=held_out.known)
+        for name, member_p in uncalibrated.items()
+    }
     calibrated, _ = calibrations[NETWORK].calibrate(uncalibrated[NETWORK])
     return Directional(
         network, window, newest, others, calibrations, calibration_p=(np.sort(calibrated[np.isfinite(calibrated)]),)

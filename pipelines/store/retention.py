@@ -71,7 +71,10 @@ class Retention(RecordParts, ChainStore):
 
     def data_hashes(self, since: datetime) -> set[str]:
         """Return the data versions that decisions from `since` on (as_of) name."""
-        query = sa.select(t.decisions.c.payload["lineage"], t.decisions.c.record).where(t.decisions.c.as_of >= since)
+        # a generation names every model and warm start, so one decision of an arm says what all of it rest on
+        d = t.decisions.c
+        some_of_each = sa.select(sa.func.max(d.id)).where(d.as_of >= since).group_by(d.generation, d.symbol, d.arm)
+        query = sa.select(d.payload["lineage"], d.record).where(d.id.in_(some_of_each))
         found: set[str] = set()
         with self._engine.connect() as connection:
             rows = connection.execute(query, execution_options={"yield_per": ROWS_PER_TRANSACTION})

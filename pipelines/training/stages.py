@@ -288,10 +288,11 @@ def pair(family: str, through: float, symbols: Sequence[str], params: Params) ->
         at = f["row"]
     chosen = model_family(family)
     meta = read_meta(OUT)
-    data, left_out = chosen.dataset(OUT, params), tuple(fit.get("left_out", ()))
+    data = chosen.dataset(OUT, params)
+    left_out = tuple(name for name in data.columns if name not in fit["columns"])  # the recipe is the candidate's own
     at = np.where(np.isin(np.array(data.symbols)[data.symbol[at]], symbols), at, -1)
     losses = paired_losses(
-        chosen, data, at, through, (*left_out, *pooled_series(meta)[1]), params,
+        chosen, data, at, through, left_out, params,
         embargo_seconds(params, *decision_grids(meta)), log_line,
     )  # fmt: skip
     np.savez(

@@ -160,7 +160,7 @@ def report(allocation: Allocation, at: datetime) -> str:
         for one in allocation.to_dict()["methods"]
     ]
     create_table_artifact(key="portfolio", table=rows, description=f"Allocation by {allocation.of}, {at:%F %H:%M} UTC")
-    return str(write(allocation, open_installation().settings.home / "reports" / f"{at:%Y%m%dT%H%M%S}"))
+    return str(write(allocation, open_installation().settings.home / "reports" / f"portfolio-{at:%Y%m%dT%H%M%S}"))
 
 
 def _shown(value: object) -> str:

@@ -19,7 +19,8 @@ from pipelines.families import FAMILIES
 
 VERSIONS = 30  # data versions kept beyond those that are named
 REPORTS = 30  # folders of reports of a kind kept, the newest
-DATED = ("[0-9]*T[0-9]*", "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]")  # of drift and portfolio; of market days
+# of drift; of market days; of allocations
+DATED = ("[0-9]*T[0-9]*", "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]", "portfolio-[0-9]*T[0-9]*")
 
 
 @dataclass(frozen=True, slots=True)

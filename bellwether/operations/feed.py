@@ -15,13 +15,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 
 from bellwether.operations.feed_delivery import DecisionClient, Delivery, Stopped
 from bellwether.operations.feed_markets import OpenFeed, open_feed
 from bellwether.operations.feed_pace import Pace
 from bellwether.operations.feed_report import SOURCE, FeedReport
 from bellwether.operations.feed_wanted import FeedOrder, read_order, write_order
+from flows import universe
 from flows.support.installation import Installation, is_gone, now
 from pipelines.contracts import utc
 from pipelines.data.data_version import MANIFEST
@@ -111,6 +111,7 @@ class FeedRun:
         """Open the feed, unless one is given. Raises as `open_feed`."""
         self._installation, self._order, self._report, self._stopped = installation, order, report, stopped
         self._manifest = self._manifest_stamp()
+        self._logged: str | None = None  # the fault of the source that was logged last
         self._opened = opened or open_feed(installation, order.source)
         self._feed, self._markets = self._opened.feed, self._opened.markets
         step_s = float(max(market.grid.step_s for market in self._markets.values()))
@@ -132,7 +133,8 @@ class FeedRun:
                 return
         newest = self._report.market_time
         why = f"the recorded bars end at {newest:%F %T} UTC" if newest else "there are no bars after the history"
-        write_order(self._installation.settings, FeedOrder(False, self._order.source, why))
+        if read_order(self._installation.settings) == self._order:  # what a person ordered meanwhile stands
+            write_order(self._installation.settings, FeedOrder(False, self._order.source, why))
 
     def _closes(self) -> Iterator[Close | None]:
         """Yield what the feed yields. While it reads its source, at first perhaps the whole history, it waits."""
@@ -189,8 +191,9 @@ class FeedRun:
 
     def _nothing_yet(self) -> None:
         """Wait until it is worth asking the feed again; say how many bars are late, and why."""
-        if self._feed.fault:
+        if self._feed.fault and self._feed.fault != self._logged:
             log.warning("%s", self._feed.fault)
+        self._logged = self._feed.fault
         self._report.lag_bars = self._late_bars()
         self._wait(self._feed.poll_s)
 
@@ -229,19 +232,19 @@ class FeedRun:
         if self._stopped() or read_order(self._installation.settings) != self._order:
             raise Stopped
 
-    def _manifest_stamp(self) -> int:
-        """Return when the newest data version was written, in nanoseconds; 0 where there is none."""
-        with suppress(OSError):
-            return (self._installation.workspace / "data" / MANIFEST).stat().st_mtime_ns
-        return 0
+    def _manifest_stamp(self) -> tuple[int, ...]:
+        """Return when the newest data version and the universe were written, in nanoseconds; 0 where there is none."""
+        files = (self._installation.workspace / "data" / MANIFEST, universe.file_of(self._installation))
+        return tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
 
     def _universe_changed(self) -> bool:
-        """Return whether a newer data version has other symbols than this feed."""
+        """Return whether a newer data version or universe has other symbols than this feed."""
         stamp = self._manifest_stamp()
         if stamp == self._manifest:
             return False
         try:
-            symbols = self._installation.data_version().symbols
+            named = universe.symbols(self._installation)
+            symbols = [symbol for symbol in self._installation.data_version().symbols if symbol in named]
         except BellwetherError:  # it is being written; the next close looks again
             return False
         self._manifest = stamp

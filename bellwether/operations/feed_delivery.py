@@ -32,6 +32,7 @@ AGAIN = ("ServiceDown", "StoreFault", "ClockJumped")  # kinds of a refusal that 
 NOT_NOW = re.compile(r"\((401|403|429)\)")  # status of a refusal that is not the data's fault: a key, too many requests
 LOADING = 150  # attempts, FIRST_DELAY_S apart, while the service knows none of the symbols
 UNKNOWN = "UnknownName"  # kind of the refusal of a symbol that the service does not serve yet
+LATER = (UNKNOWN, "StateError", *AGAIN)  # kinds of a refusal that ends when the symbol is served
 Observation = tuple[str, Floats, Books | None, ContextFeed | None]
 
 
@@ -117,13 +118,14 @@ class Delivery:
 
     def backfill(self, symbol: str, sent: Sent) -> None:
         """Send what a symbol lacks, in order, without a decision: its closes are over. Raises Stopped."""
-        bars = sent.bars
+        bars, parts = sent.bars, []
         for first in range(0, len(bars), MOST_BARS):
             part = bars[first : first + MOST_BARS]
             last = first + MOST_BARS >= len(bars)
             after = -np.inf if first == 0 else float(part[0, OPEN_TIME])
             until = np.inf if last else float(bars[first + MOST_BARS, OPEN_TIME])
-            self._observe({symbol: Sent(part, *known_between(sent.books, sent.feed, after, until))})
+            parts.append(Sent(part, *known_between(sent.books, sent.feed, after, until)))
+        self._send_in_order(symbol, parts)
 
     # ---- decisions ------------------------------------------------------------------------------------------------
 
@@ -132,13 +134,16 @@ class Delivery:
 
         After an attempt that failed, the ledger says whether the decision was made all the same.
         """
-        left = list(symbols)
+        left, attempts = list(symbols), LOADING
         while left:
             answers = self._attempt(lambda: self._client.decide_all(left))  # noqa: B023 - called at once
             if answers is not None:
                 left = self._take_decisions(answers["decisions"])
+                if left and not attempts:  # the others go on without it
+                    log.warning("no decision on %s at %s UTC", ", ".join(left), f"{utc(moment):%F %T}")
+                    return
                 if left:
-                    self._wait(FIRST_DELAY_S)
+                    attempts = self._again(attempts, f"{', '.join(left)} cannot be decided yet")
             left = [symbol for symbol in left if not self._take_up(symbol, moment)]
 
     def lacks_decision(self, symbol: str, close: float, new: int = 0) -> bool:
@@ -170,7 +175,7 @@ class Delivery:
         again = []
         for answer in answers:
             if "error" in answer:
-                if answer.get("kind") in AGAIN:
+                if answer.get("kind") in LATER:
                     again.append(str(answer["symbol"]))
                 else:
                     self._log_refusal(str(answer["symbol"]), str(answer["error"]))
@@ -199,9 +204,25 @@ class Delivery:
             if symbol not in taken:
                 self._unsent[symbol].append(part)
                 continue
-            for each in [*self._unsent.pop(symbol)[1:], part]:
-                taken |= self._observe({symbol: each})
+            taken |= self._send_in_order(symbol, [*self._unsent.pop(symbol)[1:], part])
         return taken
+
+    def _send_in_order(self, symbol: str, parts: Sequence[Sent]) -> dict[str, Taken]:
+        """Send parts of one symbol in order; where it is not served, the rest waits with the part that was refused."""
+        taken: dict[str, Taken] = {}
+        for i, part in enumerate(parts):
+            taken |= self._observe({symbol: part})
+            if self._unsent.get(symbol):
+                self._unsent[symbol] += parts[i + 1 :]
+                break
+        return taken
+
+    def _again(self, attempts: int, why: str) -> int:
+        """Wait before the same request is sent again; market time stands meanwhile. Return the attempts left."""
+        self.outages += 1
+        self._report.hold(why[:300])
+        self._wait(FIRST_DELAY_S)
+        return attempts - 1
 
     def _observe(self, parts: Mapping[str, Sent]) -> dict[str, Taken]:
         """Send bars of several symbols until each is taken or refused; return those that were taken. Raises Stopped."""
@@ -209,9 +230,9 @@ class Delivery:
         while waiting:
             batch = [(symbol, part.bars, part.books, part.feed) for symbol, part in waiting.items()]
             answers = self._answered(lambda: self._observe_batch(batch))["observations"]  # noqa: B023 - called at once
-            if loading and all(answer.get("kind") == UNKNOWN for answer in answers):
-                loading -= 1  # a service that just started may have no symbol at all
-                self._wait(FIRST_DELAY_S)
+            first = not any(self._unsent.get(symbol) for symbol in waiting)
+            if loading and first and all(answer.get("kind") == UNKNOWN for answer in answers):
+                loading = self._again(loading, str(answers[0]["error"]))  # it just started and has no symbol at all
                 continue
             again = {}
             for answer in answers:
@@ -220,13 +241,13 @@ class Delivery:
                     self._refused.pop(symbol, None)
                     self.counts.bars += answer["new"]
                     taken[symbol] = Taken(answer["new"], bool(answer["closed"]))
-                elif answer.get("kind") in AGAIN:
+                elif answer.get("kind") in AGAIN and loading and not self._unsent.get(symbol):
                     again[symbol] = waiting[symbol]
                 else:
                     self._refuse(symbol, waiting[symbol], answer)
             waiting = again
             if waiting:
-                self._wait(FIRST_DELAY_S)
+                loading = self._again(loading, f"{', '.join(waiting)} cannot be taken yet")
         return taken
 
     def _observe_batch(self, batch: list[Observation]) -> JsonObject:
@@ -242,8 +263,12 @@ class Delivery:
 
     def _refuse(self, symbol: str, part: Sent, answer: Mapping[str, Any]) -> None:
         """Log a refusal once. What was sent of a symbol that is not served yet is sent again with its next close."""
-        if answer.get("kind") == UNKNOWN and not self._unsent[symbol]:
-            self._unsent[symbol].append(part)
+        waits = self._unsent[symbol]
+        if answer.get("kind") in LATER:
+            if not waits:
+                waits.append(part)
+        elif waits and waits[0] is part:  # bad data are not sent again
+            waits.pop(0)
         self._log_refusal(symbol, str(answer["error"]))
 
     def _log_refusal(self, symbol: str, why: str) -> None:
@@ -256,14 +281,20 @@ class Delivery:
 
     def resolve_outcomes(self) -> None:
         """Report the outcome of every decision that the stored bars resolve, before the next decision rests on it."""
-        for symbol, pending in self._pending.items():
-            for outcome in self._ended(symbol, list(pending.values())) if pending else ():
-                try:
-                    self._answered(functools.partial(self._client.outcome, outcome))
-                    self.counts.outcomes += 1
-                except InputError as error:  # another outcome is stored for it: that one counts
-                    self._log_refusal(symbol, str(error))
-                pending.pop(outcome.decision_id, None)
+        ended = [
+            (symbol, outcome)
+            for symbol, pending in self._pending.items()
+            if pending
+            for outcome in self._ended(symbol, list(pending.values()))
+        ]
+        # in order of time, as a restart books them: equity and what is learnt depend on it
+        for symbol, outcome in sorted(ended, key=lambda pair: pair[1].resolved_at):
+            try:
+                self._answered(functools.partial(self._client.outcome, outcome))
+                self.counts.outcomes += 1
+            except InputError as error:  # another outcome is stored for it: that one counts
+                self._log_refusal(symbol, str(error))
+            self._pending[symbol].pop(outcome.decision_id, None)
 
     def _ended(self, symbol: str, pending: list[Decision]) -> list[Outcome]:
         """Return the outcomes of these decisions of a symbol, from its stored bars."""

@@ -37,8 +37,8 @@ def open_feed(installation: Installation, source: str | None = None) -> OpenFeed
             source that is no feed
     """
     version, params = installation.data_version(), installation.params
-    markets = {symbol: market_of(installation, symbol) for symbol in version.symbols}
-    offered = {offer.symbol: offer for offer in offers(installation) if offer.symbol in markets}
+    offered = {offer.symbol: offer for offer in offers(installation) if offer.symbol in version.symbols}
+    markets = {symbol: market_of(installation, symbol) for symbol in version.symbols if symbol in offered}
     name = source or source_of(offered)
 
     def load(symbol: str) -> tuple[Floats, Records]:

@@ -45,7 +45,7 @@ def sample(settings: Settings, store: Store) -> Sample:
     return Sample(
         at=now.isoformat(timespec="seconds"),
         state=word_of(state, now),
-        detail="no feed ever ran here" if state is None else condition(state, now),
+        detail="no feed ever ran here" if state is None else state.condition(now),
         source=found.source if found else None,
         speed=found.speed if found else None,
         market_time=found.market_time.isoformat() if found and found.market_time else None,
@@ -69,11 +69,6 @@ def word_of(state: FeedState | None, now: datetime) -> str:
     return "held" if state.held else "running"
 
 
-def condition(state: FeedState, now: datetime) -> str:
-    """Return how the feed is, in words; of one that is idle, why."""
-    return state.held if state.stopped and state.held else state.condition(now)
-
-
 def text_of(one: Sample) -> str:
     """Return a sample as one line for people."""
     moment = one["market_time"] and one["market_time"][:16].replace("T", " ")
@@ -88,7 +83,8 @@ def text_of(one: Sample) -> str:
     ]
     if (one["lag_bars"] or 0.0) >= 1.0:
         parts.append(f"{one['lag_bars']:.1f} bars behind")
-    return "; ".join([*parts, *([] if one["state"] == "running" else [f"{one['state']}: {one['detail']}"])])
+    state = [] if one["state"] == "running" else [f"{one['state']}: {one['detail']}"]  # first: lines are cut at the end
+    return "; ".join([*state, *parts])
 
 
 def samples(settings: Settings, every_s: float = 1.0, sleep: Callable[[float], None] = time.sleep) -> Iterator[Sample]:

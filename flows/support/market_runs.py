@@ -63,6 +63,9 @@ def poll(installation: Installation, at: datetime) -> list[str]:
     feed = read_feed_state(installation.settings.serving_dir)
     stands = feed is None or feed.stopped  # nothing moves the market: Prefect's schedules are as good
     who: Who = "prefect" if speed == 1.0 or stands else "market"
+    recent = before.checked is not None and timedelta(0) <= at - before.checked < APART
+    if feed is not None and feed.stopped and before.who == "market" and recent:
+        who = "market"  # a restart, or a fault that is tried again, is no stop; nothing starts while it is not alive
     pacing = replace(before, who=who, speed=speed, every=intervals(installation))
     looks = who != before.who or before.checked is None or not timedelta(0) <= at - before.checked < APART
     if looks:

@@ -91,9 +91,8 @@ def read_manifest(folder: Path) -> DataVersion:
 
 
 def write_manifest(folder: Path, version: DataVersion) -> None:
-    """Write the manifest; the same content gives the same bytes, whatever the order in which symbols were ingested."""
-    markets = {symbol: version.markets[symbol] for symbol in version.markets}
-    content = {"format": FORMAT, "markets": markets, "left_out": dict(version.left_out)}
+    """Write the manifest; the same markets in the same order give the same bytes. The first is who is meant by none."""
+    content = {"format": FORMAT, "markets": dict(version.markets), "left_out": dict(version.left_out)}
     draft = folder / f".{MANIFEST}.{os.getpid()}"
     draft.write_text(json.dumps(content, indent=1, default=str) + "\n")
     draft.replace(folder / MANIFEST)

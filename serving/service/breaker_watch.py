@@ -96,5 +96,5 @@ class BreakerWatch:
     def _raise_tripped(self, name: str, reason: str) -> None:
         """Queue the alarm of one trip."""
         if name == ACCOUNT_MISMATCH:
-            self._alarms.raise_alarm("account_mismatch", "critical", reason, "account: ")
+            self._alarms.raise_alarm("account_mismatch", "critical", f"account: {reason}", "account: ")
         self._alarms.raise_alarm("breaker_tripped", "critical", f"{name}: {reason}", f"{name}: ")

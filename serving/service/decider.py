@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import NamedTuple
 
-from pipelines.contracts import Decision, ModelAnswers, utc
+from pipelines.contracts import Decision, ModelAnswers
 from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.store import DecisionRecord, StoreFault
 from serving.inference.model_client import ModelClient
@@ -221,7 +221,8 @@ class Decider:
             symbol,
             snapshot,
             self._policy,
-            functools.partial(self._account.portfolio, utc(symbol.closed.close_time), symbol.name),
+            # at the newest close of all: a symbol that is a bar behind sees what the others opened meanwhile
+            functools.partial(self._account.portfolio, self._live.newest_close(), symbol.name),
             self._breakers.names,
             tier=tier_at(state, age_bars, self._params.risk.max_data_age_bars),
             learned=self._weights.weights,

@@ -3,9 +3,9 @@
 import asyncio
 import functools
 import gc
-from datetime import datetime
+from datetime import UTC, datetime, time
 
-from pipelines.contracts import utc
+from pipelines.contracts import Floats, utc
 from pipelines.params import Params
 from pipelines.settings import Settings
 from pipelines.store import SERVICE_WAIT_MS
@@ -32,7 +32,7 @@ from serving.service.store_executor import StoreExecutor
 from serving.service.store_monitor import TIER_FILE, StoreMonitor
 from serving.service.system_clock import ClockMonitor, utc_now
 from serving.service.tier_watch import FRESHNESS_FILE, TierWatch
-from serving.state.account import Account
+from serving.state.account import Account, no_closes
 from serving.state.feed_state import FeedWatch
 from serving.state.ledger import Ledger
 from serving.state.online_weights_store import ONLINE_WEIGHTS_FILE, OnlineWeightsStore
@@ -59,7 +59,7 @@ class DecisionEngine:
         check = functools.partial(disagreement, self._store, where.home)
         self._slots = ModelSlots(where.serving_dir, where.bundles, self._alarms.raise_alarm, disagreement=check)
         self._symbols = Symbols()
-        self._account.newest_closes = lambda name: self._symbols[name].closes
+        self._account.newest_closes = self._closes_of
         tier_store = TierStore(where.serving_dir / TIER_FILE, params.tiers)
         memory = DecisionMemory(self._store, self._executor, self._account)
         clock = ClockMonitor(self._alarms)
@@ -186,10 +186,19 @@ class DecisionEngine:
         """Return the answer of `/account`, at the newest close of all symbols."""
         return account_report(self._account, self._newest_close(), self._breakers.reasons)
 
+    def _closes_of(self, name: str) -> Floats:
+        """Return the newest closes of a symbol; none of one that is not live."""
+        return self._symbols[name].closes if name in self._symbols else no_closes(name)
+
     def _newest_close(self) -> datetime:
-        """Return the newest close of all symbols; the time of day where none is live."""
+        """Return the newest close of all symbols; where none is live, a moment at which no open position is over."""
         closes = [symbol.closed.close_time for symbol in self._symbols.values()]
-        return utc(max(closes)) if closes else utc_now()
+        if closes:
+            return utc(max(closes))
+        if self._account.day is None:
+            return utc_now()
+        start = datetime.combine(self._account.day, time(), UTC)
+        return max([start, *(decision.as_of for decision in self._account.open.values())])
 
 
 def model_client(where: Settings, params: Params) -> ModelClient | None:

@@ -99,7 +99,8 @@ class FlowWatcher:
             except OSError as error:
                 raise ServiceDown(f"{ONLINE_WEIGHTS_FILE} cannot be written: {error}. Make room on the disk") from error
         if self._account.sizes:
-            for outcome in await self._executor.run_long(self._store.outcomes_of, list(self._account.sizes)):
+            found = await self._executor.run_long(self._store.outcomes_of, list(self._account.sizes))
+            for outcome in sorted(found, key=lambda one: one.resolved_at):
                 self._account.resolve(outcome)
-            await self._fills.book_exits()
+        await self._fills.book_exits()
         self._breakers.evaluate_account()

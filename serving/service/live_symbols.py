@@ -63,39 +63,46 @@ class LiveSymbols:
     def get(self, name: str) -> Symbol:
         """Return a live symbol.
 
-        Raises UnknownName; ServiceDown where it is not live because its published warm start was refused, or is being
-        folded, which is no fault of the caller.
+        Raises UnknownName; StateError where it is not live because its published warm start was refused, or is being
+        folded: that is no fault of the caller, and none of the other symbols.
         """
         if name not in self.symbols and (named := self._slots.snapshot.warm_starts.get(name)) is not None:
-            raise ServiceDown(
+            raise StateError(
                 f"no live state of {name}: warm start {named['digest'][:12]} was refused. `bellwether down` and "
                 "`bellwether up` fold it again"
             )
         return self.symbols[name]
 
+    def newest_close(self) -> datetime:
+        """Return the newest close of all live symbols, the moment at which the account is measured."""
+        return utc(max(symbol.closed.close_time for symbol in self.symbols.values()))
+
     # ---- warm starts ----------------------------------------------------------------------------------------------
 
     async def follow(self, new: Snapshot) -> None:
-        """Restore, side by side, every symbol whose warm start a generation names anew; others leave the universe.
+        """Restore, side by side, every symbol for which a generation names another warm start; others leave.
 
         A warm start that is refused refuses its symbol alone: its old state goes on serving. Raises what the store
         raised, once every other symbol is restored; the next poll goes on from there.
         """
-        anew = {
+        changed = {
             name: named
             for name, named in new.warm_starts.items()
             if name not in self.symbols or self.symbols[name].warm.digest != named["digest"]
         }
         ended = await asyncio.gather(
-            *(self._follow_one(name, named, new) for name, named in anew.items()), return_exceptions=True
+            *(self._follow_one(name, named, new) for name, named in changed.items()), return_exceptions=True
         )
         names_all = new.warm_starts and UNREADABLE not in new.warm_starts
         gone = sorted(set(self.symbols) - set(new.warm_starts)) if names_all else []
+        if gone:  # before they go: no decision may ask for the prices of a symbol that is not live
+            left = {name: symbol for name, symbol in self.symbols.items() if name not in gone}
+            self._account.scenarios = await asyncio.to_thread(self._scenarios, left)
         for name in gone:
             async with self.locks[name]:
                 del self.symbols[name]
             log.warning("%s left the universe: it is no longer live", name)
-        if anew or gone:
+        if changed:
             self._account.scenarios = await asyncio.to_thread(self._scenarios, dict(self.symbols))
         for fault in ended:
             if fault is not None:
@@ -113,7 +120,7 @@ class LiveSymbols:
                 await self._restore(warm, new)
         except ServiceDown:
             raise
-        except (BellwetherError, LookupError, TypeError, ValueError) as error:
+        except (BellwetherError, LookupError, OSError, TypeError, ValueError) as error:
             self._alarms.raise_alarm("warm_start_refused", "high", f"{name}: {error}", f"{name}: ")
 
     async def _restore(self, warm: WarmStart, new: Snapshot) -> None:

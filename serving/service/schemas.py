@@ -41,6 +41,7 @@ else:  # mypy cannot read a Literal made of a tuple
 
 MAX_BARS = 2000
 MAX_SYMBOLS = 256
+MAX_FAULTS = 50  # fields of an unreadable entry that are named
 MAX_ROWS = 4096
 MAX_WINDOWS = 256  # a window is many rows
 MAX_ALONG = 1 << 16  # rows, steps or columns of an array that is sent packed
@@ -202,7 +203,8 @@ def _or_unreadable(entry: Any, read: ValidatorFunctionWrapHandler) -> Any:
         symbol = entry.get("symbol") if isinstance(entry, dict) else None
         is_plain = isinstance(symbol, str) and re.fullmatch(f"{_PLAIN}{{1,{MAX_NAME}}}", symbol)
         return Unreadable(
-            symbol if is_plain else None, field_errors(error.errors(include_url=False, include_context=False))
+            symbol if is_plain else None,
+            field_errors(error.errors(include_url=False, include_context=False)[:MAX_FAULTS]),
         )
 
 
@@ -215,16 +217,19 @@ class ObserveBatchRequest(_Request):
 
     observations: Annotated[list[Observation], Field(min_length=1, max_length=MAX_SYMBOLS)]
 
-    @model_validator(mode="after")
-    def _not_too_many(self) -> "ObserveBatchRequest":
-        """Refuse a batch of more than MAX_BATCH_RECORDS records."""
-        read = [one for one in self.observations if isinstance(one, ObserveRequest)]
-        records = sum(len(one.bars) + len(one.books) + len(one.context) for one in read)
+    @model_validator(mode="before")
+    @classmethod
+    def _not_too_many(cls, body: Any) -> Any:
+        """Refuse a batch of more than MAX_BATCH_RECORDS records before any of them is read."""
+        sent = body.get("observations") if isinstance(body, dict) else None
+        entries = [one for one in sent if isinstance(one, dict)] if isinstance(sent, list) else []
+        parts = [one.get(kind) for one in entries for kind in ("bars", "books", "context")]
+        records = sum(len(part) for part in parts if isinstance(part, list))
         if records > MAX_BATCH_RECORDS:
             raise PydanticCustomError(
                 "too_long", f"{records:,} bars, books and values of context, at most {MAX_BATCH_RECORDS:,} a batch"
             )
-        return self
+        return body
 
 
 class ObserveCall(ObserveRequest):

@@ -106,10 +106,11 @@ class Account:
         """Count an emitted decision; ignore any other."""
         if decision.action == "NO_TRADE":
             return
-        self._start_day(decision.as_of)
+        if self.day is None or decision.as_of.date() > self.day:  # a symbol that is a bar behind brings no day back
+            self._start_day(decision.as_of)
         key = (decision.symbol, decision.as_of)
         if key not in self.open:
-            self.trades_today += 1
+            self.trades_today += decision.as_of.date() == self.day
             self.open[key] = decision
             self.sizes[decision.id] = decision.size
             self._emitted[decision.id] = self.unfilled[decision.id] = decision
@@ -120,7 +121,8 @@ class Account:
             self.open.pop((decision.symbol, decision.as_of), None)
             self._emitted.pop(decision.id, None)
             self.unfilled.pop(decision.id, None)
-            self.trades_today -= 1
+            self.filled.pop(decision.id, None)
+            self.trades_today -= decision.as_of.date() == self.day
 
     def resolve(self, outcome: Outcome) -> None:
         """Book an outcome once: profit is size × net basis points of the equity at that moment, on the day it ended.
@@ -210,6 +212,7 @@ class Account:
         before = self.filled.get(decision.id)
         after = new if before is None else before.with_entry(new.quantity, new.price, new.fee_bps)
         self.filled[decision.id] = after
+        self.open.setdefault((decision.symbol, decision.as_of), decision)  # also one reported after it had lapsed
         self.unfilled.pop(decision.id, None)
         self._compare(fill, decision, after.quantity)
 

@@ -60,7 +60,7 @@ class FeedState:
         if self.fault is not None:
             return self.fault
         if self.stopped:
-            return "the feed is stopped; `bellwether feed start` starts it"
+            return f"no feed runs: {self.held}" if self.held else "no feed runs; `bellwether feed start` starts one"
         if not self.is_alive(now):
             return f"the feed wrote last at {self.at:%F %T} UTC, so it is dead; its log says why"
         return f"the feed holds market time: {self.held}" if self.held else f"the feed runs at speed {self.speed:g}"

@@ -78,8 +78,8 @@ def test_a_sample_shows_the_feed_and_what_is_in_the_ledger(home):
     assert (found["state"], found["decisions"], found["trades"], found["alarms"]) == ("running", 2, 1, 1)
     assert text_of(found) == ("2024-12-31 12:15 UTC; 58.9 bars/s; 2 decisions; 1 trades; 1 alarms; no champion")
     write_feed_state(home.serving_dir, state(held="a retrain of validator runs", lag_bars=2.5))
-    assert text_of(sample(home, store)).endswith(
-        "2.5 bars behind; held: the feed holds market time: a retrain of validator runs"
+    assert text_of(sample(home, store)).startswith(
+        "held: the feed holds market time: a retrain of validator runs; 2024-12-31 12:15 UTC; "
     )
     store.close()
     shown = typed("watch", "--once", "--json")

@@ -92,7 +92,7 @@ def test_a_feed_is_alive_for_five_seconds_after_it_wrote_and_not_once_it_was_sto
     assert not RUNNING.is_alive(after(ALIVE_S))
     assert "dead" in RUNNING.condition(after(ALIVE_S))
     stopped = replace(RUNNING, stopped=True)
-    assert (stopped.is_alive(T0), "is stopped" in stopped.condition(T0)) == (False, True)
+    assert (stopped.is_alive(T0), "no feed runs" in stopped.condition(T0)) == (False, True)
     held = replace(RUNNING, held="a retrain runs")
     assert (held.stands(after(1.0)), held.stands(after(ALIVE_S))) == (True, False)
 

@@ -18,7 +18,7 @@ from bellwether.operations.replay_decisions import replay_decisions
 from benchmarks.fixture import serve_arms
 from flows.support.installation import Installation
 from pipelines.contracts import OPEN_TIME, Predictions
-from pipelines.errors import BadShape, BadValues, ServiceDown, UnknownName
+from pipelines.errors import BadShape, BadValues, StateError, UnknownName
 from pipelines.models.calibration_and_novelty import LIVE_ROWS
 from pipelines.models.runtime import load_bundle
 from pipelines.record_codec import DecisionRecord, message_of, new_part, read_record, record_of
@@ -341,8 +341,8 @@ def test_a_refused_warm_start_refuses_its_symbol_alone_and_a_symbol_that_left_is
     async def run():
         async with started(where) as engine:
             found = await engine.intake.observe_all(requests(stands, 0, 8))
-            assert [type(one).__name__ for one in found] == ["dict", "ServiceDown", "dict", "dict"]
-            with pytest.raises(ServiceDown, match=SECOND):
+            assert [type(one).__name__ for one in found] == ["dict", "StateError", "dict", "dict"]
+            with pytest.raises(StateError, match=SECOND):
                 await engine.decider.decide([SECOND])
             (check,) = [one for one in engine.readiness.checks() if one["name"] == "warm start"]
             assert (check["ok"], check["detail"].startswith(f"{SECOND}: warm start")) == (True, True)

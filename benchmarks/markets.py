@@ -325,7 +325,7 @@ def _interval(unseen: Mapping[str, Any], over: str) -> str:
 
 
 def main() -> None:
-    """Measure the universes and families asked for and print their figures as JSON; write the page with --write."""
+    """Measure the universes and families requested and print their figures as JSON; write the page with --write."""
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--universe", action="append", choices=list(UNIVERSES))
     asked.add_argument("--family", action="append", choices=list(SIMPLEST))

@@ -2,7 +2,7 @@
 
 Markets that share a part of their variance, each a bar behind the one before it, with a row on a share of the bars;
 values overlap. The mean is zero by construction, so an interval is right where it holds zero. With `--write` the page
-docs/results/pooled.md is written anew.
+docs/results/pooled.md is written.
 """
 
 import sys

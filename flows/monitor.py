@@ -82,7 +82,7 @@ class MonitorResult(TypedDict):
 
 
 def universe(installation: Installation, symbol: str | None) -> tuple[str, ...]:
-    """Return the markets of a run: the one asked for, or all of the newest data version.
+    """Return the markets of a run: the one requested, or all of the newest data version.
 
     Raises  UnknownName for a symbol that it does not hold, StateError before the first ingest
     """

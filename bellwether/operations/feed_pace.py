@@ -25,7 +25,7 @@ class Pace:
         return self._step_s / self._speed
 
     def stand(self) -> None:
-        """Forget the schedule: market time stood, and the next close is due when it is asked for."""
+        """Forget the schedule: market time stood, and the next close is due when it is requested."""
         self._due = None
 
     def wait_s(self, close: float) -> float:

@@ -179,7 +179,7 @@ def startable(client: Any, names: Iterable[str], held: Mapping[str, Collection[s
 
 
 def under_way(client: Any, names: Iterable[str]) -> set[str]:
-    """Return the deployments with a run that waits or runs, whoever started it.
+    """Return the deployments with a run that waits or runs, no matter who started it.
 
     Runs that Prefect's schedules plan ahead do not count.
     """

@@ -35,14 +35,14 @@ def findings(watched: FamilyWatch) -> list[str]:
     """Return what a run found in a family's markets: each that alarms, else the one nearest to it, and the others."""
     several = len(watched.markets) + len(watched.left_out) > 1
     alarming = [m for m in watched.markets if m.drift.alarm or m.drift.missing_alarm]
-    told = alarming or ([watched.worst] if watched.worst else [])
+    shown = alarming or ([watched.worst] if watched.worst else [])
     lines = []
-    for market in told:
+    for market in shown:
         name = f"{market.symbol}: " if several else ""
         lines.append(f"{name}{market.drift.reason}")
         if market.drift.missing_alarm:
             lines.append(f"{name}{market.drift.missing_reason}")
-    named = {market.symbol for market in told}
+    named = {market.symbol for market in shown}
     quiet = [m for m in watched.markets if m.symbol not in named]
     judged = [m.symbol for m in quiet if m.drift.alarm is not None]
     if judged:

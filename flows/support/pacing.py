@@ -30,7 +30,7 @@ class Pacing:
     held      deployment → ids of its Prefect schedules that were active before they were held
     progress  deployment → how far it is in market time
     late      deployment → runs of Prefect's own schedules that were overdue and gave way to a newer one, in all
-    checked   when the Prefect server was last asked for schedules to hold and runs that are late, time of day
+    checked   when the Prefect server was last searched for schedules to hold and runs that are late, time of day
     """
 
     who: Who = "prefect"

@@ -20,7 +20,7 @@ def each_of(act: Callable[[Item], Result], items: Sequence[Item]) -> list[Result
     workers = min(len(items), os.cpu_count() or 1)
     if workers < 2:
         return [act(item) for item in items]
-    # a fork has every module that its parent imported; elsewhere a process starts anew and imports them
+    # a fork has every module that its parent imported; elsewhere a process starts fresh and imports them
     how = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, mp_context=how) as pool:
         return list(pool.map(act, items))

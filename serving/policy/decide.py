@@ -79,13 +79,13 @@ def predict_all(symbol: Symbol, snapshot: Snapshot, unseen: Unseen = "refuse") -
 def predict_together(symbols: Sequence[Symbol], snapshot: Snapshot, unseen: Unseen = "refuse") -> list[ModelAnswers]:
     """Return, for each symbol, the answers of the models in this process; each model is called once for all."""
     raised = [events_at_close(symbol) for symbol in symbols]
-    asked = [
+    requests = [
         inference_requests(snapshot, symbol, events, unseen) for symbol, events in zip(symbols, raised, strict=True)
     ]
-    answers = iter(predict_local(snapshot, [request for some in asked for request in some]))
+    answers = iter(predict_local(snapshot, [request for some in requests for request in some]))
     return [
         prediction_records(snapshot, symbol, events, some, [next(answers) for _ in some], unseen)
-        for symbol, events, some in zip(symbols, raised, asked, strict=True)
+        for symbol, events, some in zip(symbols, raised, requests, strict=True)
     ]
 
 

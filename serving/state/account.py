@@ -35,7 +35,7 @@ class Position:
 
     quantity   fraction of equity, above 0; price and fee_bps are their means over the entries
     fee_bps    of the entry; of one that was reported without, the assumed one
-    filled_at  of the first entry, by the clock of whoever filled it
+    filled_at  of the first entry, by the clock of who filled it
     """
 
     quantity: float

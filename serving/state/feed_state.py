@@ -69,7 +69,7 @@ class FeedState:
 def write_feed_state(serving_dir: Path, state: FeedState) -> None:
     """Replace the file with this state; a reader finds the one before or this one, whole.
 
-    Raises ValueError or TypeError for a state that says nothing sensible, OSError where it cannot be written.
+    Raises ValueError or TypeError for a state whose fields are not valid, OSError where it cannot be written.
     """
     _checked(state)
     record = asdict(state)
@@ -108,7 +108,7 @@ _TIMES = ("at", "market_time")
 
 
 def _checked(state: FeedState) -> None:
-    """Raise ValueError or TypeError for a state that says nothing sensible."""
+    """Raise ValueError or TypeError for a state whose fields are not valid."""
     numbers = {"speed": state.speed, "bars_s": state.bars_s, "lag_bars": state.lag_bars}
     for name, value in numbers.items():
         if value is not None and (isinstance(value, bool) or not math.isfinite(value) or value < 0.0):

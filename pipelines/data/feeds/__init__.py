@@ -3,7 +3,7 @@
 simulator  the simulated market goes on after its newest stored bar
 files      what recorded files hold after the history
 push       bars arrive at `/observe` from anywhere; the feed sees them in the store
-exchange   closed bars of exchanges, asked for when they are due
+exchange   closed bars of exchanges, requested when they are due
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
-"""The feed of exchanges: closed bars, asked for when they are due, of the first venue that answers.
+"""The feed of exchanges: closed bars, requested when they are due, of the first venue that answers.
 
-A gap needs nothing of its own: what is asked for begins after the newest stored bar, however old that is.
+A gap needs nothing of its own: what is requested begins after the newest stored bar, however old that is.
 """
 
 import shutil
@@ -40,7 +40,7 @@ class ExchangeFeed:
 
     def stream(self, symbols: Sequence[str]) -> Iterator[Close | None]:
         """Yield closes as Feed defines; it never ends. A symbol no venue gives delays the others by GRACE_S at most."""
-        shutil.rmtree(self._plan.pages, ignore_errors=True)  # of an earlier process; their bars are stored or asked for
+        shutil.rmtree(self._plan.pages, ignore_errors=True)  # of an earlier process; their bars are stored or requested
         newest = {symbol: self._markets[symbol].newest for symbol in symbols}
         waiting = {symbol: np.empty((0, BAR_WIDTH)) for symbol in symbols}
         while True:
@@ -75,7 +75,7 @@ class ExchangeFeed:
             self.fault = "; ".join(failed) or None
 
     def _next_due(self, symbol: str, opened: float) -> float:
-        """Return when the bar after the one that opens then can be asked for, epoch seconds."""
+        """Return when the bar after the one that opens then can be requested, epoch seconds."""
         from pipelines.data.readers.exchange import SETTLE_S
 
         base = self._markets[symbol].base

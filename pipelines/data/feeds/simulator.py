@@ -32,7 +32,7 @@ class SimulatorFeed:
     fault: str | None = None
 
     def __init__(self, request: FeedRequest) -> None:
-        """Take markets and spec; the market is made as it is asked for. Raises BadValues without a spec."""
+        """Take markets and spec; the market is made as it is requested. Raises BadValues without a spec."""
         self._markets, self._states = request.markets, request.states
         self._spec = needed(request.spec, "the simulator's spec", self.name)
 

@@ -26,7 +26,7 @@ from pipelines.data.symbols import slug_of
 log = logging.getLogger("bellwether.simulator")
 FORMAT = 1  # raise it when the arrays of a path, or what is made of them, change
 ARRAYS = ("state", "market", "tape", "waiting")
-SCRATCH = ("log", "time", "buys", "lots", "weight")  # of the market record: written anew in each minute
+SCRATCH = ("log", "time", "buys", "lots", "weight")  # of the market record: written again in each minute
 NAME = re.compile(r"\.(\d+)\.npz$")
 
 

@@ -82,14 +82,14 @@ class SimulatedStream:
         if moment < self.moment:
             raise BadTimes(
                 f"the simulated stream is at {self.moment.isoformat()}, {self.moment - moment} after "
-                f"{moment.isoformat()}, and makes no minute twice. Load a state saved before that, or start anew."
+                f"{moment.isoformat()}, and makes no minute twice. Load a state saved before that, or start again."
             )
         side_by_side(lambda path: _skip(path, minute), self.paths.values())
 
     def next(self, minutes: int) -> dict[str, Piece]:
         """Make the next `minutes` of each market and return them by symbol. Raises BadValues if they are none."""
         if minutes < 1:
-            raise BadValues(f"{minutes} minutes of the simulated stream were asked for. Ask for at least one.")
+            raise BadValues(f"{minutes} minutes of the simulated stream were requested. Request at least one.")
         if minutes < MINUTES_A_DAY:  # starting threads would take longer
             return {symbol: _next(path, minutes) for symbol, path in self.paths.items()}
         pieces = side_by_side(lambda path: _next(path, minutes), self.paths.values())

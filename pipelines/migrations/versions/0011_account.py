@@ -19,11 +19,11 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Drop the columns. Refuse where one holds what the release before cannot: it would be lost."""
     fills = sa.table("fills", *(sa.column(name) for name in COLUMNS))
-    told = sa.or_(
+    filled = sa.or_(
         fills.c.quantity.is_not(None), fills.c.fee_bps.is_not(None), fills.c.is_exit.is_(sa.true()),
         fills.c.source != "reported",
     )  # fmt: skip
-    if op.get_bind().scalar(sa.select(sa.func.count()).select_from(fills).where(told)):
+    if op.get_bind().scalar(sa.select(sa.func.count()).select_from(fills).where(filled)):
         raise NotImplementedError("fills of the account would be lost: restore a backup of the release before instead")
     for name in COLUMNS:
         op.drop_column("fills", name)

@@ -141,6 +141,36 @@ def test_a_backfill_is_stored_whole_and_decides_nothing(delivery, service):
     assert service.decided(A) == []
 
 
+def test_a_long_backfill_of_a_symbol_that_is_not_served_yet_loses_nothing(delivery, service):
+    service.unknown = {A}
+    delivery.backfill(A, Sent(minutes(T, 2_505)))
+    assert len(service.store.bars(A)) == 0
+    service.unknown = set()
+    delivery.deliver((T + 60.0 * 2_520, {A: Sent(minutes(T + 60.0 * 2_505, 15))}))
+    assert service.store.bars(A)[:, OPEN_TIME].tolist() == (T + 60.0 * np.arange(2_520)).tolist()
+
+
+def test_a_symbol_whose_warm_start_is_refused_holds_up_no_other(delivery, service):
+    service.refused = {B: "StateError"}
+    for i in range(3):
+        delivery.deliver(close(i))
+    assert (service.decided(A), service.decided(B)) == (closes(3), [])
+    service.refused = {}
+    delivery.deliver(close(3))
+    assert service.store.bars(B)[:, OPEN_TIME].tolist() == (T + 60.0 * np.arange(60)).tolist()
+
+
+def test_bad_data_that_waited_for_a_symbol_are_dropped_and_those_after_them_are_sent(delivery, service):
+    delivery.deliver(close(0))
+    service.unknown = {B}
+    other = minutes(T, 15, seed=9)  # of minutes that are stored otherwise
+    delivery.deliver((T + 1800.0, {A: close(1)[1][A], B: Sent(other)}))
+    service.unknown = set()
+    for i in (2, 3):
+        delivery.deliver(close(i))
+    assert service.store.bars(B)[:, OPEN_TIME][-1] == T + 60.0 * 59
+
+
 def emitted(store, as_of, **changes):
     """Store a long decision with a target and a stop a unit away and four bars to live; return it."""
     decision = replace(

@@ -67,6 +67,19 @@ def test_a_decision_that_never_became_durable_leaves_no_trace():
     assert (account.portfolio(T0).gross, account.trades_today, account.sizes) == (0.0, 0, {})
 
 
+def test_a_symbol_that_is_a_bar_behind_sees_what_the_others_opened_and_brings_no_day_back():
+    account = Account()
+    midnight = datetime(2024, 1, 2, tzinfo=UTC)
+    account.add_decision(bought("a", midnight - HOUR))
+    account.resolve(ended("a", -100.0, midnight - HOUR / 2))
+    account.add_decision(replace(bought("b", midnight), symbol="A/USD"))
+    account.add_decision(replace(bought("c", midnight - HOUR / 4), symbol="B/USD"))
+    today = account.portfolio(midnight)
+    assert (today.open_count, today.trades_today, today.daily_pnl) == (2.0, 1.0, 0.0)
+    account.remove_decision(replace(bought("c", midnight - HOUR / 4), symbol="B/USD"))
+    assert account.portfolio(midnight).trades_today == 1.0
+
+
 def test_a_new_day_starts_at_zero_and_a_late_outcome_belongs_to_its_own_day():
     account = Account()
     account.add_decision(bought("a"))

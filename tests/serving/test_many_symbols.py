@@ -344,6 +344,7 @@ def test_a_refused_warm_start_refuses_its_symbol_alone_and_a_symbol_that_left_is
             assert [type(one).__name__ for one in found] == ["dict", "StateError", "dict", "dict"]
             with pytest.raises(StateError, match=SECOND):
                 await engine.decider.decide([SECOND])
+            assert engine.store_monitor.fault is None  # the store is well: no other symbol falls to tier 4
             (check,) = [one for one in engine.readiness.checks() if one["name"] == "warm start"]
             assert (check["ok"], check["detail"].startswith(f"{SECOND}: warm start")) == (True, True)
             damaged.write_bytes(content)

@@ -21,11 +21,12 @@ class StoringService:
 
     "before"  the call fails, nothing is stored; "after": it is stored and fails all the same; None: it succeeds
     "unknown" no symbol is served yet
+    `refused`: symbol → kind of the error that it alone is answered with
     """
 
     def __init__(self, store, grid=QUARTERS):
         self.store, self.grid = store, grid
-        self.faults, self.calls, self.unknown = [], [], set()
+        self.faults, self.calls, self.unknown, self.refused = [], [], set(), {}
 
     def _fault(self):
         return self.faults.pop(0) if self.faults else None
@@ -42,6 +43,9 @@ class StoringService:
         for symbol, bars, books, feed in observations:
             if symbol in self.unknown or fault == "unknown":
                 found.append({"symbol": symbol, "error": f"no {symbol}", "kind": "UnknownName", "fields": {}})
+                continue
+            if symbol in self.refused:
+                found.append({"symbol": symbol, "error": "refused", "kind": self.refused[symbol], "fields": {}})
                 continue
             before = self.closed(symbol)
             known = MINUTES.closes(bars[:, OPEN_TIME])

@@ -59,6 +59,7 @@ class LiveSymbols:
         self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._store, self._executor, self._slots, self._tiers = store, executor, slots, tiers
         self._account, self._memory, self._alarms = account, memory, alarms
+        self._refused: set[str] = set()  # symbols with an open alarm for their warm start
 
     def get(self, name: str) -> Symbol:
         """Return a live symbol.
@@ -122,6 +123,11 @@ class LiveSymbols:
             raise
         except (BellwetherError, LookupError, OSError, TypeError, ValueError) as error:
             self._alarms.raise_alarm("warm_start_refused", "high", f"{name}: {error}", f"{name}: ")
+            self._refused.add(name)
+        else:
+            if name in self._refused:
+                self._refused.remove(name)
+                self._alarms.close_alarm("warm_start_refused", f"{name}: it is live again", f"{name}: ")
 
     async def _restore(self, warm: WarmStart, new: Snapshot) -> None:
         """Make a symbol live: its warm start, then what was observed since. The caller holds the symbol's lock."""

@@ -84,10 +84,10 @@ class FlowWatcher:
 
     async def _follow_generation(self) -> None:
         """Load a new generation, restore the symbol it names, then serve it; a poll that fails goes on from there."""
-        self._loaded = await asyncio.to_thread(self._slots.pending) or self._loaded
-        if self._loaded is not None:
-            await self._live.follow(self._loaded)
-            await asyncio.to_thread(self._slots.swap, self._loaded)
+        self._loaded = loaded = await asyncio.to_thread(self._slots.pending) or self._loaded
+        if loaded is not None:
+            await self._live.follow(loaded)
+            await asyncio.to_thread(self._slots.swap, loaded)
             self._loaded = None
 
     async def _follow_outcomes(self) -> None:

@@ -359,8 +359,10 @@ def test_a_refused_warm_start_refuses_its_symbol_alone_and_a_symbol_that_left_is
 
     asyncio.run(run())
     with closing(Store.open(where.store)) as store:
-        alarms = [alarm.detail for alarm in store.alarms(open_only=False) if alarm.kind == "warm_start_refused"]
-    assert [detail.partition(":")[0] for detail in alarms] == [SECOND]
+        alarms = [alarm for alarm in store.alarms(open_only=False) if alarm.kind == "warm_start_refused"]
+    assert [alarm.detail.partition(":")[0] for alarm in alarms] == [SECOND, SECOND]  # refused, and live again
+    assert alarms[-1].detail == f"{SECOND}: it is live again"
+    assert alarms[0].cleared_at is not None
 
 
 # ---- lineage, replay, a restart in the middle

@@ -93,7 +93,8 @@ def drift_found(samples: Sequence[JsonObject], dates: Sequence[datetime]) -> Jso
         for alarm in one["alarms"]:
             if alarm["kind"] == "drift" and one["market_time"]:
                 first.setdefault(alarm["id"], datetime.fromisoformat(one["market_time"]))
-    begun = datetime.fromisoformat(samples[0]["market_time"]) if samples and samples[0]["market_time"] else None
+    known = (one["market_time"] for one in samples)  # none before the first live bar
+    begun = next((datetime.fromisoformat(at) for at in known if at), None)
     inside = [date for date in dates if begun is not None and date > begun]
     after = {
         date.isoformat(): min((round((at - date) / DAY, 2) for at in first.values() if at > date), default=None)

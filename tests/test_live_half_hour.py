@@ -38,6 +38,8 @@ def test_a_drift_is_found_by_an_alarm_that_comes_after_it_and_one_before_is_coun
     samples = [sample(i, alarms=[alarm(1)] if i < 36 else [alarm(1, False), alarm(2)]) for i in range(50)]
     found = summed(samples)["drift"]
     assert found == {"dates": {DRIFT.isoformat(): 0.5}, "alarms_before": 0}  # the first sample already had alarm 1
+    samples[0] = sample(0, market_time=None, alarms=[alarm(1)])  # no live bar yet
+    assert summed(samples)["drift"]["dates"] == {DRIFT.isoformat(): 0.5}
     samples = [sample(i, alarms=[alarm(1)] if i > 3 else []) for i in range(20)]
     assert summed(samples)["drift"] == {"dates": {DRIFT.isoformat(): None}, "alarms_before": 1}
 

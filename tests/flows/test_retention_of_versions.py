@@ -1,6 +1,7 @@
 """Retention of data versions: what is named stays, complete; what is not goes from folder, cache and remote."""
 
 import os
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -60,6 +61,21 @@ def test_forgotten_versions_go_and_every_other_can_be_restored_from_cache_and_fr
         assert (scratch / "data" / "changes.txt").read_text() == "two"
     assert (workspace / "data" / "changes.txt").read_text() == "four"
     assert not (home / "retained-versions").exists()
+
+
+def test_what_earlier_runs_computed_goes_although_no_version_does(workspace, monkeypatch):
+    home = workspace.parent
+    kept = version_of(workspace, "one")
+    cache = home / "dvc-cache" / "files" / "md5" / "ab"
+    cache.mkdir(parents=True, exist_ok=True)
+    (cache / ("0" * 30)).write_bytes(b"columns of an earlier retrain")
+    installation = SimpleNamespace(workspace=workspace, versions=home / "versions")
+    monkeypatch.setattr(retention, "open_installation", lambda: installation)
+    monkeypatch.setattr(retention, "workspace_lease", lambda _: nullcontext())
+    freed = retention.remove_versions.fn(retention.VersionPlan({kept: "one of the newest 30"}, []))
+    assert freed == len(b"columns of an earlier retrain")
+    assert versioning.kept_versions(home / "versions") == [kept]
+    assert versioning.restore(workspace, home / "versions" / kept / "data.dvc") == kept
 
 
 def test_a_forgotten_version_cannot_be_restored_and_the_error_says_so(workspace, tmp_path):

@@ -99,7 +99,7 @@ def test_the_drift_report_opens_in_evidently_and_lies_in_the_run_of_the_model_it
     opened = httpx.get(f"{url}/{project['id']}/{reports[-1]['id']}/data", headers=stack.key, timeout=30)
     assert opened.status_code == 200
     assert len(opened.json()["widgets"]) > 1
-    page = next(stack.settings.home.glob("reports/*/drift.html"))
+    page = next(stack.settings.home.glob("reports/*/*/drift.html"))
     assert "<html" in page.read_text()[:200]
     assert {"drift/drift.html", "drift/drift.json"} <= artifacts(stack, first)
 

@@ -348,7 +348,7 @@ def test_without_live_state_because_its_warm_start_was_refused_no_symbol_is_call
         holds(client, "the warm start was refused and nothing is live", "was refused")
         for path, body in (("/decide", {"symbol": SYMBOL}), ("/observe", {"symbol": SYMBOL, "bars": client.bars(1)})):
             answer = client.call(path, body)
-            assert (answer.status_code, "was refused" in answer.json()["error"]) == (503, True), answer.text
+            assert (answer.status_code, "was refused" in answer.json()["error"]) == (409, True), answer.text
 
 
 def test_a_loaded_model_that_fails_its_golden_rows_is_reported(client, monkeypatch):

@@ -78,7 +78,7 @@ def test_the_gate_was_the_only_way_to_the_champion_slot(stack):
 
 
 def test_the_planted_drift_raised_an_alarm_and_its_event_a_retrain(stack, refused):
-    assert [alarm.kind for alarm in stack.store.alarms()][:1] == ["drift"]
+    assert "drift" in {alarm.kind for alarm in stack.store.alarms()}
     request = stack.store.retrain_requests("validator")[-1]
     assert (request.state, request.reason.split(":")[0]) == ("done", "drift")
     runs = stack.prefect("flow_runs/filter", {"flows": {"name": {"any_": ["retrain"]}}, "sort": "START_TIME_ASC"})

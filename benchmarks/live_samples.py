@@ -89,15 +89,15 @@ def differences(status: Mapping[str, Any], before: JsonObject, after: JsonObject
     """Return in words where status says what the ledger held neither just before nor just after it was asked."""
     found = []
     for family, arms in status["families"].items():
-        said = arms["champion"] and str(arms["champion"]["version"])
+        shown = arms["champion"] and str(arms["champion"]["version"])
         held = {each["champions"].get(family) for each in (before, after)}
-        if said not in held:
-            found.append(f"champion of {family}: status {said}, ledger {sorted(map(str, held))}")
-    said_alarms = {(a["kind"], a["at"]) for a in status["alarms"]}
+        if shown not in held:
+            found.append(f"champion of {family}: status {shown}, ledger {sorted(map(str, held))}")
+    shown_alarms = {(a["kind"], a["at"]) for a in status["alarms"]}
     open_before, open_after = ({(a["kind"], a["at"]) for a in each["alarms"] if a["open"]} for each in (before, after))
-    for kind, at in said_alarms - (open_before | open_after):
+    for kind, at in shown_alarms - (open_before | open_after):
         found.append(f"alarm {kind} of {at}: in status, not open in the ledger")
-    for kind, at in (open_before & open_after) - said_alarms:
+    for kind, at in (open_before & open_after) - shown_alarms:
         found.append(f"alarm {kind} of {at}: open in the ledger, not in status")
     symbols = {each["symbol"] for each in status["universe"]}
     for symbol in set(before["newest"]) - symbols:

@@ -211,7 +211,7 @@ def _shown(value: float | None) -> str:
 
 
 def _case_tables(case: JsonObject) -> list[str]:
-    """Return the tables of a run: symbols, retrains, memory, folders, and what status said wrongly."""
+    """Return the tables of a run: symbols, retrains, memory, folders, and what status showed wrongly."""
     symbols = [
         [symbol, str(each["closes"]), str(each["decisions"]), str(each["missing"]), str(each["doubled"])]
         for symbol, each in case["closes"].items()
@@ -232,7 +232,7 @@ def _case_tables(case: JsonObject) -> list[str]:
         table(["folder", "growth, MB an hour"], folders),
     ]
     if case["differences"]:
-        blocks.append("What status said that the ledger did not hold: " + "; ".join(case["differences"]))
+        blocks.append("What status showed that the ledger did not hold: " + "; ".join(case["differences"]))
     if case["errors"]:
         blocks.append("Samples without an answer: " + "; ".join(case["errors"]))
     return blocks

@@ -108,7 +108,7 @@ def drift(
     from flows.support.installation import open_installation
     from flows.support.progress import progress_display
 
-    open_installation().manifest(symbol)  # before the first ingest, or of no such market: said without the servers
+    open_installation().manifest(symbol)  # before the first ingest, or of no such market: refused without the servers
     require_services("mlflow", "prefect")
     from flows.monitor import monitor
 

@@ -134,20 +134,20 @@ def universe(installation: Installation, served: Mapping[str, Mapping[str, Any]]
 
 
 def _symbol_status(
-    installation: Installation, symbol: str, facts: Mapping[str, Any], said: Mapping[str, Any], left_out: str | None
+    installation: Installation, symbol: str, facts: Mapping[str, Any], reported: Mapping[str, Any], left_out: str | None
 ) -> SymbolStatus:
-    """Return one symbol: facts of the data version, `said` by the service; empty where they know nothing of it."""
+    """Return one symbol: facts of the data version, `reported` by the service; empty where they know nothing of it."""
     newest = installation.store.newest_close(symbol)
-    last = installation.store.decisions(symbol, last=1) if not said else []
+    last = installation.store.decisions(symbol, last=1) if not reported else []
     return SymbolStatus(
         symbol=symbol,
-        clock=said.get("clock") or facts.get("clock"),
-        timeframe=facts.get("timeframe") or said.get("base_timeframe"),
+        clock=reported.get("clock") or facts.get("clock"),
+        timeframe=facts.get("timeframe") or reported.get("base_timeframe"),
         newest_bar=None if newest is None else utc(newest).isoformat(),
-        age_s=_age_s(installation, symbol, newest, facts.get("clock") or said.get("clock")),
-        age_bars=said.get("age_bars"),
-        tier=said.get("tier", last[0].decision.tier if last else None),
-        tier_reason=said.get("tier_reason", last[0].decision.tier_reason if last else None) or None,
+        age_s=_age_s(installation, symbol, newest, facts.get("clock") or reported.get("clock")),
+        age_bars=reported.get("age_bars"),
+        tier=reported.get("tier", last[0].decision.tier if last else None),
+        tier_reason=reported.get("tier_reason", last[0].decision.tier_reason if last else None) or None,
         left_out=left_out,
     )
 

@@ -41,7 +41,7 @@ def rows(found: Mapping[str, Any]) -> list[list[str | None]]:
 
 
 def notes(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield why methods abstain, and whether any is told apart from 1/N."""
+    """Yield why methods abstain, and whether any differs visibly from 1/N."""
     for one in found["methods"]:
         if one["abstained"]:
             yield f"{one['method']} abstains: {one['abstained']}."

@@ -56,8 +56,8 @@ def test_without_a_service_every_symbol_of_the_universe_is_there_with_what_the_s
 
 
 def test_a_service_that_answers_gives_age_and_tier(installation):
-    said = {"B/USD": {"clock": "market", "age_bars": 0.4, "tier": 3, "tier_reason": "TIER_3: no champion"}}
-    found = by_symbol(status.universe(installation, said))["B/USD"]
+    reported = {"B/USD": {"clock": "market", "age_bars": 0.4, "tier": 3, "tier_reason": "TIER_3: no champion"}}
+    found = by_symbol(status.universe(installation, reported))["B/USD"]
     assert (found["age_bars"], found["tier"], found["tier_reason"]) == (0.4, 3, "TIER_3: no champion")
 
 

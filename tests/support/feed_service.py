@@ -1,4 +1,4 @@
-"""A decision service that keeps what it is told in a real store, and can fail before or after it has stored."""
+"""A decision service that keeps what it receives in a real store, and can fail before or after it has stored."""
 
 from dataclasses import replace
 

@@ -171,26 +171,8 @@ def on_wall_clock(stand: Stand, folder: Path, clock: str | None = "wall") -> Sta
     return replace(stand, stage=folder)
 
 
-def trading_now(stand: Stand, folder: Path) -> Stand:
-    """Return the same bars moved to now, on a wall clock: 23 live minutes, the last closed less than 15 minutes ago."""
-    live = stand.base[HISTORY:]
-    base = stand.base.copy()
-    base[:, OPEN_TIME] += np.floor(time.time() / 900.0) * 900.0 - live[22, OPEN_TIME] - 60.0
-    history, states = base[:HISTORY], (FEATURES.fresh(), SIGNALS.fresh())
-    closed = resample(history, MINUTES, QUARTERS)
-    features, signals = FEATURES.run(closed, state=states[0]), SIGNALS.run(closed, state=states[1])
-    levels, context = align(closed[:, OPEN_TIME], QUARTERS, None, None)
-    write_warm_start(
-        folder, symbol=SYMBOL, base_grid=MINUTES, grid=QUARTERS, feature_state=states[0],
-        signal_state=states[1], base=history, history=History(closed, features, signals, levels, context),
-        category_scores=CategoryScores.fit(signals), clock="wall", venue="simulator", market="spot",
-    )  # fmt: skip
-    return replace(stand, base=base, live=base[HISTORY:], stage=folder)
-
-
-def another_stand(stand: Stand, folder: Path, symbol: str, seed: int) -> Stand:
-    """Return another seeded market of the same length, with a warm start of its own."""
-    base = market(len(stand.base), seed)
+def _write_warm_start(folder: Path, base: Floats, symbol: str, clock: str) -> None:
+    """Write the warm start of the history of these bars."""
     history, states = base[:HISTORY], (FEATURES.fresh(), SIGNALS.fresh())
     closed = resample(history, MINUTES, QUARTERS)
     features, signals = FEATURES.run(closed, state=states[0]), SIGNALS.run(closed, state=states[1])
@@ -198,8 +180,23 @@ def another_stand(stand: Stand, folder: Path, symbol: str, seed: int) -> Stand:
     write_warm_start(
         folder, symbol=symbol, base_grid=MINUTES, grid=QUARTERS, feature_state=states[0],
         signal_state=states[1], base=history, history=History(closed, features, signals, levels, context),
-        category_scores=CategoryScores.fit(signals), clock="market", venue="simulator", market="spot",
+        category_scores=CategoryScores.fit(signals), clock=clock, venue="simulator", market="spot",
     )  # fmt: skip
+
+
+def trading_now(stand: Stand, folder: Path) -> Stand:
+    """Return the same bars moved to now, on a wall clock: 23 live minutes, the last closed less than 15 minutes ago."""
+    live = stand.base[HISTORY:]
+    base = stand.base.copy()
+    base[:, OPEN_TIME] += np.floor(time.time() / 900.0) * 900.0 - live[22, OPEN_TIME] - 60.0
+    _write_warm_start(folder, base, SYMBOL, "wall")
+    return replace(stand, base=base, live=base[HISTORY:], stage=folder)
+
+
+def another_stand(stand: Stand, folder: Path, symbol: str, seed: int) -> Stand:
+    """Return another seeded market of the same length, with a warm start of its own."""
+    base = market(len(stand.base), seed)
+    _write_warm_start(folder, base, symbol, "market")
     return replace(stand, base=base, live=base[HISTORY:], decision=resample(base, MINUTES, QUARTERS), stage=folder)
 
 

@@ -7,16 +7,16 @@ that lose money trip the breaker `model`.
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
-import pandas as pd
 from prefect import flow, task
-from prefect.artifacts import create_link_artifact
 from prefect.events import emit_event
 
 from flows.support import promotion
 from flows.support.alarms import end_alarm, end_others, keep_alarm
+from flows.support.drift_reports import report_drift
 from flows.support.frozen import frozen
 from flows.support.installation import Installation, now, open_installation
 from flows.support.live_outcomes import Resolved, live_losses, resolve_market
@@ -34,13 +34,11 @@ from flows.support.watches import (
     model_under_watch,
     outcomes_until_s,
     watched_families,
-    worst_block,
 )
-from pipelines.contracts import Estimate, JsonObject, utc
+from pipelines.contracts import Estimate, JsonObject
 from pipelines.data.timeframes import Grid
 from pipelines.experiments.eprocess import LEAST_BLOCKS, block_means
 from pipelines.families import DECISION_FAMILY
-from pipelines.features.catalog import WATCHED_COLUMNS
 from pipelines.monitoring.loss import harm
 from pipelines.monitoring.triggers import (
     KINDS,
@@ -56,7 +54,6 @@ from serving.risk.breakers import BreakerInputs, triggered
 
 DRIFT_EVENT = "bellwether.retrain-requested"
 OF_MARKET = ("drift", "missing")  # reasons that are about one market: each has an alarm of its own
-POSITION = {name: i for i, name in enumerate(WATCHED_COLUMNS)}  # their columns in a row of watched features
 
 Reasons = dict[str, list[TriggerReason]]  # family → why it should be trained again; an empty list: no reason
 
@@ -65,7 +62,7 @@ class MonitorResult(TypedDict):
     """Hold the answer of one run of `monitor` over all its markets.
 
     resolved        outcomes of events found now; family_outcomes: of the families' own labels
-    summary         one line; report: path of the page, None where no decision is new
+    summary         one line; report: page of the deciding family's newest judged block, None before there is one
     retrain_families, reasons   families with a reason to be trained again now, and each family's reasons
     markets         symbol → {resolved, family_outcomes, drift: family → what was found, fault: None or what failed}
     losses          live loss of each champion and challenger, as `LiveLoss.to_dict`
@@ -193,47 +190,9 @@ def traded_lately(installation: Installation, watched: FamilyWatch) -> Estimate 
 
 
 @task(timeout_seconds=600)
-def report(watched: FamilyWatch) -> str | None:
-    """Write Evidently's report (HTML and JSON) into the version's run and the Evidently UI. Return the page's path.
-
-    Of the market with the worst block. None where the version has no reference there, or nothing was served since.
-    """
-    model, market = watched.model, watched.worst
-    if market is None or isinstance(market.reference, str) or not len(market.served.at_s):
-        return None
-    from pipelines.monitoring.report import write_report
-
-    installation = open_installation()
-    block, reference = worst_block(market.drift), market.reference
-    last = block.start + block.n - 1 if block else len(market.served.at_s) - 1
-    of = f"{utc(float(market.served.at_s[last])):%Y%m%dT%H%M%S}"
-    folder = installation.settings.home / "reports" / of / model.family
-    if block and (folder / "drift.html").is_file():  # nothing new was judged: a page takes some MB in three places
-        return str(folder / "drift.html")
-    current = market.served.values[block.start : block.start + block.n] if block else market.served.values
-    columns = [POSITION[name] for name in reference.watched]
-    files = write_report(
-        pd.DataFrame(reference.sample[:, columns], columns=list(reference.watched)),
-        pd.DataFrame(current[:, columns], columns=list(reference.watched)),
-        reference.thresholds(market.rates.values),
-        reference.missing_limits(market.rates.missing),
-        folder,
-        installation.settings.home / "evidently",
-        now(),
-        f"{model.family}: {market.symbol}",
-    )
-    run_id = model.line.run_id
-    if run_id is not None:
-        metrics = {"drift.score": block.score, "drift.threshold": block.threshold} if block else {}
-        known = {name: value for name, value in metrics.items() if np.isfinite(value)}
-        installation.tracking.log_report(run_id, [files.html, files.json], "drift", known)
-        create_link_artifact(
-            key=f"drift-{model.family}",
-            link=f"{installation.tracking.run_link(run_id)}/artifacts",
-            link_text=f"Drift report of {model.family} version {model.line.to_version}, in its MLflow run",
-            description=f"{market.symbol}: {market.drift.reason}",
-        )
-    return str(files.html)
+def report(watches: Sequence[FamilyWatch]) -> dict[str, Path]:
+    """Write the drift reports of blocks that have none yet. Return family → page of its newest judged block."""
+    return report_drift(open_installation(), watches)
 
 
 def last_trained(installation: Installation, family: str) -> datetime | None:
@@ -366,18 +325,17 @@ def monitor(symbol: str | None = None) -> MonitorResult:
     deciding = next((w for w in watches if w.model.family == DECISION_FAMILY), None)
     requested = request_retrains(reasons) if frozen(installation.settings, "retrain") is None else []
     tripped = trip_model(installation, deciding)
-    page = None
-    if watches:
-        with step("monitor: Evidently report"):
-            page = report(deciding or watches[0])
+    with step("monitor: drift reports"):
+        pages = report(watches)
+    page = pages.get(DECISION_FAMILY) or next(iter(pages.values()), None)
     faulty = [family for family in watched_families(installation) if family not in reasons]
     summary = summary_of(watches, tripped, faulty)
-    publish_summary(installation, summary, resolved, losses, page)
+    publish_summary(installation, summary, resolved, losses, pages)
     markets = markets_of(watches, resolved)
     return {
         "resolved": events_in(resolved),
         "summary": summary,
-        "report": page,
+        "report": page and str(page),
         "retrain_families": requested,
         "reasons": as_text(reasons),
         "family_outcomes": sum(market["family_outcomes"] for market in markets.values()),

@@ -10,16 +10,18 @@ from typing import Any
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 
-from flows.support import records_retention
+from flows.support import drift_reports, records_retention
 from flows.support.installation import Installation, open_installation, workspace_lease
 from flows.support.market_time import learning_now
 from flows.support.progress import report_progress, step
 from pipelines import disk, versioning
 from pipelines.families import FAMILIES
+from pipelines.monitoring.report import remove_oldest_runs
 
 VERSIONS = 30  # data versions kept beyond those that are named
-REPORTS = 30  # folders of reports of a kind kept, the newest
-# of drift; of market days; of allocations
+REPORTS = 30  # folders of reports of a kind kept, the newest; of drift as many a family
+RUNS = 120  # of Evidently, of each project, the newest: some 0.7 MB each
+# of stress, and of drift in releases up to 0.10; of market days; of allocations
 DATED = ("[0-9]*T[0-9]*", "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]", "portfolio-[0-9]*T[0-9]*")
 
 
@@ -80,7 +82,9 @@ def remove_records(days: int) -> dict[str, int]:
 def old_reports(installation: Installation) -> list[Path]:
     """Return the folders of reports beyond the newest REPORTS of a kind; their names are moments, or market days."""
     folder = installation.settings.home / "reports"
-    return [old for pattern in DATED for old in beyond_newest(folder, pattern)]
+    drift = sorted((folder / drift_reports.REPORTS).glob("*/[0-9]*"), key=lambda one: one.name)
+    dated = [old for pattern in DATED for old in beyond_newest(folder, pattern)]
+    return dated + drift[: -REPORTS * len(FAMILIES)]
 
 
 def beyond_newest(folder: Path, pattern: str) -> list[Path]:
@@ -109,9 +113,11 @@ def retention(days: int | None = None, dry_run: bool = False) -> dict[str, Any]:
         rows = remove_records(wanted)
     for folder in reports:
         shutil.rmtree(folder, ignore_errors=True)
+    runs = remove_oldest_runs(installation.settings.home / "evidently", RUNS)
     report_progress(
         f"retention: {len(plan.gone)} data versions removed, {len(plan.kept)} kept, {disk.format_bytes(freed)} freed; "
-        f"{sum(rows.values())} records and bundles, {len(reports)} reports"
+        f"{sum(rows.values())} records and bundles, {len(reports)} reports, "
+        f"{runs} runs of Evidently"
     )
     create_table_artifact(
         key="retention",
@@ -119,6 +125,6 @@ def retention(days: int | None = None, dry_run: bool = False) -> dict[str, Any]:
         description=f"{len(plan.gone)} data versions removed, {disk.format_bytes(freed)} freed",
     )
     return {
-        "versions": plan.gone, "kept": plan.kept, "records": rows, "reports": len(reports), "freed_bytes": freed,
-        "removed": True,
+        "versions": plan.gone, "kept": plan.kept, "records": rows, "reports": len(reports), "evidently": runs,
+        "freed_bytes": freed, "removed": True,
     }  # fmt: skip

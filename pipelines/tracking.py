@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +163,20 @@ class Tracking:
         with self._mlflow.start_run(run_name=name, tags=tags) as run:
             return str(run.info.run_id)
 
-    def log_report(self, run_id: str, files: list[Path], folder: str, metrics: dict[str, float]) -> None:
-        """Add later evidence (a drift report) to the run of its version."""
+    def log_report(
+        self, run_id: str, files: list[Path], folder: str, metrics: dict[str, float], at: datetime | None = None
+    ) -> None:
+        """Add later evidence (a drift report) to the run of its version.
+
+        at  market time of the metrics: their stamp, and their step in seconds since 1970; None = time of day, step 0
+        """
         for file in files:
             self._client.log_artifact(run_id, str(file), folder)
-        self._mlflow.log_metrics(metrics, run_id=run_id)
+        if at is None:
+            self._mlflow.log_metrics(metrics, run_id=run_id)
+        else:
+            at_s = int(at.timestamp())
+            self._mlflow.log_metrics(metrics, run_id=run_id, step=at_s, timestamp=1000 * at_s)
 
     def metrics(self, run_id: str) -> dict[str, float]:
         """Return every metric of a run, by name."""

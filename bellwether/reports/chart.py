@@ -30,6 +30,7 @@ from pipelines.contracts import (
 from pipelines.data.sessions import grids_of
 from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import UnknownName
+from pipelines.evaluation.figures import write_figure
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
 from pipelines.signals.columns import SIGNAL_PARTS
 from pipelines.signals.signal_registry import direction, onsets
@@ -188,9 +189,7 @@ def write(drawn: ChartData, file: Path) -> Path:
     )  # fmt: skip
     figure.update_yaxes(title_text="price", row=1, col=1)
     figure.update_yaxes(title_text="volume", row=2, col=1)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.write_html(file, include_plotlyjs=True)
-    return file
+    return write_figure(file, figure, f"{drawn.symbol}: signals and decisions")
 
 
 def _trace(go: Any, mine: list[Mark], bars: Floats, times: list[str], reach: float, rank: int, category: str) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipelines.contracts import Floats, JsonObject
 from pipelines.data.orderbook.heatmap import LEVELS_PER_SIDE, Heatmap
+from pipelines.evaluation.figures import write_figure
 
 BID, ASK = "#1a9e6a", "#d1495b"
 
@@ -98,6 +99,4 @@ def to_dict(heatmap: Heatmap) -> JsonObject:
 
 def write(heatmap: Heatmap, title: str, file: Path) -> Path:
     """Write the figure as one self-contained page, and return its path."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure(heatmap, title).write_html(file, include_plotlyjs=True)
-    return file
+    return write_figure(file, figure(heatmap, title), title)

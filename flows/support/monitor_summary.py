@@ -1,6 +1,7 @@
 """What a run of the monitor found, in words: one line, a page with a table of the markets, and figures by market."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact
 
@@ -54,9 +55,9 @@ def findings(watched: FamilyWatch) -> list[str]:
 
 def publish_summary(
     installation: Installation, summary: str, resolved: Mapping[str, Resolved | str], losses: Sequence[LiveLoss],
-    page: str | None,
+    pages: Mapping[str, Path],
 ) -> None:  # fmt: skip
-    """Write summary, outcomes by market and live losses to the flow run's artifacts and to the progress lines."""
+    """Write summary, outcomes by market, live losses and drift reports to the run's artifacts and progress lines."""
     rows = []
     for symbol, found in resolved.items():
         counts = f"{found.events} | {found.families}" if isinstance(found, Resolved) else f"{found} |"
@@ -66,7 +67,8 @@ def publish_summary(
         "| market | outcomes of events | of the families' labels |", "|---|---|---|", *rows, "",
         "## Live loss", "",
         *([f"- {each.describe()}" for each in losses] or ["no outcome of a family's own label yet"]), "",
-        f"report: {page}",
+        "## Drift reports", "",
+        *([f"- {family}: {page}" for family, page in pages.items()] or ["no block was judged yet"]),
     ]  # fmt: skip
     create_markdown_artifact(key="monitor", markdown="\n".join(lines))
     known, now_found = installation.store.outcome_count(), events_in(resolved)

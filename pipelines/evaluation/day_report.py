@@ -6,13 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.contracts import JsonObject
+from pipelines.evaluation.document import write_document
 
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1100px;color:#1c2733}"
-    "table{border-collapse:collapse;width:100%;font-size:14px}td,th{padding:.3rem .6rem;text-align:left;"
-    "border-bottom:1px solid #e3e8ee;vertical-align:top}.less{color:#5c6b7a}.wide{overflow-x:auto}"
-    ".number{text-align:right;font-variant-numeric:tabular-nums}"
-)
 _RESULTS = ("symbol", "decisions", "events", "emitted", "closed", "won", "net bps a trade [95 %]", "bps of equity")
 
 
@@ -21,7 +16,7 @@ def write_day_page(path: Path, found: JsonObject) -> Path:
     every, title = found["all"], f"Report of {found['day']}"
     running = "" if found["complete"] else " The day is not over."
     body = (
-        f"<h1>{escape(title)}</h1><p>{every['decisions']:,} decisions of {len(found['symbols'])} symbols, "
+        f"<p>{every['decisions']:,} decisions of {len(found['symbols'])} symbols, "
         f"{every['emitted']} emitted, {every['trades_closed']} trades closed.{running} "
         f"<span class='less'>Times are UTC, of the market. Its bars arrived from "
         f"{_moment(found['lived_through'][0])} to {_moment(found['lived_through'][1])} by the time of day.</span></p>"
@@ -36,12 +31,7 @@ def write_day_page(path: Path, found: JsonObject) -> Path:
         + _section("Alarms", found["alarms"])
         + _section("Data versions", found["data_versions"])
     )
-    text = f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title><style>{_STYLE}</style>{body}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(text)
-    draft.replace(path)
-    return path
+    return write_document(path, title, body)
 
 
 def _results(found: JsonObject) -> str:

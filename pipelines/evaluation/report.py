@@ -16,7 +16,8 @@ from pipelines.evaluation import importance
 from pipelines.evaluation.calibration import calibration_error
 from pipelines.evaluation.deflation import sharpe_of
 from pipelines.evaluation.detectable import ONE_BP, Detectable, detectable
-from pipelines.evaluation.figures import drawn, loader
+from pipelines.evaluation.document import write_document
+from pipelines.evaluation.figures import drawn, loader, thinned
 from pipelines.evaluation.intervals import mean_of
 from pipelines.evaluation.metrics import (
     auc_estimate,
@@ -301,21 +302,23 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
     if binary:
         _reliability(figure, p.ravel(), y.ravel())
     else:
-        thin = slice(None, None, max(1, len(p) // 2000))
+        thin = thinned(len(p))
         for c, name in enumerate(figures["classes"]):
             figure.add_trace(go.Scatter(x=when[thin], y=p[thin, c], mode="lines", name=name, stackgroup="p"), 1, 1)
     if trades:
         net, confident = oof["extra_gross_bps"] - paid_bps(oof, cost), np.flatnonzero(confident_rows(oof, 0.20))
         for taken, name in ((confident, "chosen 20 %, net"), (np.arange(len(p)), "every row, net")):
-            figure.add_trace(go.Scatter(x=when[taken], y=np.cumsum(net[taken]), mode="lines", name=name), 1, 2)
+            thin = thinned(len(taken))
+            sums = np.cumsum(net[taken])
+            figure.add_trace(go.Scatter(x=when[taken][thin], y=sums[thin], mode="lines", name=name), 1, 2)
     else:
         for name, loss in arrays_with_prefix(oof, "loss_").items():
-            saved = np.cumsum(loss - oof["loss"])
-            figure.add_trace(go.Scatter(x=when, y=saved, mode="lines", name=f"against {name.replace('_', ' ')}"), 1, 2)
+            thin, saved, label = thinned(len(loss)), np.cumsum(loss - oof["loss"]), f"against {name.replace('_', ' ')}"
+            figure.add_trace(go.Scatter(x=when[thin], y=saved[thin], mode="lines", name=label), 1, 2)
     figure.update_layout(template="plotly_white", height=420, margin={"t": 50, "l": 50, "r": 20, "b": 40})
     rows = "".join(
-        f"<tr class='{'ok' if c.passed else 'no'}'>"
-        f"<td>{MARKS[state_of(c.passed)]} {state_of(c.passed)}</td><td>{escape(c.name)}</td>"
+        f"<tr><td class='{'good' if c.passed else 'bad'} whole'>{MARKS[state_of(c.passed)]} {state_of(c.passed)}</td>"
+        f"<td>{escape(c.name)}</td>"
         f"<td>{_number(c.value)}</td><td>{'' if c.low is None else f'[{_number(c.low)}, {_number(c.high)}]'}</td>"
         f"<td>{escape(c.threshold)}</td><td>{_number(c.detectable)}</td><td>{c.n:,}</td>"
         f"<td>{escape(c.detail)}</td></tr>"
@@ -328,13 +331,10 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
         f"round trip {cost:.3g} bps: {escape(figures['costs'])}. "
         + " ".join(f"{escape(line[:1].upper() + line[1:])}." for line in effects)
     )
-    path.write_text(
-        f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title>"
-        "<style>body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1100px;color:#1c2733}"
-        "table{border-collapse:collapse;width:100%}td,th{padding:.3rem .6rem;text-align:left;"
-        "border-bottom:1px solid #e3e8ee}.ok td:first-child{color:#1a7f45}.no td:first-child{color:#b3261e}"
-        ".passed{color:#1a7f45}.refused,.too{color:#b3261e}</style>"
-        f"<h1>{escape(title)}</h1><p>Gate: <b class='{result}'>{result}</b>. {about} "
+    write_document(
+        path,
+        title,
+        f"<p>Gate: <b class='{'good' if verdict.passed else 'bad'}'>{result}</b>. {about} "
         "Intervals are 95 %, t on 15 to 30 long averages. Detectable: a gain that so many rows show in 95 of 100 "
         "cases. Too few: the rows show neither what is required nor its absence, which is no promotion either."
         "</p>"
@@ -342,7 +342,7 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
         "<th></th></tr>"
         f"{rows}</table>{_market_table(figures)}{drawn(figure)}"
         + importance.section(json.loads((folder / "importance.json").read_text()))
-        + loader()
+        + loader(),
     )
 
 

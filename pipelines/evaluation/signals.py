@@ -15,6 +15,7 @@ from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, Estimate, Floats, Ints,
 from pipelines.costs import Costs, forward_cost_bps
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape
+from pipelines.evaluation.figures import write_figure
 from pipelines.evaluation.metrics import mean_estimate
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.horizon import forward_returns
@@ -211,9 +212,7 @@ def write_page(path: Path, scores: Scores, title: str) -> Path:
         "no error bar = too few events",
         template="plotly_white", height=220 + 28 * len(tested), margin={"l": 120, "r": 20, "t": 90, "b": 40},
     )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.write_html(path, include_plotlyjs=True)
-    return path
+    return write_figure(path, figure, title)
 
 
 def format_estimate(estimate: Estimate, digits: int = 1) -> str:

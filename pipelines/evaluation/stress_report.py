@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.contracts import Estimate
+from pipelines.evaluation.document import write_document
 from pipelines.evaluation.figures import drawn, loader
 from pipelines.evaluation.stress_limits import Case, largest, verdict
 from pipelines.evaluation.stressed import StressResult
@@ -39,19 +40,14 @@ def write_page(path: Path, title: str, cases: Sequence[Case], limit: float, abou
         drawn(figure) for figure in (bars(most, limit), paths(most, limit), losses(most)) if figure is not None
     )
     findings = "".join(f"<li>{escape(line)}</li>" for line in verdict(cases, limit))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title>"
-        "<style>body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1100px;color:#1c2733}"
-        "table{border-collapse:collapse;width:100%;font-size:14px}td,th{padding:.3rem .6rem;text-align:left;"
-        "border-bottom:1px solid #e3e8ee;vertical-align:top}.no{color:#b3261e}.less{color:#5c6b7a}"
-        ".whole,.wide th{white-space:nowrap}.wide{overflow-x:auto}.wide td,.wide th{padding:.3rem .4rem}</style>"
-        f"<h1>{escape(title)}</h1><p>{escape(about)}</p><ul>{findings}</ul>"
+    return write_document(
+        path,
+        title,
+        f"<p>{escape(about)}</p><ul>{findings}</ul>"
         f"{charts}<h2>The largest portfolio the limits allow</h2>{_table(most, limit)}"
         f"<h2>Every row of limits</h2>{_rows(cases, limit)}"
-        "<h2>How each scenario is computed, and on what</h2>" + _methods(most) + loader()
+        "<h2>How each scenario is computed, and on what</h2>" + _methods(most) + loader(),
     )
-    return path
 
 
 def _table(cases: Sequence[Case], limit: float) -> str:
@@ -64,7 +60,7 @@ def _table(cases: Sequence[Case], limit: float) -> str:
         "<p class='less'>Largest loss below the highest booked equity (at entry, for what is opened once), as the "
         "account counts its drawdown; below it the fall from the highest mark, which counts profit never taken. "
         "Estimates are 99 % quantiles with their 95 % intervals. "
-        f"<span class='no'>Red: above the drawdown limit of {limit:.0%}.</span></p>"
+        f"<span class='bad'>Red: above the drawdown limit of {limit:.0%}.</span></p>"
         f"<table><tr><th>scenario</th>{head}</tr>{body}</table>"
     )
 
@@ -73,7 +69,7 @@ def _cell(result: StressResult, limit: float) -> str:
     """Return the table cell of one result, red above the limit."""
     if result.absent:
         return f"<td class='less'>{escape(result.absent)}</td>"
-    mark = " class='no'" if result.loss is not None and result.loss.value > limit else ""
+    mark = " class='bad'" if result.loss is not None and result.loss.value > limit else ""
     below = f"<br>drawdown {format_percent(result.drawdown)}" if result.drawdown is not None else ""
     return f"<td{mark}>{format_percent(result.loss)}{below}</td>"
 
@@ -87,7 +83,7 @@ def _rows(cases: Sequence[Case], limit: float) -> str:
         cells = ""
         for result in case.results:
             loss = result.loss
-            mark = " class='no'" if loss is not None and loss.value > limit else ""
+            mark = " class='bad'" if loss is not None and loss.value > limit else ""
             cells += f"<td{mark}>{'–' if loss is None else f'{loss.value:.2%}'}</td>"
         body += f"<tr><td class='whole'>{escape(case.allowed.row)}: {escape(case.name)}</td>{cells}</tr>"
     return (

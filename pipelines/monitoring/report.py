@@ -1,75 +1,111 @@
-"""The drift report: Evidently's page and JSON with our thresholds, also in the Evidently workspace.
+"""The drift report of one judged block: a page, and a run of Evidently with our thresholds in its workspace.
 
-Reference rows, distance and thresholds are those of `drift.detect`, so page and alarm name the same drifted columns.
+Reference rows, distance and thresholds are those of `drift.detect`: page, run and alarm name the same drifted columns.
 """
 
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from pipelines.errors import BadColumns, NotEnoughData
+from pipelines.contracts import Floats, utc
+from pipelines.models.reference import DriftReference
+from pipelines.monitoring.drift import AlarmRates, BlockDrift, DriftResult
 
-PROJECT = "Bellwether"
+SHOWN = 10  # columns of a report: a run of all sixty takes 4 MB and 15 s, and nobody reads sixty histograms
+NAMED = 4  # markets in the name of a project
 
 
 @dataclass(frozen=True, slots=True)
-class ReportFiles:
-    """Hold where a report is: files, run in the Evidently workspace, and the columns left out for lack of values."""
+class BlockReport:
+    """Hold what a report shows of a block.
 
-    html: Path
-    json: Path
-    run_id: str
-    left_out: tuple[str, ...]
-
-
-def write_report(
-    reference: pd.DataFrame,
-    current: pd.DataFrame,
-    thresholds: Mapping[str, float],
-    missing_limits: Mapping[str, tuple[float, float]],
-    directory: Path,
-    workspace: Path,
-    as_of: datetime,
-    name: str,
-) -> ReportFiles:
-    """Write `drift.html` and `drift.json` into `directory` and add the run to the workspace's project "Bellwether".
-
-    reference, current  frames of one row a decision bar; NaN = missing, dropped column by column. Pass `detect`'s own
-                        sample and block, so that the numbers are the same
-    thresholds          {column: normed Wasserstein distance from which it is drifted}; only these columns are shown
-    missing_limits      {column: (lowest, highest) share missing that is no alarm}; a column without values is shown too
-    Raises              BadColumns naming what a frame lacks; NotEnoughData if there is nothing to show
-    Evidently is imported here because that takes some 15 s; its page contains about 6 MB of scripts.
+    since, until     close of its first and last row, market time
+    columns          those shown: what drifted or vanished first, then the strongest
+    reference, current  frames of these columns, one row a decision bar; NaN = missing
+    thresholds       column → normed Wasserstein distance from which it is drifted; of columns judged in this block
+    missing_limits   column → (lowest, highest) share missing that is no alarm
     """
-    for side, frame in (("reference", reference), ("current", current)):
-        lacking = [column for column in {**thresholds, **missing_limits} if column not in frame]
-        if lacking:
-            raise BadColumns(f"{side} rows lack {', '.join(lacking)}. Pass rows of the same feature catalogue.")
-    shown = [c for c in thresholds if reference[c].notna().any() and current[c].notna().any()]
-    if not shown and not missing_limits:
-        raise NotEnoughData(
-            f"none of {len(thresholds)} columns has values on both sides; fill the missing features first"
-        )
 
+    block: BlockDrift
+    since: datetime
+    until: datetime
+    columns: tuple[str, ...]
+    reference: pd.DataFrame
+    current: pd.DataFrame
+    thresholds: Mapping[str, float]
+    missing_limits: Mapping[str, tuple[float, float]]
+
+
+def newest_judged(result: DriftResult) -> BlockDrift | None:
+    """Return the newest block of which anything could be judged; None before the first."""
+    return next((block for block in reversed(result.blocks) if block.effects or block.missing), None)
+
+
+def block_report(
+    reference: DriftReference, rates: AlarmRates, block: BlockDrift, at_s: Floats, values: Floats
+) -> BlockReport:
+    """Return what a report shows of this block.
+
+    rates   those the block was judged by
+    at_s    (n,) closes of all live rows, epoch seconds; values: (n, k) the rows, columns as in the reference
+    """
+    thresholds = reference.thresholds(rates.values)
+    columns = shown_columns(block, thresholds)
+    positions, rows = [reference.columns.index(name) for name in columns], slice(block.start, block.start + block.n)
+    limits = reference.missing_limits(rates.missing)
+    return BlockReport(
+        block=block,
+        since=utc(float(at_s[rows][0])),
+        until=utc(float(at_s[rows][-1])),
+        columns=columns,
+        reference=pd.DataFrame(reference.sample[:, positions], columns=list(columns)),
+        current=pd.DataFrame(values[rows, positions], columns=list(columns)),
+        thresholds={name: thresholds[name] for name in columns if name in block.effects},
+        missing_limits={name: limits[name] for name in columns if name in limits},
+    )
+
+
+def shown_columns(block: BlockDrift, thresholds: Mapping[str, float]) -> tuple[str, ...]:
+    """Return up to SHOWN columns: drifted and vanished ones in turn, the strongest first, then those nearest to it."""
+    alarming = [name for pair in zip_longest(block.drifted, block.vanished) for name in pair if name is not None]
+    nearest = sorted(block.effects, key=lambda name: -block.effects[name] / thresholds[name])
+    return tuple(dict.fromkeys([*alarming, *nearest, *block.missing]))[:SHOWN]
+
+
+def project_name(symbols: Sequence[str]) -> str:
+    """Return the name of a universe's project in the workspace."""
+    others = f" and {len(symbols) - NAMED} more" if len(symbols) > NAMED else ""
+    return f"Bellwether: {', '.join(symbols[:NAMED])}{others}"
+
+
+def add_run(
+    found: BlockReport, file: Path, workspace: Path, project: str, name: str, tags: Sequence[str],
+    metadata: Mapping[str, str],
+) -> tuple[str, str]:  # fmt: skip
+    """Add a run of Evidently on this block to a project of the workspace, and write its figures to `file`, JSON.
+
+    The stamp of the run is the market time at which the block was complete. Return (id of the project, id of the run).
+    Evidently is imported here because that takes some 15 s. Its own page would repeat 4 MB of scripts in each report;
+    its UI shows the run.
+    """
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import MissingValueCount
     from evidently.presets import DataDriftPreset
     from evidently.tests import gte, lte
     from evidently.ui.workspace import Workspace
 
-    # without a definition a flag with few values would be treated as a category and tested by another method
-    columns = list(dict.fromkeys([*shown, *missing_limits]))
-    definition = DataDefinition(numerical_columns=columns)
     metrics = [
         MissingValueCount(column=column, share_tests=[gte(low), lte(high)])
-        for column, (low, high) in missing_limits.items()
+        for column, (low, high) in found.missing_limits.items()
     ]
+    shown = list(found.thresholds)
     if shown:  # the preset refuses a column without values
         metrics.insert(
             0,
@@ -77,28 +113,40 @@ def write_report(
                 columns=shown,
                 drift_share=1.0 / len(shown),  # one drifted column is enough, as for the alarm
                 per_column_method=dict.fromkeys(shown, "wasserstein"),
-                per_column_threshold={column: float(thresholds[column]) for column in shown},
+                per_column_threshold={column: float(limit) for column, limit in found.thresholds.items()},
             ),
         )
+    # without a definition a flag with few values would be treated as a category and tested by another method
+    definition = DataDefinition(numerical_columns=list(found.columns))
     with np.errstate(invalid="ignore"):  # of a column without values Evidently divides zero by zero
-        sides = [Dataset.from_pandas(frame[columns], data_definition=definition) for frame in (current, reference)]
+        sides = [Dataset.from_pandas(frame, data_definition=definition) for frame in (found.current, found.reference)]
     run = Report(metrics, include_tests=True).run(
-        *sides,
-        timestamp=as_of,
-        name=name,
+        *sides, timestamp=found.until, name=name, tags=list(tags), metadata=dict(metadata)
     )
-    directory.mkdir(parents=True, exist_ok=True)
-    html, data = directory / "drift.html", directory / "drift.json"
-    run.save_html(str(html))
-    run.save_json(str(data))
-
+    file.parent.mkdir(parents=True, exist_ok=True)
+    run.save_json(str(file))
     with _one_writer(workspace):
         evidently = Workspace.create(str(workspace))
-        existing = evidently.search_project(PROJECT)
-        project = existing[0] if existing else evidently.create_project(PROJECT)
-        reference_to_run = evidently.add_run(project.id, run, name=name)
-    left_out = tuple(column for column in thresholds if column not in shown)
-    return ReportFiles(html, data, str(reference_to_run.id), left_out)
+        existing = evidently.search_project(project)
+        kept = existing[0] if existing else evidently.create_project(project)
+        return str(kept.id), str(evidently.add_run(kept.id, run, name=name).id)
+
+
+def remove_oldest_runs(workspace: Path, kept: int) -> int:
+    """Remove the runs of each project beyond the newest `kept`; their ids are in order of time. Return how many."""
+    folders = workspace.glob("*/snapshots")
+    if all(sum(1 for _ in folder.iterdir()) <= kept for folder in folders):
+        return 0  # known without the 15 s that Evidently takes to import
+    from evidently.ui.workspace import Workspace
+
+    removed = 0
+    with _one_writer(workspace):
+        evidently = Workspace.create(str(workspace))
+        for project in evidently.list_projects():
+            for run in sorted(evidently.list_runs(project.id), key=str)[:-kept]:
+                evidently.delete_run(project.id, run)
+                removed += 1
+    return removed
 
 
 @contextmanager

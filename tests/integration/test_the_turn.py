@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -93,15 +94,23 @@ def test_the_planted_drift_raised_an_alarm_and_its_event_a_retrain(stack, refuse
 
 def test_the_drift_report_opens_in_evidently_and_lies_in_the_run_of_the_model_it_is_about(stack, first):
     url = f"{stack.settings.evidently_url}/api/projects"
-    project = next(p for p in httpx.get(url, headers=stack.key).json() if p["name"] == "Bellwether")
+    project = next(p for p in httpx.get(url, headers=stack.key).json() if p["name"].startswith("Bellwether: "))
     reports = httpx.get(f"{url}/{project['id']}/reports", headers=stack.key).json()
-    assert reports[-1]["name"] in {f"validator: {symbol}" for symbol in stack.installation.symbols}
+    assert {report["name"].split(" · ")[0] for report in reports} <= set(stack.installation.symbols)
+    assert {report["name"].split(" · ")[2] for report in reports} == {"no drift", "drift"}
     opened = httpx.get(f"{url}/{project['id']}/{reports[-1]['id']}/data", headers=stack.key, timeout=30)
     assert opened.status_code == 200
     assert len(opened.json()["widgets"]) > 1
-    page = next(stack.settings.home.glob("reports/*/*/drift.html"))
-    assert "<html" in page.read_text()[:200]
-    assert {"drift/drift.html", "drift/drift.json"} <= artifacts(stack, first)
+    pages = list(stack.settings.home.glob("reports/drift/validator-*/*/drift.html"))
+    assert any(
+        f"{stack.settings.evidently_url}/projects/{project['id']}/reports/" in each.read_text() for each in pages
+    )
+    from mlflow import MlflowClient
+
+    days = {each.parent.name for each in pages if each.parent.parent.name == f"validator-{first.version}"}
+    logged = MlflowClient(stack.settings.mlflow_url).list_artifacts(first.run_id, "drift/validator")
+    assert {Path(each.path).name for each in logged} == days
+    assert days
 
 
 def test_a_version_carries_everything_that_traces_it(stack, first):

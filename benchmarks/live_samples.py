@@ -16,6 +16,9 @@ from pipelines.settings import Settings
 from pipelines.store import Store
 from serving.service.home_store import open_store
 
+JOBS = "jobs"
+FLOW_RUN = "PREFECT__FLOW_RUN_ID"  # in the environment of a flow run's process, and of all that it starts
+
 
 def take_sample(where: Settings, with_folders: bool) -> JsonObject:
     """Return one sample: `at` epoch seconds, differences, ages in bars, alarms, retrains, RSS of each service.
@@ -110,16 +113,15 @@ def differences(status: Mapping[str, Any], before: JsonObject, after: JsonObject
 
 
 def memory(where: Settings) -> dict[str, int]:
-    """Return service → resident bytes of all its processes."""
-    found = {}
+    """Return service → resident bytes of its processes, and under JOBS those of the flow runs that `flows` starts."""
+    found = dict.fromkeys([*processes.SERVICES, JOBS], 0)
     for name in processes.SERVICES:
-        total = 0
         for process in processes.home_processes(where, name):
             try:
-                total += process.memory_info().rss
+                owner = JOBS if FLOW_RUN in process.environ() else name
+                found[owner] += process.memory_info().rss
             except psutil.NoSuchProcess:
                 continue
-        found[name] = total
     return found
 
 

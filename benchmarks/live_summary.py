@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from statistics import mean
 
+from benchmarks.live_samples import JOBS
 from benchmarks.results import machines, table
 from pipelines.contracts import JsonObject, utc
 from pipelines.data.timeframes import Grid
@@ -69,6 +70,7 @@ def summary(
         "drift": drift_found(good, dates),
         "retrains": retrains(good),
         "growth_mb": growth_mb(samples),
+        "jobs_mb": round(max((one["rss"].get(JOBS, 0) for one in samples), default=0) / 1e6, 1),
         "rss_mb": {name: round(size / 1e6, 1) for name, size in (samples[-1]["rss"] if samples else {}).items()},
         "home_mb_hour": folder_growth(samples, gap_s),
     }
@@ -120,14 +122,14 @@ def retrains(samples: Sequence[JsonObject]) -> list[JsonObject]:
 
 
 def growth_mb(samples: Sequence[JsonObject]) -> dict[str, float]:
-    """Return service → MB by which its least memory of the last fifth exceeds that of the first fifth.
+    """Return service → MB by which its least memory of the last fifth exceeds that of the first fifth; of no job.
 
     The least of many samples leaves out what a job holds for a while. Of the newest run alone: a new process starts
     small.
     """
     newest = [one for one in samples if one["run"] == samples[-1]["run"]] if samples else []
     fifth = max(len(newest) // 5, 1)
-    names = newest[-1]["rss"] if newest else {}
+    names = [name for name in newest[-1]["rss"] if name != JOBS] if newest else []
     found = {name: round((_least(newest[-fifth:], name) - _least(newest[:fifth], name)) / 1e6, 1) for name in names}
     if newest:
         first, last = (min(one["run_rss"] for one in part) for part in (newest[:fifth], newest[-fifth:]))
@@ -226,7 +228,8 @@ def _case_tables(case: JsonObject) -> list[str]:
         table(["symbol", "closes", "decisions", "closes without one", "closes with two"], symbols),
         "Retrains that were requested meanwhile:",
         table(["family", "reason", "requested, market time", "state", "market days until judged", "outcome"], requests),
-        "Memory: at the end, and the least of the last fifth less the least of the first.",
+        "Memory: at the end, and the least of the last fifth less the least of the first. Flow runs, which `flows` "
+        f"starts and which end, took {case['jobs_mb']:,.0f} MB at most and are not counted with it.",
         table(["service", "MB at the end", "growth, MB"], memory),
         "The home; files with several links count once.",
         table(["folder", "growth, MB an hour"], folders),

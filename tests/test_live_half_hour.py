@@ -59,7 +59,10 @@ def test_retrains_that_were_requested_meanwhile_have_the_market_days_until_their
 def test_growth_leaves_out_peaks_and_counts_the_time_that_samples_cover():
     samples = [sample(i) for i in range(50)]
     samples[47]["rss"] = {"decision": 10**10}
+    for i in (3, 49):
+        samples[i]["rss"]["jobs"] = 10**9 + i * 10**6  # flow runs come and go
     found = summed(samples)
+    assert found["jobs_mb"] == 1049.0
     assert found["growth_mb"] == {"decision": 40.0, "bellwether run": 0.0}
     assert found["home_mb_hour"] == {"mlflow": 0.0, "store": 360.0, "all": 360.0}
     samples[25:] = [one | {"at": one["at"] + 5000.0, "run": 2} for one in samples[25:]]  # interrupted, then continued

@@ -44,7 +44,7 @@ from pipelines.signals.catalog import SIGNALS
 from pipelines.store import HeldBar, packed, unpacked
 from pipelines.warm_start import WarmStart
 
-ROOM = 8  # times RETAINED_BARS: rows written before the newest are copied to a new buffer
+ROOM = 2  # times RETAINED_BARS: when they are full, the newest are copied to a new buffer, once in RETAINED_BARS bars
 
 
 @dataclass(frozen=True, slots=True)

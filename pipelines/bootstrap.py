@@ -11,6 +11,7 @@ from typing import Final
 
 THREADS: Final = "OMP_NUM_THREADS"
 GC_THRESHOLD = 20_000  # new objects between two searches for cycles
+SERVING_THRESHOLD = 2_000
 ONE_ANSWER = 250_000  # of a command that loads, answers and ends: loading makes 170,000, which all stay
 
 
@@ -24,6 +25,16 @@ def bootstrap() -> None:
     """
     os.environ.setdefault(THREADS, "1")
     gc.set_threshold(GC_THRESHOLD)
+
+
+def serve_from_now_on() -> None:
+    """Keep what a service has loaded out of every later search for cycles, and search often; once it is loaded.
+
+    No request waits while half a million objects are gone through. What requests leave is little: with the threshold
+    of loading, the decisions of a quarter of an hour at speed 900 lay in memory, 60 MB, until they were looked for.
+    """
+    gc.freeze()
+    gc.set_threshold(SERVING_THRESHOLD)
 
 
 def expect_one_answer() -> None:

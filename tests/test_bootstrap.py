@@ -65,3 +65,10 @@ def test_a_flow_run_has_the_settings_of_its_parent():
     """Prefect spawns it, and a spawned process runs the main module of its parent as `__mp_main__`."""
     code = "import gc, runpy; runpy.run_module('flows.deployments', run_name='__mp_main__')"
     assert run(code + "; print(gc.get_threshold()[0])") == ["20000"]
+
+
+def test_a_service_keeps_what_it_loaded_out_of_frequent_searches():
+    code = "from pipelines.bootstrap import bootstrap, serve_from_now_on; bootstrap(); serve_from_now_on()\nimport gc\n"
+    assert run(code + "print(gc.get_threshold()[0], gc.get_freeze_count() > 1000)") == [
+        f"{bootstrap.SERVING_THRESHOLD} True"
+    ]

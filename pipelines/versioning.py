@@ -160,6 +160,40 @@ def restore(workspace: Path, pointer: Path) -> str:
     return data_hash(workspace)
 
 
+def data_is_there(root: Path) -> bool:
+    """Return whether `data/` of the repository is what its `data.dvc` says; the cache may lack it."""
+    with _repo_in(root) as repo:
+        found = repo.status(["data.dvc"]).get("data.dvc", [])
+    return all(how == "not in cache" for change in found for outs in change.values() for how in outs.values())
+
+
+def pull_data(root: Path, remotes: Sequence[str | None]) -> str | None:
+    """Bring `data/` of the repository from the first remote that has all of it; return which, None if none has.
+
+    remotes  URLs; None = the repository's own, which is not asked for what is in its cache
+    """
+    from dvc.exceptions import DvcException
+
+    for url in remotes:
+        with _repo_in(root) as repo:
+            for name in ("dvc", "dvc_data"):  # they warn of every file that a remote lacks
+                logging.getLogger(name).setLevel(logging.ERROR)
+            if url is not None:  # for this pull only
+                repo.config["remote"]["home"] = {"url": url}
+            try:
+                repo.pull(["data.dvc"], remote=None if url is None else "home", force=True)
+            except DvcException:  # not there, or not complete: the next one may be
+                continue
+            return url or "from the repository's cache or remote"
+    return None
+
+
+def cache_data(root: Path) -> None:
+    """Keep `data/` of the repository, which is what its `data.dvc` says, in the repository's DVC cache."""
+    with _repo_in(root) as repo, repo.lock:
+        repo.stage.load_one("data.dvc").outs[0].commit(relink=False)
+
+
 def data_hash(folder: Path) -> str:
     """Return the hash in the folder's `data.dvc`. Raises StateError if there is none, UnreadableFile if damaged."""
     pointer = folder / "data.dvc"
@@ -207,6 +241,7 @@ def run_stage(workspace: Path, name: str, timeout_s: float, progress: Callable[[
     command, outs = _command_and_outputs(workspace, name)
     for out in outs:
         shutil.rmtree(workspace / out, ignore_errors=True)
+        (workspace / out).unlink(missing_ok=True)
     run_command(workspace, name, shlex.split(command), timeout_s, progress)
 
 

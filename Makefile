@@ -1,8 +1,8 @@
-# The commands of the project: setup, run, test, check, bench, evidence.
+# The commands of the project: setup, run, test, check, bench, evidence, lock.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := setup
-.PHONY: setup run test check bench evidence
+.PHONY: setup run test check bench evidence lock
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin
@@ -48,6 +48,12 @@ bench: setup
 
 evidence: setup
 	$(BIN)/python -m benchmarks.evidence
+
+# dvc.lock and docs/results/dvc, committed with a release: every stage that changed runs again, one after the other.
+lock: setup
+	$(BIN)/bellwether data restore
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
+	@git status --short -- dvc.lock docs/results/dvc
 
 # Bytecode is compiled here, on every core: otherwise the six services would each do it in their first start-up.
 .venv/.installed: requirements.lock pyproject.toml

@@ -120,6 +120,11 @@ def _library_message(error: BaseException) -> str | None:
         return f"the store {_store_name()}: {first}. {remedy}."
     if isinstance(error, ValueError) and any(f.filename.endswith("sqlalchemy/engine/url.py") for f in _frames(error)):
         return f"BELLWETHER_STORE_URL is no URL ({first}). Write it as postgresql://user:password@host:5432/name."
+    if type(error).__name__ == "RemoteMissingDepsError":  # of DVC, for a remote that is no folder
+        return (
+            f"BELLWETHER_REMOTE_URL: {first}. For S3: `.venv/bin/uv pip install -r requirements-s3.txt -c "
+            "requirements.lock`."
+        )
     if package in ("dvc", "dvc_data", "dvc_objects", "scmrepo"):
         if "lock" in type(error).__name__.lower() or "lock" in first.lower():
             return f"data versions: {first}. Another command may be writing them: repeat when it has ended."

@@ -34,6 +34,7 @@ from rich.table import Table
 from benchmarks import (
     faults,
     file_turns,
+    graph_repro,
     hardship,
     live_half_hour,
     live_summary,
@@ -286,6 +287,8 @@ PARTS = {
                        file_turns.turn_figures, jobs=1, code=RUNNING),
     "universe_turns": Part("a turn on one symbol, then one on the universe", universe_turns.CASES, universe_turns.turn,
                            universe_turns.turn_figures, jobs=1, code=RUNNING),
+    "dvc_repro": Part("the committed dvc.lock reproduced in a fresh clone", graph_repro.CASES, graph_repro.reproduced,
+                      sum_of("outputs", "same_digest", "figures", "same_figure"), jobs=1),
     "live_half_hour": Part("half an hour of the market at the default speed", ("half hour",), live_half_hour.half_hour,
                            live_summary.live_figures, jobs=1, code=RUNNING),
     "predictor_100_epochs": Part("log loss of the default predictor less that of the stated 100 epochs", tuple(MARKETS),

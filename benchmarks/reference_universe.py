@@ -3,7 +3,7 @@
     python -m benchmarks.reference_universe
 
 Writes data.dvc with the CPU type it was made on and the digest of each market, and prints its hash. Nothing else is
-changed: the data lie in a home of their own, which is removed.
+changed: the data lie in a workspace of their own, which is removed.
 """
 
 # before numpy is imported: BLAS reads its number of threads once
@@ -12,39 +12,24 @@ if __name__ == "__main__":
 
     bootstrap()
 
-import os
 import tempfile
-from datetime import timedelta
 from pathlib import Path
 
-from flows.ingest import check, fetch
-from flows.support.data_writer import CheckedMarket, write_version
-from flows.support.installation import Installation, now, open_installation, workspace_lease
-from flows.support.market_access import MarketOffer
+from bellwether.operations.restore_data import write_universe
 from pipelines import versioning
 from pipelines.data.reference_year import POINTER, write_pointer
-from pipelines.settings import settings
+from pipelines.params import Params
+from pipelines.settings import ROOT, load_params
 
 
-def history_of(installation: Installation, symbol: str) -> CheckedMarket:
-    """Return the simulated history of one symbol, fetched and checked as `ingest` does."""
-    spec = installation.params.simulator
-    frame, known, provenance, grid = fetch.fn(MarketOffer(symbol=symbol), spec.start + timedelta(spec.history_days))
-    return CheckedMarket(symbol, check.fn(frame, grid, now()), known, provenance)
-
-
-def main(pointer: Path = POINTER) -> str:
-    """Write the pointer and return its data hash."""
+def main(pointer: Path = POINTER, params: Params | None = None) -> str:
+    """Write the pointer and return its data hash; `params` None = those of params.yaml."""
     with tempfile.TemporaryDirectory() as home:
-        os.environ["BELLWETHER_HOME"] = home
-        settings.cache_clear()
-        installation = open_installation()
-        with workspace_lease(installation):
-            markets = [history_of(installation, symbol) for symbol in installation.params.universe.symbols]
-            write_version(installation.data, markets)
-            data_hash = versioning.snapshot(installation.workspace)
-        write_pointer(installation.workspace, pointer)
-        installation.store.close()
+        workspace = Path(home) / "workspace"
+        versioning.prepare(workspace, ROOT, ROOT / "params.yaml", str(Path(home) / "remote"))
+        write_universe(workspace / "data", params or load_params())
+        data_hash = versioning.snapshot(workspace)
+        write_pointer(workspace, pointer)
     return data_hash
 
 

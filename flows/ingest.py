@@ -17,6 +17,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from flows import universe
+from flows.support import checked_out
 from flows.support.data_writer import CheckedMarket, Provenance, require_rows, write_version
 from flows.support.holdings import held_market, held_markets, with_held_bars
 from flows.support.installation import Installation, now, open_installation, workspace_lease
@@ -223,7 +224,10 @@ def version(markets: Sequence[CheckedMarket], left_out: Mapping[str, str]) -> st
     with workspace_lease(installation):
         write_version(installation.data, markets, left_out)
         data_hash = versioning.snapshot(installation.workspace)
-        versioning.keep_version(installation.workspace, installation.versions)
+        versioning.keep_version(installation.workspace, installation.versions, made_now=True)
+        if (older := checked_out.checked_out(installation.settings)) is not None:
+            report_progress(f"data {older.data_hash[:12]} is no longer checked out: this newer version takes its place")
+            checked_out.clear(installation.settings)
     return data_hash
 
 

@@ -10,6 +10,7 @@ from prefect import flow
 from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.promote import propose
+from flows.support import checked_out
 from flows.support.frozen import frozen
 from flows.support.installation import Installation, holder, now, open_installation, renew_periodically
 from flows.support.market_time import learning_now
@@ -97,20 +98,27 @@ def retrain(family: str = "validator", reason: str = "requested", force: bool = 
     family  one, or several with commas: they share the snapshot and are fitted side by side
     force   skip the cool-down, as a person may. An open request of the same family is still never doubled.
 
-    While retrains are frozen only a person's own run does anything.
+    While retrains are frozen only a person's own run does anything. After `bellwether data checkout` it learns from
+    that version as it is, and says so.
     """
     installation = open_installation()
     if (why := frozen(installation.settings, "retrain")) is not None and started_by_itself():
         report_progress(f"retrain of {family} not started: {why.describe()}")
         return {}
     with claimed_retrains(installation, family.split(","), reason, force) as claimed:
+        older = checked_out.checked_out(installation.settings)
         if claimed.requests:
-            ingest(observed=True)
+            if older is None:
+                ingest(observed=True)
+            else:
+                report_progress(f"retrain of {', '.join(claimed.requests)} {older.describe()}")
             claimed.set_all("could not be trained")
             claimed.versions = train(list(claimed.requests), left_out=reselections(installation, claimed.requests))
+            checked_out.clear(installation.settings)  # the next one learns from the newest again
+        on = f", {older.describe()}" if older else ""
         for name, version in claimed.versions.items():
             passed = evaluate(name, version)
             if passed:
-                propose(name, version, reason=f"retrain: {claimed.requests[name].reason}")
-            claimed.outcomes[name] = f"version {version} {'passed' if passed else 'was refused by'} the gate"
+                propose(name, version, reason=f"retrain: {claimed.requests[name].reason}{on}")
+            claimed.outcomes[name] = f"version {version} {'passed' if passed else 'was refused by'} the gate{on}"
     return claimed.versions

@@ -11,6 +11,7 @@ from prefect.artifacts import create_link_artifact
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.support.checked_out import checked_out
 from flows.support.installation import Installation, now, open_installation, workspace_lease
 from flows.support.progress import line_progress, report_progress, step
 from pipelines import versioning
@@ -112,6 +113,7 @@ def register(installation: Installation, family: str, digest: str, data_hash: st
     git = versioning.git_state(ROOT)
     meta = installation.meta()
     schema = json.loads((folder / family / "bundle" / "schema.json").read_text())
+    older = checked_out(installation.settings)
     proposed = json.loads((folder / family / "importance.json").read_text())["reselection"]["leave_out"]
     version = installation.tracking.log_candidate(
         family,
@@ -137,6 +139,7 @@ def register(installation: Installation, family: str, digest: str, data_hash: st
             "left_out_by_hand": ",".join(by_hand(installation, family)) or NO_COLUMNS,
             "half_life_events": f"{figures['decay']['half_life_events']:g}",
             "flow_run": str(flow_run.id or "none"),
+            **({"older_data": older.describe()} if older else {}),
         },
         title=model_family(family).title,
     )

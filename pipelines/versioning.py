@@ -13,10 +13,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from pipelines.settings import read_yaml
 _ONE_FOLDER = threading.RLock()
 LOG_LINES = 15  # of a failed stage, quoted in the error
 STAGE_LOG = "BELLWETHER_STAGE_LOG"  # a stage that DVC runs writes its output to the file named here
+MANIFEST = "manifest.json"  # of a data version, inside its data
 PROVENANCE = ("data.dvc", "dvc.lock", "params.yaml")
 
 
@@ -160,6 +163,40 @@ def restore(workspace: Path, pointer: Path) -> str:
     return data_hash(workspace)
 
 
+def data_is_there(root: Path) -> bool:
+    """Return whether `data/` of the repository is what its `data.dvc` says; the cache may lack it."""
+    with _repo_in(root) as repo:
+        found = repo.status(["data.dvc"]).get("data.dvc", [])
+    return all(how == "not in cache" for change in found for outs in change.values() for how in outs.values())
+
+
+def pull_data(root: Path, remotes: Sequence[str | None]) -> str | None:
+    """Bring `data/` of the repository from the first remote that has all of it; return which, None if none has.
+
+    remotes  URLs; None = the repository's own, which is not asked for what is in its cache
+    """
+    from dvc.exceptions import DvcException
+
+    for url in remotes:
+        with _repo_in(root) as repo:
+            for name in ("dvc", "dvc_data"):  # they warn of every file that a remote lacks
+                logging.getLogger(name).setLevel(logging.ERROR)
+            if url is not None:  # for this pull only
+                repo.config["remote"]["home"] = {"url": url}
+            try:
+                repo.pull(["data.dvc"], remote=None if url is None else "home", force=True)
+            except DvcException:  # not there, or not complete: the next one may be
+                continue
+            return url or "from the repository's cache or remote"
+    return None
+
+
+def cache_data(root: Path) -> None:
+    """Keep `data/` of the repository, which is what its `data.dvc` says, in the repository's DVC cache."""
+    with _repo_in(root) as repo, repo.lock:
+        repo.stage.load_one("data.dvc").outs[0].commit(relink=False)
+
+
 def data_hash(folder: Path) -> str:
     """Return the hash in the folder's `data.dvc`. Raises StateError if there is none, UnreadableFile if damaged."""
     pointer = folder / "data.dvc"
@@ -191,6 +228,40 @@ def reproduce(workspace: Path, targets: list[str] | None = None) -> list[str]:
     return [name for name, entry in after.items() if before.get(name) != entry]
 
 
+def settle(workspace: Path) -> None:
+    """Freeze the stages that wait for a later retrain, so that `dvc status` names only what is wrong.
+
+    A new data version alone makes every stage stale, and a retrain of one family those of the others: that is as it
+    should be until they are due. DVC's own word for it is `frozen` in the workspace's dvc.yaml; of a `foreach` it
+    stands for all of its stages. A stage that never ran here, as of a family with too few rows, is left out of that
+    file. `prepare` writes the whole graph again.
+    """
+    from dvc.utils.serialize import modify_yaml
+
+    with _repo_in(workspace) as repo:
+        found = repo.status()
+    ran = _locked(workspace)
+    graph_stages = [name for name in found if name != "data.dvc"]
+    never = [name for name in graph_stages if name not in ran]
+    waiting = {name.partition("@")[0] for name in graph_stages if name in ran and _waits(found[name])}
+    if not never and not waiting:
+        return
+    with modify_yaml(str(workspace / "dvc.yaml")) as graph:
+        stages = graph["stages"]
+        for name in sorted(waiting):
+            stages[name].get("do", stages[name])["frozen"] = True
+        for name, _, item in (each.partition("@") for each in never):
+            if item:
+                stages[name]["foreach"].remove(item)
+            if not item or not stages[name]["foreach"]:
+                del stages[name]
+
+
+def _waits(changes: Sequence[object]) -> bool:
+    """Return whether a stage's inputs changed, as DVC's status lists its changes."""
+    return any(isinstance(change, dict) and "changed deps" in change for change in changes)
+
+
 def stale(workspace: Path, targets: list[str]) -> list[str]:
     """Return the stages of `targets` that would run: never run before, or a dependency has changed."""
     with _repo_in(workspace) as repo:
@@ -207,6 +278,7 @@ def run_stage(workspace: Path, name: str, timeout_s: float, progress: Callable[[
     command, outs = _command_and_outputs(workspace, name)
     for out in outs:
         shutil.rmtree(workspace / out, ignore_errors=True)
+        (workspace / out).unlink(missing_ok=True)
     run_command(workspace, name, shlex.split(command), timeout_s, progress)
 
 
@@ -270,13 +342,17 @@ def _locked(workspace: Path) -> dict[str, object]:
         raise UnreadableFile(f"{lock} is cut off. Delete it; the next run writes it again.") from error
 
 
-def keep_version(workspace: Path, versions: Path) -> Path:
+def keep_version(workspace: Path, versions: Path, made_now: bool = False) -> Path:
     """Copy the three files that describe this version (`data.dvc`, `dvc.lock`, `params.yaml`) to a folder named by its
-    data hash, and return that."""
+    data hash, and return that.
+
+    made_now  it is the newest version from now on; else one that was kept before stays as old as it is
+    """
     folder = versions / data_hash(workspace)
     folder.mkdir(parents=True, exist_ok=True)
     for name in PROVENANCE:
-        if (workspace / name).is_file():
+        kept_before = name == "data.dvc" and (folder / name).is_file()
+        if (workspace / name).is_file() and (made_now or not kept_before):
             shutil.copyfile(workspace / name, folder / name)
     return folder
 
@@ -295,23 +371,91 @@ def forget_versions(workspace: Path, versions: Path, gone: Sequence[str]) -> int
     """
     from dvc.exceptions import DvcException
 
-    cache, scratch = workspace.parent / "dvc-cache", workspace.parent / "retained-versions"
+    cache = workspace.parent / "dvc-cache"
     before = _bytes(cache)
     for name in gone:
         shutil.rmtree(versions / name, ignore_errors=True)
-    shutil.rmtree(scratch, ignore_errors=True)
     try:
         with _repo_in(workspace) as repo:
-            _project(scratch, cache, str(repo.config["remote"]["store"]["url"]))
-            for name in kept_versions(versions):
-                (scratch / name).mkdir()
-                shutil.copyfile(versions / name / "data.dvc", scratch / name / "data.dvc")
-            repo.gc(workspace=True, cloud=True, repos=[str(scratch)], force=True)
+            remote = str(repo.config["remote"]["store"]["url"])
+            with _pointers(workspace, versions, kept_versions(versions), remote) as kept:
+                repo.gc(workspace=True, cloud=True, repos=[str(kept)], force=True)
     except DvcException as error:
         raise BellwetherError(f"nothing was removed from cache and remote: {error}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return before - _bytes(cache)
+
+
+@contextlib.contextmanager
+def _pointers(workspace: Path, versions: Path, names: Sequence[str], remote: str) -> Iterator[Path]:
+    """Yield a DVC project of its own next to the workspace, which holds `<hash>/data.dvc` of these versions."""
+    with tempfile.TemporaryDirectory(prefix="versions-", dir=workspace.parent) as folder:
+        _project(Path(folder), workspace.parent / "dvc-cache", remote)
+        for name in names:
+            (Path(folder) / name).mkdir(exist_ok=True)
+            shutil.copyfile(versions / name / "data.dvc", Path(folder) / name / "data.dvc")
+        yield Path(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptVersion:
+    """Hold what is known of a kept data version without bringing its data.
+
+    kept_at   when its files were kept, the last time
+    size      bytes of its files
+    files     name → digest; manifest: its text. Empty and None where neither cache nor remote has them
+    """
+
+    data_hash: str
+    kept_at: datetime
+    size: int
+    files: Mapping[str, str]
+    manifest: str | None
+
+
+def describe_versions(workspace: Path, versions: Path, names: Sequence[str], remote: str) -> list[KeptVersion]:
+    """Return these kept versions, read from cache or remote. Raises UnreadableFile for a damaged pointer."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc_data.index import DataIndexError
+
+    found = []
+    with _pointers(workspace, versions, names, remote) as kept, Repo(str(kept)) as repo:
+        for name in names:
+            pointer = versions / name / "data.dvc"
+            data_hash(pointer.parent)
+            size = int(read_yaml(pointer)["outs"][0].get("size", 0))
+            try:
+                manifest: str | None = repo.dvcfs.cat_file(f"{name}/data/{MANIFEST}").decode()
+                paths = list(repo.dvcfs.find(f"{name}/data"))
+                files = {path.split("/data/", 1)[1]: str(repo.dvcfs.info(path)["md5"]) for path in paths}
+            except (DvcException, DataIndexError, OSError):  # gone from both
+                manifest, files = None, {}
+            kept_at = datetime.fromtimestamp(pointer.stat().st_mtime, UTC)
+            found.append(KeptVersion(name, kept_at, size, files, manifest))
+    return found
+
+
+def export_version(workspace: Path, versions: Path, name: str, remote: str, into: Path) -> None:
+    """Copy the data of a kept version to `into/data`, with the files that describe it next to them.
+
+    Raises  BellwetherError if neither cache nor remote has all of it
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc_data.index import DataIndexError
+
+    try:
+        with _pointers(workspace, versions, [name], remote) as kept, Repo(str(kept)) as repo:
+            for path in repo.dvcfs.find(f"{name}/data"):
+                copy = into / path.split(f"{name}/", 1)[1]
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                with repo.dvcfs.open(path, "rb") as source, copy.open("wb") as target:
+                    shutil.copyfileobj(source, target)  # DVC's own copy would be a hard link into the cache
+    except (DvcException, DataIndexError, FileNotFoundError) as error:
+        raise BellwetherError(f"data version {name} is not complete in cache or remote: {error}") from error
+    for described in PROVENANCE:
+        if (versions / name / described).is_file():
+            shutil.copyfile(versions / name / described, into / described)
 
 
 def _bytes(folder: Path) -> int:

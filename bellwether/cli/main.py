@@ -24,7 +24,7 @@ COMMANDS = {  # name → (module, help). `bellwether --help` reads this and load
     "run": ("run", "Run the whole loop once, then serve until Ctrl-C"),
     "symbols": ("symbols", "List, add and remove symbols of this home"),
     "check": ("data", "Check a data file without starting anything"),
-    "data": ("market_data", "See held back bars, and correct observed ones"),
+    "data": ("market_data", "Restore and compare data versions, correct bars"),
     "decide": ("decisions", "Request a decision now and show it"),
     "risk": ("decisions", "Show what is used of every risk limit"),
     "account": ("decisions", "Show equity, drawdown and open positions"),

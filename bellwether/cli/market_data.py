@@ -1,4 +1,4 @@
-"""`bellwether data`: bars that are held back, and bars that a person corrects."""
+"""`bellwether data`: bars that are held back, bars that a person corrects, and (of data_versions.py) data versions."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bellwether.cli.data_versions import versions
 from bellwether.cli.options import AsJson, DryRun, Reason, moment, new_group, user
 from bellwether.cli.output import emit, paragraph, table
 from pipelines.errors import BadTimes, BadValues
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
     from pipelines.store import Signed
 
 app = new_group()
-data = new_group("See held back bars, and correct observed ones.")
+data = new_group("Restore and compare data versions, correct bars.")
 quarantine = new_group("List, release and drop held bars, set others aside.")
 app.add_typer(data, name="data")
 data.add_typer(quarantine, name="quarantine")
+data.add_typer(versions)
 
 By = Annotated[str | None, typer.Option(help="Whose decision it is; your user name by default.")]
 Numbers = Annotated[list[int] | None, typer.Argument(help="Numbers of `bellwether data quarantine list`.")]

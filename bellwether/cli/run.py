@@ -86,6 +86,7 @@ def run(
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(home))
     from bellwether.cli.watch import printer
     from bellwether.operations import feed_live, start_stop
+    from bellwether.operations.restore_data import restore_from_home
 
     if feed not in (None, NO_FEED):
         feed_live.check_source(feed)
@@ -109,6 +110,8 @@ def run(
         result["seconds"] = round(time.monotonic() - began, 1)
         emit(result) if as_json else show_turn(result)
         turned = True
+        if restore_from_home(settings()) is not None:
+            console.print("data/ of this clone is what was ingested, as data.dvc says: DVC's commands work here.")
         if not once:
             console.print("Serving. Ctrl-C stops everything.")
             while feed == NO_FEED:

@@ -192,7 +192,7 @@ def hold_lease(installation: Installation, name: str, duration: timedelta, timeo
 
 @contextmanager
 def workspace_lease(installation: Installation) -> Iterator[None]:
-    """Hold the workspace, prepared: DVC takes one writer."""
+    """Hold the workspace, prepared: DVC takes one writer. Left settled, so that `dvc status` there is clean."""
     with hold_lease(
         installation, WORKSPACE, timedelta(minutes=installation.params.retrain.lease_minutes), timeout_s=60.0
     ):
@@ -200,3 +200,4 @@ def workspace_lease(installation: Installation) -> Iterator[None]:
             installation.workspace, ROOT, installation.settings.params_file, installation.settings.remote
         )
         yield
+        versioning.settle(installation.workspace)

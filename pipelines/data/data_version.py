@@ -78,8 +78,13 @@ def read_manifest(folder: Path) -> DataVersion:
     path = folder / MANIFEST
     if not path.is_file():
         raise StateError(f"{path} is not there yet; run `bellwether run --once` first")
+    return manifest_of(path.read_text(errors="replace"), str(path))
+
+
+def manifest_of(text: str, where: str) -> DataVersion:
+    """Return the data version that a manifest's text describes; `where` names it. Raises UnreadableFile if damaged."""
     try:
-        content = dict(json.loads(path.read_text()))
+        content = dict(json.loads(text))
         if "markets" not in content:  # up to release 0.10
             content = {"markets": {str(content["symbol"]): content}}
         for symbol, facts in content["markets"].items():
@@ -87,7 +92,7 @@ def read_manifest(folder: Path) -> DataVersion:
                 raise ValueError(f"{symbol}: no {', '.join(sorted(lacking))}")
         return DataVersion(content["markets"], content.get("left_out", {}))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UnreadableFile(f"{path} is damaged: {error}. `bellwether run --once` writes it again.") from error
+        raise UnreadableFile(f"{where} is damaged: {error}. `bellwether run --once` writes it again.") from error
 
 
 def write_manifest(folder: Path, version: DataVersion) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from pipelines.contracts import OPEN_TIME, Floats
+from pipelines.data.data_version import read_bars as read_months
 from pipelines.data.data_version import read_manifest
 from pipelines.data.schemas import read_bars, to_matrix
 from pipelines.errors import UnreadableFile
@@ -25,6 +26,7 @@ SAMPLE = ROOT / "docs" / "results" / "simulated_year.parquet"  # 1,000 bars of t
 SAMPLED = "SIM/USDT"  # the only symbol of pointers that name none
 TOLERANCE = 1e-9  # relative, of each number of a sampled bar
 EQUAL, SAME_MARKET = "as data.dvc says", "same market, other CPU"
+DESCRIPTION = "the simulated universe of params.yaml; `bellwether data restore` brings it"
 _VECTORS = {"X86_V4": "AVX-512", "AVX512_SKX": "AVX-512", "X86_V3": "AVX2", "AVX2": "AVX2"}  # best first
 
 
@@ -57,6 +59,26 @@ def compare(data_hash: str, bars: Mapping[str, Floats], pointer: Path = POINTER,
     return SAME_MARKET if holds_sample(bars[symbols[0]], sample) else None
 
 
+def compare_markets(data: Path, pointer: Path = POINTER, sample: Path = SAMPLE) -> str | None:
+    """Return EQUAL, SAME_MARKET or None: how a folder of market data, not versioned, compares with a pointer.
+
+    By the digest of each market, elsewhere as `compare`. Raises UnreadableFile for a damaged pointer, manifest, sample
+    """
+    about, markets = read_yaml(pointer).get("meta", {}), read_manifest(data).markets
+    wanted = about.get("symbols", {})
+    if set(wanted) != set(markets):
+        return None
+    try:
+        if all(market_digest(data, facts) == wanted[symbol] for symbol, facts in markets.items()):
+            return EQUAL
+    except FileNotFoundError:  # a month is gone
+        return None
+    if about.get("cpu") in (None, cpu_type()):
+        return None
+    first = next(iter(markets.values()))
+    return SAME_MARKET if holds_sample(to_matrix(read_months(data, first)), sample) else None
+
+
 def holds_sample(bars: Floats, sample: Path = SAMPLE) -> bool:
     """Return whether bars (n, 9) contain every bar of the sample, each number within TOLERANCE."""
     wanted = to_matrix(read_bars(sample))
@@ -76,6 +98,7 @@ def write_pointer(workspace: Path, pointer: Path = POINTER) -> None:
     described = read_yaml(workspace / "data.dvc")
     data = workspace / "data"
     markets = {symbol: market_digest(data, facts) for symbol, facts in read_manifest(data).markets.items()}
+    described["desc"] = DESCRIPTION
     described["meta"] = {"cpu": cpu_type(), "symbols": markets}
     pointer.write_text(yaml.safe_dump(described, sort_keys=False))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import Arrays, Bools, Estimate, Floats, JsonObject, Verdict, json_ready
+from pipelines.contracts import Arrays, Bools, Estimate, Floats, JsonObject, Verdict, json_ready, utc
 from pipelines.costs import Costs, costs_of, venue_of
 from pipelines.evaluation import importance
 from pipelines.evaluation.calibration import calibration_error
@@ -34,6 +34,7 @@ from pipelines.models.trained_on import symbols_of
 from pipelines.params import Params
 from pipelines.renamed_keys import current_names
 
+CHART_POINTS = 100  # of a chart that is committed as JSON
 # what a family would answer without a model: its gain over this is its own skill
 SIMPLEST = {"validator": "base_rate", "pattern": "prevalence", "predictor": "base_rate", "regime": "constant"}
 
@@ -214,6 +215,35 @@ def flat_metrics(figures: Mapping[str, object], prefix: str = "") -> dict[str, f
         elif isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value):
             flat[name] = float(value)
     return flat
+
+
+def headline(figures: JsonObject) -> dict[str, float]:
+    """Return the few figures of a candidate that one reads first, by short names; those it does not have are left out.
+
+    Losses and gains in the family's own unit, `net_bps` of the most confident 20 %
+    """
+    gain = figures["gain_over"].get(SIMPLEST.get(figures["family"], ""), {})
+    found = {
+        "n": figures["n"],
+        "loss": figures["loss"]["model"]["value"],
+        **{name: gain.get(key) for name, key in (("gain", "value"), ("gain_low", "low"), ("gain_high", "high"))},
+        "auc": figures.get("auc", {}).get("model", {}).get("value"),
+        "calibration_error": figures.get("calibration_error", {}).get("value"),
+        "net_bps": figures.get("selective", {}).get("20%", {}).get("net_bps", {}).get("value"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def loss_saved(folder: Path) -> list[JsonObject]:
+    """Return at most CHART_POINTS points {"at": ISO 8601, "saved": …} of the loss saved against the simplest baseline.
+
+    Summed over the out-of-fold rows of the family whose stage output is `folder`, in the order they were known
+    """
+    oof, family = read_oof(folder), json.loads((folder / "fit.json").read_text())["family"]
+    order = np.argsort(oof["known"], kind="stable")
+    saved = np.cumsum((arrays_with_prefix(oof, "loss_")[SIMPLEST[family]] - oof["loss"])[order])
+    at = np.unique(np.linspace(0, len(saved) - 1, min(CHART_POINTS, len(saved))).astype(int))
+    return [{"at": utc(oof["known"][order][i]).isoformat(), "saved": float(saved[i])} for i in at]
 
 
 def figure_rows(figures: JsonObject, traded: JsonObject | None) -> list[list[str]]:

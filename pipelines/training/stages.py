@@ -10,6 +10,9 @@ labels/     of each market <slug>/: <name>.npz (one per entry of labelling.LABEL
 paired/     <family>.npz: losses of the family's recipe fitted up to the end of the champion's data; not in dvc.yaml,
             as it depends on the champion
 evaluation/ <family>.json: every figure with n, interval and cost
+
+docs/results/dvc/ of the current folder holds <family>.json, the figures one reads first, and <family>-saved.json, a
+chart's points.
 """
 
 if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
@@ -38,7 +41,7 @@ from pipelines.data.embargo import inside, to_json, windows_in
 from pipelines.data.series import ages_of, names_of, series_in
 from pipelines.data.sessions import grid_of, grids_of
 from pipelines.data.timeframes import Grid
-from pipelines.errors import NOT_ENOUGH_DATA, NotEnoughData, StateError, UnknownName
+from pipelines.errors import NOT_ENOUGH_DATA, BellwetherError, NotEnoughData, StateError, UnknownName
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.params import Params
 from pipelines.settings import load_params
@@ -50,6 +53,7 @@ from pipelines.versioning import data_hash
 from pipelines.warm_start import write_warm_start
 
 OUT = Path("artifacts")
+SHOWN = Path("docs/results/dvc")  # what `dvc metrics` and `dvc plots` show; committed in the repository
 # rows of the first training window before its purged tail, under which a family is not fitted (its LEAST_ROWS) …
 FIRST_ROWS = {"validator": 50, "pattern": 200, "regime": 500, "predictor": 200}
 LEAST_KNOWN = 500  # … of a family that states none
@@ -69,8 +73,12 @@ def ensure_folder(folder: Path) -> Path:
 
 def build_features(params: Params) -> None:
     """Compute decision bars, books, context, features, signals and the live service's warm start of every market."""
-    from pipelines.data.data_version import read_manifest  # pandas and Parquet take a second to import
+    from pipelines.data.data_version import MANIFEST, read_manifest  # pandas and Parquet take a second to import
 
+    if not Path("data", MANIFEST).is_file():
+        raise StateError(
+            "data/ is not here: `bellwether data restore` brings that of a clone, as data.dvc describes it"
+        )
     version = read_manifest(Path("data"))
     shutil.rmtree(OUT / "features", ignore_errors=True)
     ensure_folder(OUT / "features")
@@ -328,13 +336,20 @@ def reference_of_history(artifacts: Path, symbol: str, until_s: float, params: P
 
 
 def evaluate(family: str, params: Params) -> None:
-    """Write the figures of one family's out-of-fold rows."""
-    from pipelines.evaluation.report import summarise
+    """Write the figures of one family's out-of-fold rows, whole and as DVC shows and compares them."""
+    from pipelines.evaluation.report import headline, loss_saved, summarise
 
     figures = summarise(OUT / family, params)
-    (ensure_folder(OUT / "evaluation") / f"{family}.json").write_text(
-        json.dumps(figures, indent=1, sort_keys=True) + "\n"
-    )
+    _write_json(OUT / "evaluation" / f"{family}.json", figures)
+    _write_json(SHOWN / f"{family}.json", headline(figures))
+    _write_json(SHOWN / f"{family}-saved.json", loss_saved(OUT / family))
+
+
+def _write_json(path: Path, content: object) -> None:
+    """Write a JSON file by rename: one that DVC keeps may share its bytes with the cache."""
+    draft = ensure_folder(path.parent) / f".{path.name}"
+    draft.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    draft.replace(path)
 
 
 def main(words: list[str]) -> None:
@@ -365,6 +380,6 @@ def main(words: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except NotEnoughData as too_few:
-        log_line(str(too_few))
-        sys.exit(NOT_ENOUGH_DATA)
+    except BellwetherError as error:
+        log_line(str(error))
+        sys.exit(NOT_ENOUGH_DATA if isinstance(error, NotEnoughData) else 1)

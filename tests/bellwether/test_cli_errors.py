@@ -261,6 +261,14 @@ def test_errors_of_the_system_have_a_remedy(error, parts):
     assert "\n" not in message
 
 
+def test_a_remote_in_s3_without_its_packages_names_what_installs_them():
+    from dvc_objects.fs.errors import RemoteMissingDepsError
+
+    message = error_messages.describe_known_error(RemoteMissingDepsError(None, "s3", "s3://a/b", ["dvc-s3"]))
+    assert "requirements-s3.txt" in message
+    assert message.startswith("BELLWETHER_REMOTE_URL: ")
+
+
 def test_the_cause_of_an_error_is_described():
     error = RuntimeError("could not do it")
     error.__cause__ = OSError(errno.EROFS, "Read-only file system", "/data/x")

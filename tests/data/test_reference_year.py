@@ -9,6 +9,7 @@ import yaml
 from pipelines.contracts import CLOSE, OPEN_TIME
 from pipelines.data.data_version import DataVersion, write_manifest
 from pipelines.data.reference_year import (
+    DESCRIPTION,
     EQUAL,
     SAME_MARKET,
     SAMPLE,
@@ -88,6 +89,7 @@ def test_a_pointer_is_made_from_a_data_version_with_cpu_type_and_symbols(tmp_pat
     write_pointer(tmp_path, tmp_path / "made.dvc")
     assert yaml.safe_load((tmp_path / "made.dvc").read_text()) == {
         "outs": [{"md5": "0123.dir", "path": "data"}],
+        "desc": DESCRIPTION,
         "meta": {"cpu": cpu_type(), "symbols": {"A/USD": sha256(b"ab").hexdigest(), "B/USD": sha256(b"c").hexdigest()}},
     }
 

@@ -1,12 +1,14 @@
 """What a version proposed to leave out reaches the next retrain, and the recipe that its fit reads."""
 
 import json
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
 
 from flows import retrain as retrain_module
 from flows import train as train_module
+from flows.support.checked_out import checked_out, mark
 from flows.support.installation import Installation
 from pipelines.settings import Settings, load_params
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
@@ -37,6 +39,24 @@ def test_a_retrain_trains_without_what_the_newest_version_proposed(installation,
     monkeypatch.setattr(retrain_module, "train", lambda families, left_out: asked.append((families, left_out)) or {})
     assert retrain_module.retrain.fn("validator") == {}
     assert asked == [(["validator"], {"validator": PROPOSED})]
+
+
+def test_after_a_checkout_the_next_retrain_takes_the_older_version_as_it_is_and_says_so(installation, monkeypatch):
+    mark(installation.settings, "0bb4.dir", "5d11.dir", "ann", "a bad day", datetime(2026, 12, 1, tzinfo=UTC))
+    ingested, proposed = [], []
+    monkeypatch.setattr(retrain_module, "ingest", lambda **of: ingested.append(of))
+    monkeypatch.setattr(retrain_module, "train", lambda families, left_out: dict.fromkeys(families, "7"))
+    monkeypatch.setattr(retrain_module, "evaluate", lambda name, version: True)
+    monkeypatch.setattr(retrain_module, "propose", lambda name, version, reason: proposed.append(reason))
+    words = (
+        "on an older version of the data, 0bb4.dir, not the newest 5d11.dir: a bad day (ann, 2026-12-01T00:00:00+00:00)"
+    )
+    assert retrain_module.retrain.fn("validator", force=True) == {"validator": "7"}
+    assert (ingested, proposed) == ([], [f"retrain: requested, {words}"])
+    assert installation.store.retrain_requests("validator", last=1)[0].detail == f"version 7 passed the gate, {words}"
+    assert checked_out(installation.settings) is None
+    retrain_module.retrain.fn("validator", force=True)
+    assert (ingested, proposed[1]) == ([{"observed": True}], "retrain: requested")
 
 
 def test_the_recipe_of_the_fit_leaves_them_out(installation, monkeypatch):

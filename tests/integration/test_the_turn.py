@@ -1,6 +1,8 @@
 """One turn of the loop on the simulator: what it leaves in each of the four tools, and that they agree."""
 
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -111,6 +113,17 @@ def test_the_drift_report_opens_in_evidently_and_lies_in_the_run_of_the_model_it
     logged = MlflowClient(stack.settings.mlflow_url).list_artifacts(first.run_id, "drift/validator")
     assert {Path(each.path).name for each in logged} == days
     assert days
+
+
+def test_dvc_finds_nothing_to_do_in_the_workspace_after_a_turn(stack):
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "--json"], cwd=stack.settings.workspace, env=stack.env,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == {}
+    versions = stack.json("data", "list")["versions"]
+    assert [one["in_workspace"] for one in versions] == [False] * (len(versions) - 1) + [True]
+    assert stack.json("data", "diff", versions[0]["data_hash"])["facts"]["SIM/USDT"]["rows"]
 
 
 def test_a_version_carries_everything_that_traces_it(stack, first):

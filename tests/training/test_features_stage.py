@@ -220,3 +220,8 @@ def test_a_label_out_of_time_pays_the_funding_at_the_close_of_its_last_bar():
     assert chosen.any()
     paid = (rated["cost_bps"] - free["cost_bps"]) * rated["direction"]
     assert (paid[chosen] >= 3.0 - 1e-9).all()
+
+
+def test_without_data_the_stage_names_the_command_that_brings_them(tmp_path):
+    with contextlib.chdir(tmp_path), pytest.raises(StateError, match="bellwether data restore"):
+        stages.build_features(PARAMS)

@@ -1,6 +1,7 @@
 """The private workspace and its DVC versions: real DVC, a remote in a folder, the repository untouched."""
 
 import json
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
@@ -99,6 +100,26 @@ def test_stages_run_in_parallel_are_not_stale_once_recorded_until_their_input_ch
     assert versioning.stale(graph, BOTH) == BOTH
     assert versioning.reproduce(graph, BOTH) == BOTH  # DVC's own run agrees with what was recorded
     assert (graph / "out" / "calm" / "w").read_text() == "2"
+
+
+def status(workspace):
+    """Return what `dvc status` finds in a workspace."""
+    with versioning._repo_in(workspace) as repo:
+        return dict(repo.status())
+
+
+def test_stages_that_wait_are_frozen_those_that_never_ran_left_out_and_what_is_lost_is_named(graph):
+    whole = (graph / "dvc.yaml").read_text()
+    versioning.run_stage(graph, "train@calm", 60.0, lambda line: None)
+    versioning.record(graph, ["train@calm"])
+    (graph / "in.txt").write_text("2")
+    versioning.settle(graph)
+    assert status(graph) == {}
+    (graph / "dvc.yaml").write_text(whole)  # as `prepare` writes it
+    assert versioning.stale(graph, BOTH) == BOTH
+    shutil.rmtree(graph / "out")
+    versioning.settle(graph)
+    assert status(graph) == {"train@calm": [{"changed outs": {"out/calm": "deleted"}}]}
 
 
 def test_a_stage_that_fails_quotes_its_output_and_leaves_the_other_to_be_recorded(graph):

@@ -1,7 +1,7 @@
 """The rows that the models see at the newest close of a symbol, by column name: the answer of `/features`.
 
-`feature_rows` writes it where the symbol is live, and `rows_for` reads it again for one model: JSON holds a float64
-exactly, so a prediction on it is that of the decision at the same close, bit for bit.
+`feature_rows` writes it where the symbol is live, and `predict_on_features` reads it again for one model: JSON holds a
+float64 exactly, so a prediction on it is that of the decision at the same close, bit for bit.
 """
 
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import Floats, JsonObject, Model, finite_or_none, utc
-from pipelines.errors import UnknownName
+from pipelines.contracts import JsonObject, Predictions, finite_or_none, utc
+from pipelines.errors import StateError, UnknownName
 from pipelines.families import DECISION_FAMILY, FAMILIES
 from pipelines.models.views import VIEWS, select
 from pipelines.signals.events import Events
-from serving.inference.model_slots import ARMS, Snapshot
+from serving.inference.model_slots import ARMS, Slot, Snapshot
 from serving.inference.predictions import InferenceRequest, Unseen, events_at_close, not_applicable, request_of
 from serving.state.symbols import Symbol
 
@@ -38,10 +38,25 @@ def feature_rows(snapshot: Snapshot, symbol: Symbol, unseen: Unseen, family: str
     }
 
 
-def rows_for(model: Model, values: Mapping[str, Any]) -> Floats:
-    """Return (1, columns), or (1, steps, columns) where the model looks back, from `values` of `feature_rows`."""
-    by_column = np.array(list(values.values()), dtype=np.float64)  # (columns,) or (columns, steps); None becomes NaN
-    return select(by_column.T[np.newaxis], tuple(values), model.columns)
+def predict_on_features(slot: Slot, seen: Mapping[str, Any]) -> Predictions:
+    """Return what the model of a slot predicts on what its family sees, or the abstention of a decision at that close.
+
+    seen    one family of `feature_rows`
+    Raises  StateError where the process that wrote it holds another model in this arm
+    """
+    arm = seen[slot.arm]
+    if arm is None or arm["digest"] != slot.digest:
+        raise StateError(
+            f"{slot.family} {slot.arm}: version {slot.version} is served here, "
+            f"{'none' if arm is None else arm['version']} by the decision service. Both follow a promotion within a "
+            "second: send it again. If it stays so, `bellwether status` says what was refused"
+        )
+    if arm["reason"] is not None:
+        nothing = np.full(1, np.nan)
+        return Predictions(nothing, nothing, ["ABSTAIN"], [arm["reason"]], nothing, slot.digest)
+    by_column = np.array(list(seen["values"].values()), dtype=np.float64)  # (columns,) or (columns, steps); None: NaN
+    rows = select(by_column.T[np.newaxis], tuple(seen["values"]), slot.model.columns)
+    return slot.model.predict(rows)
 
 
 def _family(snapshot: Snapshot, symbol: Symbol, raised: Events | None, unseen: Unseen, family: str) -> JsonObject:

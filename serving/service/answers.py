@@ -70,6 +70,12 @@ class ObserveBatchResponse(Answer):
     observations: list[ObservedSymbol | RefusedSymbol]
 
 
+class ObserveCallResponse(ObserveResponse):
+    """Both in one: BentoML's client reads the fields that it knows, and drops the others."""
+
+    observations: list[JsonObject]
+
+
 class BriefDecision(BaseModel):
     """What a trader needs of a decision. Prices in quote currency, size as a fraction of equity; `reason` is the first
     of the decision's reasons."""
@@ -101,9 +107,9 @@ class DecisionsResponse(Answer):
 _DECISION_FIELDS: dict[str, Any] = {name: (hint, ...) for name, hint in get_type_hints(Decision).items()}
 # The answer to one `symbol`: every field of a Decision.
 FullResponse: type[BaseModel] = create_model("FullResponse", __base__=Answer, **_DECISION_FIELDS)
-# Both in one, flat, as BentoML's API page needs it.
+# All in one: BentoML's client reads the fields that it knows, and drops the others.
 DecideResponse: type[BaseModel] = create_model(
-    "DecideResponse", __base__=Answer, decisions=(list[Decision] | None, None), **_DECISION_FIELDS
+    "DecideResponse", __base__=Answer, decisions=(list[JsonObject], ...), reason=(str | None, ...), **_DECISION_FIELDS
 )
 
 

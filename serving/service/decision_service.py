@@ -16,7 +16,7 @@ from serving.service.answers import (
     DecideResponse,
     FeaturesResponse,
     FillResponse,
-    ObserveResponse,
+    ObserveCallResponse,
     OutcomeResponse,
     answer,
     decisions_answer,
@@ -40,11 +40,12 @@ from serving.service.schemas import (
     ObserveRequest,
     OutcomeRequest,
 )
-from serving.service.startup import starting
+from serving.service.startup import require_home, starting
 from serving.service.system_clock import utc_now
 
 bootstrap()  # the number of BLAS threads is in the environment that `up` passes: BentoML has imported numpy
 keep_in_memory()  # before BentoML makes its first counter
+require_home()  # before anything of a home is made
 
 P = ParamSpec("P")
 PROTECTED = ("/observe", "/decide", "/outcome", "/fill")
@@ -105,7 +106,7 @@ class DecisionService:
         """Write what is queued and close."""
         await self._engine.stop()
 
-    @bentoml.api(route="/observe", input_spec=ObserveCall, output_spec=ObserveResponse)
+    @bentoml.api(route="/observe", input_spec=ObserveCall, output_spec=ObserveCallResponse)
     @json_endpoint(ObserveCall)
     @durable
     async def observe(self, request: ObserveCall) -> Any:

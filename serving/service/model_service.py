@@ -11,13 +11,13 @@ import numpy as np
 
 from pipelines.bootstrap import bootstrap
 from pipelines.contracts import Floats, JsonObject, Model, Predictions
-from pipelines.errors import BadColumns, BadShape, ServiceDown, StateError, UnknownName
+from pipelines.errors import BadColumns, BadShape, ServiceDown, UnknownName
 from pipelines.families import FAMILIES
 from pipelines.permissions import restrict
 from pipelines.settings import settings
 from pipelines.store import SERVICE_WAIT_MS, StoreFault
 from serving.inference.feature_client import FeatureClient
-from serving.inference.feature_rows import rows_for
+from serving.inference.feature_rows import predict_on_features
 from serving.inference.generation_watcher import Check, GenerationWatcher, families, refusals, slot_checks
 from serving.inference.model_client import run_inference
 from serving.inference.model_slots import ModelSlots, Slot, Snapshot
@@ -28,11 +28,12 @@ from serving.service.http_stack import add_http_stack
 from serving.service.ledger_check import disagreement
 from serving.service.metrics_folder import keep_in_memory
 from serving.service.schemas import EmptyRequest, PredictBatchRequest, PredictRequest
-from serving.service.startup import starting
+from serving.service.startup import require_home, starting
 from serving.service.store_executor import StoreExecutor
 
 bootstrap()  # the number of BLAS threads is in the environment that `up` passes: BentoML has imported numpy
 keep_in_memory()  # before BentoML makes its first counter
+require_home()  # before anything of a home is made
 log = logging.getLogger("bellwether.models")
 MAX_BATCH_BODY = 1 << 25  # bytes; all families of 256 symbols take about 12 MB
 DEVICE = "cpu"  # the bundles of today run on onnxruntime's CPU provider
@@ -114,19 +115,8 @@ class ModelService:
         """
         found = await self._features.features(symbol, slot.family)
         seen = found["families"][slot.family]
-        arm = seen[slot.arm]
-        if arm is None or arm["digest"] != slot.digest:
-            raise StateError(
-                f"{slot.family} {slot.arm}: version {slot.version} is served here, "
-                f"{'none' if arm is None else arm['version']} by the decision service, which follows within a second: "
-                "send it again. If it stays so, `bellwether status` says what was refused"
-            )
-        if arm["reason"] is None:
-            predictions = slot.model.predict(rows_for(slot.model, seen["values"]))
-        else:
-            predictions = _abstention(slot.model, arm["reason"])
         about = {name: found[name] for name in ("symbol", "close")} | {n: seen[n] for n in ("event", "direction")}
-        return _prediction_answer(snapshot, slot, predictions) | about
+        return _prediction_answer(snapshot, slot, predict_on_features(slot, seen)) | about
 
     @bentoml.api(route="/predict_batch", input_spec=PredictBatchRequest, output_spec=PredictBatchResponse)
     @json_endpoint(PredictBatchRequest)
@@ -186,12 +176,6 @@ def _prediction_answer(snapshot: Snapshot, slot: Slot, predictions: Predictions)
         "label": predictions.label,
         "members": None if members is None else {name: _by_class(p, classes) for name, p in members.items()},
     }
-
-
-def _abstention(model: Model, reason: str) -> Predictions:
-    """Return the predictions of one row that the model is not asked about."""
-    nothing = np.full(1, np.nan)
-    return Predictions(nothing, nothing, ["ABSTAIN"], [reason], nothing, model.digest)
 
 
 def requested_rows(request: PredictRequest, model: Model) -> Floats:

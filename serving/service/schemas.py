@@ -259,7 +259,7 @@ class ObserveCall(ObserveRequest):
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonObject:
         """Return the fields of both, none required: BentoML's client sends no argument that is not among them."""
         schema = handler(core_schema)
-        batch: JsonObject = {"observations": {"title": "Observations", "type": "array"}}
+        batch: JsonObject = {"observations": {"type": "array", "items": {"type": "object"}}}
         return {**schema, "properties": schema["properties"] | batch, "required": []}
 
 

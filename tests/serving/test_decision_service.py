@@ -14,12 +14,14 @@ from support.serving_fixture import SYMBOL, make_bundle, slot_entry
 
 from pipelines.context_layout import tape_of
 from pipelines.contracts import HALF_SPREAD, OPEN_TIME
+from pipelines.errors import StateError
 from pipelines.features.catalog import FEATURES
 from pipelines.models.runtime import load_bundle
 from pipelines.models.views import VIEWS
 from pipelines.settings import ROOT
-from serving.inference.feature_rows import rows_for
+from serving.inference.feature_rows import predict_on_features
 from serving.inference.generation import acknowledged
+from serving.inference.model_slots import Slot
 from serving.service.answers import BriefResponse, FeaturesResponse, FullResponse
 from serving.service.schemas import MAX_BODY, MAX_OBSERVE_BODY
 
@@ -90,7 +92,7 @@ def test_every_decision_names_its_models_and_lineage_and_is_in_the_ledger_with_i
 
 def test_live_decisions_come_from_the_rows_training_would_have_read(served):
     """Law L2 over HTTP: a day of bars, and every stored row equals the batch fold's, bit for bit."""
-    seen, bundle = 0, load_bundle(served.home / "bundles" / served.champion, None)
+    seen, slot = 0, slot_of(served, served.champion)
     for _ in range(96):
         served.observe(15)
         decision = served.decide()
@@ -105,13 +107,25 @@ def test_live_decisions_come_from_the_rows_training_would_have_read(served):
         assert validator["champion"]["reason"] == (champion["reason"] if values is None else None)
         if champion["status"] == "OK":
             seen += 1
-            assert bundle.predict(rows_for(bundle, values)).p.tolist() == [champion["p"]]  # JSON lost nothing
+            assert predict_on_features(slot, validator).p.tolist() == [champion["p"]]  # JSON lost nothing
             assert (validator["event"], validator["direction"]) == (champion["event"], champion["direction"])
             assert None in values.values()  # this market has no order books
             assert 0.0 <= champion["p_low"] <= champion["p"] <= 1.0
             assert champion["event"] == decision["event"]
             assert champion["p"] != decision["models"]["validator"]["challenger"]["p"]  # both arms score every event
+        else:
+            abstained = predict_on_features(slot, validator)
+            assert (abstained.status, abstained.reason) == (["ABSTAIN"], [champion["reason"]])
     assert seen > 0
+    other = slot_of(served, served.challenger)
+    with pytest.raises(StateError, match="validator champion: version 1 is served here, 1 by the decision service"):
+        predict_on_features(other, validator)
+
+
+def slot_of(served, digest):
+    """A bundle in the slot of the champion."""
+    model = load_bundle(served.home / "bundles" / digest, None)
+    return Slot("validator", "champion", "1", digest, "", "", "", "", model)
 
 
 def test_features_are_those_of_every_family_with_who_reads_them_and_null_where_missing(served):

@@ -16,7 +16,7 @@ from prefect.events import emit_event
 
 from flows.support import promotion
 from flows.support.alarms import end_alarm, end_others, keep_alarm
-from flows.support.drift_reports import report_drift
+from flows.support.drift_reports import report_drift, report_page
 from flows.support.frozen import frozen
 from flows.support.installation import Installation, now, open_installation
 from flows.support.live_outcomes import Resolved, live_losses, resolve_market
@@ -239,8 +239,10 @@ def reasons_of(installation: Installation, watched: FamilyWatch) -> list[Trigger
     for market in watched.markets:
         found: dict[str, TriggerReason] = {r.kind: r for r in drift_reasons(market.drift, market.symbol)}
         conditions += [(f"{model.family} {market.symbol}", kind, found.get(kind)) for kind in OF_MARKET]
+    page = report_page(installation, watched)
     for subject, kind, reason in conditions:
         detail = f"{reason.kind}: {reason.detail}; {harm_of(installation, watched, reason)}" if reason else ""
+        detail += f"; report: {page}" if reason and page and kind in OF_MARKET else ""
         raised_at = keep_or_end(installation, subject, kind, "warning", reason, detail)
         if reason is not None and is_due(reason, learning_time_at(installation, raised_at), answered):
             due.append(reason)

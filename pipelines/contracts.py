@@ -318,6 +318,12 @@ class ModelAnswer:
         """Return (p, p_low) of a model with one class; None where there is no number."""
         return _one_class(self.p), _one_class(self.p_low)
 
+    @property
+    def likeliest(self) -> float:
+        """Return p of a model with one class, of several the highest; NaN where there is no number."""
+        each = self.p.values() if isinstance(self.p, dict) else (self.p,)
+        return max((float(p) for p in each if p is not None), default=float("nan"))
+
     def to_dict(self) -> JsonObject:
         """Return the answer as plain JSON; `members` and `ensemble` only where there are any."""
         record = {part.name: getattr(self, part.name) for part in fields(self)}

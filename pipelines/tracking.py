@@ -89,7 +89,6 @@ class Tracking:
             mlflow.log_metrics({name: float(value) for name, value in metrics.items()}, model_id=info.model_id)
             for file in files:
                 mlflow.log_artifact(str(file), "evidence")
-            mlflow.log_artifacts(str(bundle), "bundle")
         # last, and with all its tags: a version that can be found is complete
         with _without_output():
             registered = mlflow.register_model(info.model_uri, family, tags={**tags, "gate_verdict": "pending"})
@@ -186,7 +185,7 @@ class Tracking:
         """Download the bundle of a version into the folder `into` (created if absent); return its path, unverified."""
         into.mkdir(parents=True, exist_ok=True)
         path = self._mlflow.artifacts.download_artifacts(
-            run_id=version.run_id, artifact_path="bundle", dst_path=str(into), tracking_uri=self.url
+            f"models:/{version.family}/{version.version}/artifacts/bundle", dst_path=str(into), tracking_uri=self.url
         )
         return Path(path)
 

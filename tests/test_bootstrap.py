@@ -65,3 +65,15 @@ def test_a_flow_run_has_the_settings_of_its_parent():
     """Prefect spawns it, and a spawned process runs the main module of its parent as `__mp_main__`."""
     code = "import gc, runpy; runpy.run_module('flows.deployments', run_name='__mp_main__')"
     assert run(code + "; print(gc.get_threshold()[0])") == ["20000"]
+
+
+def test_a_service_keeps_what_it_loaded_out_of_frequent_searches():
+    code = (
+        "import gc; from collections import deque; from pipelines.bootstrap import bootstrap, serve_from_now_on\n"
+        "bootstrap(); loaded = [[i] for i in range(500_000)]; gc.collect(); serve_from_now_on()\n"
+        "lately = deque(maxlen=10_000)\n"  # what requests leave lives through some searches
+        "for _ in range(110_000): itself = []; itself.append(itself); lately.append(itself)\n"
+        "print(*gc.get_threshold(), gc.get_freeze_count() > 500_000, len(gc.get_objects()) < 80_000)"
+    )
+    shown = " ".join(map(str, bootstrap.SERVING_THRESHOLDS))
+    assert run(code) == [*shown.split(), "True", "True"]

@@ -5,18 +5,29 @@ Families whose training gave the same reference share one: they saw the same row
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 from prefect.artifacts import create_link_artifact
 from prefect.runtime import flow_run
 
+from flows.support.alarms import open_alarms
 from flows.support.installation import Installation
 from flows.support.watches import FamilyWatch, MarketWatch
-from pipelines.contracts import DAY_S, utc
+from pipelines.contracts import DAY_S, Floats, utc
 from pipelines.monitoring.drift import BlockDrift
 from pipelines.monitoring.drift_page import MarketLine, write_drift_page
-from pipelines.monitoring.report import BlockReport, add_run, block_report, newest_judged, project_name
+from pipelines.monitoring.report import (
+    BlockReport,
+    add_run,
+    block_report,
+    loss_of,
+    newest_judged,
+    prediction_of,
+    project_name,
+)
+from pipelines.store import Alarm
 
 PAGE, FIGURES = "drift.html", "drift.json"
 REPORTS = "drift"  # their folder, under `<home>/reports` and among the artifacts of a version's run
@@ -49,6 +60,18 @@ def report_drift(installation: Installation, watches: Sequence[FamilyWatch]) -> 
     return {each.watched.model.family: each.folder / PAGE for each in judged}
 
 
+def report_page(installation: Installation, watched: FamilyWatch) -> Path | None:
+    """Return where the page of a family's newest judged block is, or will be, under the home; None before any."""
+    judged = judged_block(installation, watched)
+    return None if judged is None else (judged.folder / PAGE).relative_to(installation.settings.home)
+
+
+def alarms_of(installation: Installation, judged: Judged) -> list[Alarm]:
+    """Return the open alarms about a family's inputs in the market of its report, oldest first."""
+    subject = f"{judged.watched.model.family} {judged.market.symbol}"
+    return [alarm for kind in ("drift", "missing") for alarm in open_alarms(installation.store, kind, subject)]
+
+
 def judged_block(installation: Installation, watched: FamilyWatch) -> Judged | None:
     """Return the newest judged block of the market that decides for a family; None before there is one."""
     market = watched.worst
@@ -76,13 +99,14 @@ def write_reports(installation: Installation, group: Sequence[Judged]) -> None:
     assert not isinstance(reference, str)
     found = block_report(reference, market.rates, first.block, market.served.at_s, market.served.values)
     figures = first.folder / FIGURES
-    alarm = alarm_word(market)
+    alarm, scores = alarm_word(market), scores_of(installation, group, found)
     project, run = add_run(
-        found, figures, installation.settings.home / "evidently", project_name(installation.symbols),
+        found, scores, figures, installation.settings.home / "evidently", project_name(installation.symbols),
         f"{market.symbol} · {found.until:%Y-%m-%d %H:%M} · {alarm}",
         tags=[*(each.watched.model.family for each in group), market.symbol, alarm],
         metadata={
             "symbols": ", ".join(first.watched.symbols), "alarm": alarm, "until": found.until.isoformat(),
+            "alarms": ", ".join(str(one.id) for each in group for one in alarms_of(installation, each)) or "none",
             **{f"champion {each.watched.model.family}": str(each.watched.model.line.to_version) for each in group},
             **prefect_link(installation),
         },
@@ -95,18 +119,40 @@ def write_reports(installation: Installation, group: Sequence[Judged]) -> None:
         publish(installation, each, found, opened)
 
 
+def scores_of(installation: Installation, group: Sequence[Judged], found: BlockReport) -> dict[str, Floats]:
+    """Return column of the run → (n,) predictions of the families in the block's rows, and losses; NaN = unknown."""
+    symbol, span = group[0].market.symbol, (found.since, found.until + timedelta(seconds=1))
+    served = group[0].market.served.at_s[group[0].block.start : group[0].block.start + group[0].block.n]
+    decided = {r.decision.as_of.timestamp(): r.decision for r in installation.store.decisions(symbol, *span)}
+    scores: dict[str, Floats] = {}
+    for family, digest in [(each.watched.model.family, str(each.watched.model.line.digest)) for each in group]:
+        answers = [decided[at].models.get(family, {}).get("champion") for at in served.tolist()]
+        scores[prediction_of(family)] = np.array([np.nan if one is None else one.likeliest for one in answers])
+        losses = {
+            outcome.as_of.timestamp(): outcome.losses.get(digest, np.nan)
+            for outcome in installation.store.family_outcomes(family, *span)
+            if outcome.symbol == symbol
+        }
+        scores[loss_of(family)] = np.array([losses.get(at, np.nan) for at in served.tolist()])
+    return scores
+
+
 def publish(installation: Installation, judged: Judged, found: BlockReport, opened: str) -> None:
     """Write a family's page, log it and the figures to its version's run, and link them in Prefect."""
     model, market = judged.watched.model, judged.market
     run_id = model.line.run_id
     mlflow = {"Run in MLflow": installation.tracking.run_link(run_id)} if run_id else {}
+    raised = [
+        f"alarm {one.id}, raised {one.at:%Y-%m-%d %H:%M} UTC by the time of day"
+        for one in alarms_of(installation, judged)
+    ]
+    left_out = [MarketLine(name, None, f"not watched: {why}") for name, why in judged.watched.left_out.items()]
     page = write_drift_page(
         judged.folder / PAGE,
         f"Inputs of {judged.version}, {market.symbol}: {alarm_word(market)}",
         found,
-        [market.drift.reason, market.drift.missing_reason, f"loss: {judged.watched.loss.reason}"],
-        [*map(market_line, judged.watched.markets),
-         *(MarketLine(symbol, None, f"not watched: {why}") for symbol, why in judged.watched.left_out.items())],
+        [market.drift.reason, market.drift.missing_reason, f"loss: {judged.watched.loss.reason}", *raised],
+        [*map(market_line, judged.watched.markets), *left_out],
         {"Run in Evidently": opened, **mlflow, **prefect_link(installation)},
     )  # fmt: skip
     if run_id is None:

@@ -10,12 +10,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pipelines.contracts import Ints
-
-POINTS = 1000  # of a line: two a pixel of the chart; every one of 80,000 rows made a page of 15 MB
-
 _LOADER = """
 <script>
 (async () => {
@@ -35,11 +29,6 @@ _LOADER = """
 });
 </script>
 """
-
-
-def thinned(n: int) -> Ints:
-    """Return which of n points of a line are drawn, (m,) ascending: all up to POINTS, else as many with both ends."""
-    return np.arange(n) if n <= POINTS else np.linspace(0, n - 1, POINTS).astype(np.int64)
 
 
 def drawn(figure: Any) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 
 from pipelines.contracts import REGIMES, Floats, JsonObject, json_ready
-from pipelines.evaluation.figures import drawn
+from pipelines.evaluation.charts import axes_of, svg
 from pipelines.evaluation.metrics import mean_estimate
 from pipelines.features.catalog import COPIES
 from pipelines.models.base import Dataset, Fitted, ModelFamily
@@ -218,33 +218,30 @@ def _figure(values: Floats, known: Floats | None) -> JsonObject:
 def section(report: Mapping[str, Any]) -> str:
     """Return HTML for the evidence page: the rule's line and two bar charts, by column and by regime.
 
-    report  of `importance`. plotly.js must be on the page
+    report  of `importance`
     """
     line = f"<h2>Column importance</h2><p>Reselection {escape(report['reselection']['line'])}.</p>"
     if not report["columns"]:
         return line
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
-
+    figure, ((left, right),) = axes_of(1, 2, 1.4 + 0.2 * len(report["columns"]))
     columns = sorted(report["columns"].items(), key=lambda item: item[1]["rise"]["value"])
     names, rises = [name for name, _ in columns], [each["rise"] for _, each in columns]
-    first, second = f"Rise of {report['loss_name']} when permuted, 95 %", "Share by rule regime, clusters"
-    figure = make_subplots(rows=1, cols=2, subplot_titles=(first, second), horizontal_spacing=0.2)
-    error = {
-        "type": "data", "symmetric": False,
-        "array": [0.0 if r["high"] is None else r["high"] - r["value"] for r in rises],
-        "arrayminus": [0.0 if r["low"] is None else r["value"] - r["low"] for r in rises],
-    }  # fmt: skip
-    figure.add_trace(
-        go.Bar(y=names, x=[r["value"] for r in rises], error_x=error, orientation="h", name="by itself"), 1, 1
-    )
-    for regime, each in report["by_regime"].items():
+    error = [
+        [0.0 if r["low"] is None else r["value"] - r["low"] for r in rises],
+        [0.0 if r["high"] is None else r["high"] - r["value"] for r in rises],
+    ]
+    left.barh(names, [r["value"] for r in rises], xerr=error, color="#3b5bdb", ecolor="#5c6b7a")
+    left.set_title(f"Rise of {report['loss_name']} when permuted, 95 %")
+    clusters = list(dict.fromkeys(name for each in report["by_regime"].values() for name in each["clusters"]))
+    deep = 0.8 / max(len(report["by_regime"]), 1)
+    for i, (regime, each) in enumerate(report["by_regime"].items()):
         shared = {name: cluster["share"] for name, cluster in each["clusters"].items() if cluster["share"] is not None}
-        figure.add_trace(
-            go.Bar(y=list(shared), x=list(shared.values()), orientation="h", name=f"{regime} ({each['rows']:,})"), 1, 2
-        )
-    height = 160 + 26 * len(names)
-    figure.update_layout(template="plotly_white", height=height, margin={"t": 50, "l": 50, "r": 20, "b": 40})
+        at = [clusters.index(name) + i * deep - 0.4 + deep / 2 for name in shared]
+        right.barh(at, list(shared.values()), deep, label=f"{regime} ({each['rows']:,})")
+    right.set_yticks(range(len(clusters)), clusters)
+    right.set_title("Share by rule regime, clusters")
+    if clusters:
+        right.legend(loc="best")
     rows = "".join(
         f"<tr><td>{escape(', '.join(c['columns']))}</td><td>{c['rise']['value']:.5f}</td>"
         f"<td>{_bounds(c['rise'])}</td><td>{_percent(c['share'])}</td>"
@@ -255,7 +252,7 @@ def section(report: Mapping[str, Any]) -> str:
         f"{line}<p>{report['rows']:,} out-of-fold rows, each permuted {report['repeats']} times inside its fold. "
         f"Redundant columns are permuted together. Contributions: {escape(report['contributions'])}.</p>"
         "<table><tr><th>columns</th><th>rise</th><th>interval</th><th>share</th><th>contribution</th></tr>"
-        f"{rows}</table>{drawn(figure)}"
+        f"{rows}</table>{svg(figure)}"
     )
 
 

@@ -14,10 +14,10 @@ from pipelines.contracts import Arrays, Bools, Estimate, Floats, JsonObject, Ver
 from pipelines.costs import Costs, costs_of, venue_of
 from pipelines.evaluation import importance
 from pipelines.evaluation.calibration import calibration_error
+from pipelines.evaluation.charts import axes_of, svg, thinned
 from pipelines.evaluation.deflation import sharpe_of
 from pipelines.evaluation.detectable import ONE_BP, Detectable, detectable
 from pipelines.evaluation.document import write_document
-from pipelines.evaluation.figures import drawn, loader, thinned
 from pipelines.evaluation.intervals import mean_of
 from pipelines.evaluation.metrics import (
     auc_estimate,
@@ -290,32 +290,31 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
     The charts: reliability (for binary outcomes), and the cumulative loss saved against each baseline (for trades
     their cumulative result).
     """
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
-
     oof, cost = read_oof(folder), figures["cost_bps"]
     y, p, when = oof["y"], oof["p"], (oof["known"] * 1000).astype("datetime64[ms]")
     binary, trades = bool(np.isin(y, (0.0, 1.0)).all()), "selective" in figures
     second = "Cumulative net result of the most confident 20 %, bps" if trades else "Loss saved against the baselines"
-    titles = ("Reliability (10 equal bins)" if binary else "Predictions over time", second)
-    figure = make_subplots(rows=1, cols=2, subplot_titles=titles)
+    figure, ((first, last),) = axes_of(1, 2, 4.0)
     if binary:
-        _reliability(figure, p.ravel(), y.ravel())
+        _reliability(first, p.ravel(), y.ravel())
     else:
         thin = thinned(len(p))
-        for c, name in enumerate(figures["classes"]):
-            figure.add_trace(go.Scatter(x=when[thin], y=p[thin, c], mode="lines", name=name, stackgroup="p"), 1, 1)
+        first.stackplot(when[thin], p[thin].T, labels=figures["classes"], linewidth=0)
+        first.set_title("Predictions over time")
+        first.legend(loc="lower left", ncols=3)
     if trades:
         net, confident = oof["extra_gross_bps"] - paid_bps(oof, cost), np.flatnonzero(confident_rows(oof, 0.20))
         for taken, name in ((confident, "chosen 20 %, net"), (np.arange(len(p)), "every row, net")):
             thin = thinned(len(taken))
-            sums = np.cumsum(net[taken])
-            figure.add_trace(go.Scatter(x=when[taken][thin], y=sums[thin], mode="lines", name=name), 1, 2)
+            last.plot(when[taken][thin], np.cumsum(net[taken])[thin], label=name, linewidth=1.2)
     else:
         for name, loss in arrays_with_prefix(oof, "loss_").items():
-            thin, saved, label = thinned(len(loss)), np.cumsum(loss - oof["loss"]), f"against {name.replace('_', ' ')}"
-            figure.add_trace(go.Scatter(x=when[thin], y=saved[thin], mode="lines", name=label), 1, 2)
-    figure.update_layout(template="plotly_white", height=420, margin={"t": 50, "l": 50, "r": 20, "b": 40})
+            thin, saved = thinned(len(loss)), np.cumsum(loss - oof["loss"])
+            last.plot(when[thin], saved[thin], label=f"against {name.replace('_', ' ')}", linewidth=1.2)
+    last.axhline(0.0, color="#5c6b7a", linewidth=0.8)
+    last.set_title(second)
+    if len(last.lines) > 1:
+        last.legend(loc="best")
     rows = "".join(
         f"<tr><td class='{'good' if c.passed else 'bad'} whole'>{MARKS[state_of(c.passed)]} {state_of(c.passed)}</td>"
         f"<td>{escape(c.name)}</td>"
@@ -340,9 +339,8 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
         "</p>"
         "<table><tr><th></th><th>check</th><th>value</th><th>interval</th><th>required</th><th>detectable</th><th>n</th>"
         "<th></th></tr>"
-        f"{rows}</table>{_market_table(figures)}{drawn(figure)}"
-        + importance.section(json.loads((folder / "importance.json").read_text()))
-        + loader(),
+        f"{rows}</table>{_market_table(figures)}{svg(figure)}"
+        + importance.section(json.loads((folder / "importance.json").read_text())),
     )
 
 
@@ -372,21 +370,16 @@ def _market_table(figures: JsonObject) -> str:
     )
 
 
-def _reliability(figure: Any, p: Floats, y: Floats) -> None:
+def _reliability(axis: Any, p: Floats, y: Floats) -> None:
     """Draw the observed share against the mean predicted probability of ten equal bins."""
-    import plotly.graph_objects as go
-
     parts = np.array_split(np.argsort(p, kind="stable"), 10)
     predicted, observed = [float(p[k].mean()) for k in parts], [float(y[k].mean()) for k in parts]
     error = [1.96 * float(np.sqrt(max(y[k].mean() * (1 - y[k].mean()), 1e-9) / len(k))) for k in parts]
-    bars = {"type": "data", "array": error}
-    figure.add_trace(
-        go.Scatter(x=predicted, y=observed, error_y=bars, mode="markers+lines", name="observed share ± 95 %"), 1, 1
-    )
+    axis.errorbar(predicted, observed, yerr=error, fmt="o-", markersize=4, label="observed share ± 95 %")
     span = [min(predicted + observed), max(predicted + observed)]
-    figure.add_trace(go.Scatter(x=span, y=span, mode="lines", line={"dash": "dot"}, name="perfect"), 1, 1)
-    figure.update_xaxes(title_text="predicted probability", row=1, col=1)
-    figure.update_yaxes(title_text="observed share", row=1, col=1)
+    axis.plot(span, span, linestyle=":", label="perfect")
+    axis.set(title="Reliability (10 equal bins)", xlabel="predicted probability", ylabel="observed share")
+    axis.legend(loc="upper left")
 
 
 def _number(value: float | None) -> str:

@@ -103,7 +103,7 @@ class DriftReference:
             "missing": {"location": self.missing.location, "spread": self.missing.spread},
         }  # fmt: skip
         buffer = io.BytesIO()
-        np.savez(
+        np.savez_compressed(
             buffer, sample=self.sample.astype(np.float32), scale=self.scale, usual_rows=self.usual_rows,
             missing_share=self.missing_share, missing_scale=self.missing_scale,
             values_scores=self.values.scores, missing_scores=self.missing.scores,

@@ -1,6 +1,5 @@
 """The drift report as a page of some 100 kB: what was judged, where, against what, and how the columns moved."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.contracts import Floats
+from pipelines.evaluation.charts import axes_of, svg
 from pipelines.evaluation.document import write_document
 from pipelines.monitoring.drift import BlockDrift
 from pipelines.monitoring.report import BlockReport
@@ -121,31 +121,21 @@ def _center(values: Floats) -> str:
 
 
 def histograms(found: BlockReport) -> str:
-    """Return the distributions of the shown columns, in training and in the block, as SVG; nothing without values.
-
-    matplotlib draws without a screen and without a script. Its `Figure` shares no state with others, so that flows may
-    draw at once.
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
+    """Return the distributions of the shown columns, in training and in the block, as SVG; nothing without values."""
     before, here = found.reference, found.current
     sides = [(name, before[name].dropna().to_numpy(), here[name].dropna().to_numpy()) for name in found.columns]
     drawn = [side for side in sides if len(side[1]) and len(side[2])]
     if not drawn:
         return ""
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "drift", "font.size": 9}):
-        figure = Figure(figsize=(11, 1.9 * -(-len(drawn) // ACROSS)), layout="constrained")
-        axes = np.ravel(figure.subplots(-(-len(drawn) // ACROSS), ACROSS, squeeze=False))
-        for axis, (name, training, live) in zip(axes, drawn, strict=False):
-            _draw(axis, name, training, live, name in found.block.persistent)
-        for axis in axes[len(drawn) :]:
-            axis.set_axis_off()
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
-        held = io.StringIO()
-        figure.savefig(held, format="svg", metadata={"Date": None, "Creator": None})
-    svg = held.getvalue()
-    return f"<div class='wide'>{svg[svg.index('<svg') :]}</div>"
+    rows = -(-len(drawn) // ACROSS)
+    figure, grid = axes_of(rows, ACROSS, 1.9 * rows)
+    axes = np.ravel(grid)
+    for axis, (name, training, live) in zip(axes, drawn, strict=False):
+        _draw(axis, name, training, live, name in found.block.persistent)
+    for axis in axes[len(drawn) :]:
+        axis.set_axis_off()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    return svg(figure)
 
 
 def _draw(axis: Any, name: str, before: Floats, here: Floats, alarming: bool) -> None:
@@ -155,6 +145,5 @@ def _draw(axis: Any, name: str, before: Floats, here: Floats, alarming: bool) ->
     for values, colour, label, filled in ((before, REFERENCE, "training", True), (here, LIVE, "this block", False)):
         counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
         axis.stairs(counts / len(values), edges, fill=filled, color=colour, label=label, linewidth=1.4)
-    axis.set_title(name, loc="left", fontsize=9, color=LIMIT if alarming else "#1c2733")
+    axis.set_title(name, color=LIMIT if alarming else "#1c2733")
     axis.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
-    axis.spines[["top", "right"]].set_visible(False)

@@ -4,17 +4,20 @@ Reference rows, distance and thresholds are those of `drift.detect`: page, run a
 """
 
 import fcntl
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from pipelines.contracts import Floats, utc
+from pipelines.families import FAMILIES
 from pipelines.models.reference import DriftReference
 from pipelines.monitoring.drift import AlarmRates, BlockDrift, DriftResult
 
@@ -79,6 +82,16 @@ def shown_columns(block: BlockDrift, thresholds: Mapping[str, float]) -> tuple[s
     return tuple(dict.fromkeys([*alarming, *nearest, *block.missing]))[:SHOWN]
 
 
+def prediction_of(family: str) -> str:
+    """Return the column of a run with a family's predictions in the block."""
+    return f"prediction of {family}"
+
+
+def loss_of(family: str) -> str:
+    """Return the column of a run with the losses of a family's predictions in the block, of outcomes known so far."""
+    return f"loss of {family}"
+
+
 def project_name(symbols: Sequence[str]) -> str:
     """Return the name of a universe's project in the workspace."""
     others = f" and {len(symbols) - NAMED} more" if len(symbols) > NAMED else ""
@@ -86,25 +99,28 @@ def project_name(symbols: Sequence[str]) -> str:
 
 
 def add_run(
-    found: BlockReport, file: Path, workspace: Path, project: str, name: str, tags: Sequence[str],
-    metadata: Mapping[str, str],
+    found: BlockReport, scores: Mapping[str, Floats], file: Path, workspace: Path, project: str, name: str,
+    tags: Sequence[str], metadata: Mapping[str, str],
 ) -> tuple[str, str]:  # fmt: skip
     """Add a run of Evidently on this block to a project of the workspace, and write its figures to `file`, JSON.
 
+    scores  `prediction_of` or `loss_of` a family → (n,) its values in the rows of the block; NaN = not known
     The stamp of the run is the market time at which the block was complete. Return (id of the project, id of the run).
     Evidently is imported here because that takes some 15 s. Its own page would repeat 4 MB of scripts in each report;
     its UI shows the run.
     """
     from evidently import DataDefinition, Dataset, Report
-    from evidently.metrics import MissingValueCount
+    from evidently.metrics import MeanValue, MissingValueCount
     from evidently.presets import DataDriftPreset
     from evidently.tests import gte, lte
     from evidently.ui.workspace import Workspace
 
-    metrics = [
+    metrics: list[Any] = [
         MissingValueCount(column=column, share_tests=[gte(low), lte(high)])
         for column, (low, high) in found.missing_limits.items()
     ]
+    known = {name: values for name, values in scores.items() if np.isfinite(values).any()}
+    metrics += [MeanValue(column=name, tests=[]) for name in known]  # None would be tests of Evidently's own
     shown = list(found.thresholds)
     if shown:  # the preset refuses a column without values
         metrics.insert(
@@ -117,9 +133,10 @@ def add_run(
             ),
         )
     # without a definition a flag with few values would be treated as a category and tested by another method
-    definition = DataDefinition(numerical_columns=list(found.columns))
-    with np.errstate(invalid="ignore"):  # of a column without values Evidently divides zero by zero
-        sides = [Dataset.from_pandas(frame, data_definition=definition) for frame in (found.current, found.reference)]
+    definition = DataDefinition(numerical_columns=[*found.columns, *known])
+    frames = (found.current.assign(**known), found.reference.assign(**dict.fromkeys(known, np.nan)))
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # no values: Evidently divides zero by zero
+        sides = [Dataset.from_pandas(frame, data_definition=definition) for frame in frames]
     run = Report(metrics, include_tests=True).run(
         *sides, timestamp=found.until, name=name, tags=list(tags), metadata=dict(metadata)
     )
@@ -128,8 +145,37 @@ def add_run(
     with _one_writer(workspace):
         evidently = Workspace.create(str(workspace))
         existing = evidently.search_project(project)
-        kept = existing[0] if existing else evidently.create_project(project)
+        kept = existing[0] if existing else _with_panels(evidently.create_project(project))
         return str(kept.id), str(evidently.add_run(kept.id, run, name=name).id)
+
+
+def _with_panels(project: Any) -> Any:
+    """Give a new project its dashboard: what drifted, was predicted and lost, over market time, a line a family."""
+    from evidently.sdk.models import DashboardPanelPlot, PanelMetric
+
+    def means(of: Callable[[str], str]) -> list[PanelMetric]:
+        """Return a line for each family of the mean of one of its columns."""
+        return [
+            PanelMetric(legend=family, metric="MeanValue", metric_labels={"column": of(family)}) for family in FAMILIES
+        ]
+
+    drifted = [
+        PanelMetric(
+            legend=family, metric="DriftedColumnsCount", metric_labels={"value_type": "count"}, tags=[family]
+        )
+        for family in FAMILIES
+    ]  # fmt: skip
+    for title, about, values in (
+        ("Drifted columns", f"of the {SHOWN} shown, of the market that is furthest from its training", drifted),
+        ("Mean prediction", "chance of the one class, or of the likeliest of several", means(prediction_of)),
+        ("Mean loss", "of the predictions whose outcome was known when the block was complete", means(loss_of)),
+    ):
+        project.dashboard.add_panel(
+            DashboardPanelPlot(
+                title=title, subtitle=about, size="full", values=values, plot_params={"plot_type": "line"}
+            )
+        )
+    return project
 
 
 def remove_oldest_runs(workspace: Path, kept: int) -> int:

@@ -2,9 +2,9 @@
 
 import asyncio
 import functools
-import gc
 from datetime import UTC, datetime, time
 
+from pipelines.bootstrap import serve_from_now_on
 from pipelines.contracts import Floats, JsonObject, utc
 from pipelines.params import Params
 from pipelines.settings import Settings
@@ -156,7 +156,7 @@ class DecisionEngine:
     async def start(self) -> None:
         """Poll once, then go on polling in the background."""
         await self._watcher.poll()
-        gc.freeze()  # what is loaded stays: no request waits while it is searched for cycles
+        serve_from_now_on()
         self._watcher.start()
 
     async def stop(self) -> None:

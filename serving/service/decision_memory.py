@@ -144,8 +144,8 @@ class DecisionMemory:
         if (stored := ended.result()) is not decision:
             self._account.remove_decision(decision)
             self._account.add_decision(stored)
-            if key in self.made:
-                self.made[key] = PendingDecision(stored, ended)
+        if key in self.made:  # a future of its own: that of the write keeps all that was written, 20 kB, as long as it
+            self.made[key] = stored_already(stored)
         if is_uncertain:
             self._add_late(subject, stored)
 

@@ -2,14 +2,13 @@
 
 import asyncio
 import functools
-import gc
 import logging
 from typing import Any
 
 import bentoml
 import numpy as np
 
-from pipelines.bootstrap import bootstrap
+from pipelines.bootstrap import bootstrap, serve_from_now_on
 from pipelines.contracts import Floats, JsonObject, Model, Predictions
 from pipelines.errors import BadColumns, BadShape, ServiceDown, UnknownName
 from pipelines.families import FAMILIES
@@ -78,7 +77,7 @@ class ModelService:
     async def start(self) -> None:
         """Poll once, then go on polling in the background."""
         await self._watcher.poll()
-        gc.freeze()  # what is loaded stays: no request waits while it is searched for cycles
+        serve_from_now_on()
         self._watcher.start()
 
     @bentoml.on_shutdown

@@ -404,6 +404,7 @@ def test_the_page_of_evidence_names_the_state_of_verdict_and_checks(tmp_path):
     page = tmp_path / "evidence.html"
     write_page(page, Verdict("regime", False, lines, ("b",)), figures, tmp_path, "regime version 1")
     text = page.read_text()
-    assert "Gate: <b class='too few'>too few</b>" in text
-    assert "<td>✓ passed</td><td>a</td>" in text
-    assert "<td>? too few</td><td>b</td>" in text
+    assert "Gate: <b class='bad'>too few</b>" in text
+    assert "<td class='good whole'>✓ passed</td><td>a</td>" in text
+    assert "<td class='bad whole'>? too few</td><td>b</td>" in text
+    assert "<script" not in text

@@ -146,9 +146,18 @@ def register_spoiled(stack, first, bundle, spoil):
         stack.installation, replace(original, tags=original.tags | {"digest": digest}), line.evidence, bundle
     )
     if later:
-        run_id = stack.installation.tracking.version("validator", version).run_id
-        spoil(bundle, lambda: next(stack.settings.home.rglob(f"{run_id}/artifacts/bundle")))
+        spoil(bundle, lambda: stored_bundle(stack, version))
     return version
+
+
+def stored_bundle(stack, version):
+    """Return the folder in which MLflow stores the bundle of a version."""
+    from mlflow import MlflowClient
+
+    source = MlflowClient(stack.settings.mlflow_url).get_model_version("validator", version).source
+    return next(
+        stack.settings.home.glob(f"mlflow/artifacts/**/{source.removeprefix('models:/')}/artifacts/artifacts/bundle")
+    )
 
 
 def test_the_removed_alias_is_put_back(stack, first):

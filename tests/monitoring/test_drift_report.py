@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
+from flows import monitor
 from flows.retention import REPORTS, old_reports
 from flows.support import drift_reports, watches
 from pipelines.families import FAMILIES
@@ -28,6 +29,10 @@ from tests.support.watched_home import BLOCK, START, SYMBOL, WatchedHome, featur
 
 ENDED = datetime(2025, 1, 12, tzinfo=UTC)  # market time
 COLUMNS = ("range", "tiny", "flag", "lost", *(f"column_{i}" for i in range(12)))
+SCORES = {
+    "prediction of validator": np.linspace(0.4, 0.6, 100), "loss of validator": np.full(100, np.nan),
+    "loss of regime": np.where(np.arange(100) < 80, 0.25, np.nan),
+}  # fmt: skip
 PARAMS = load_params().drift.model_copy(update={"block_bars": 100})
 RATES = AlarmRates(values=0.005, missing=0.0025)
 
@@ -57,7 +62,7 @@ def run(judged, tmp_path_factory):
     """Two runs of one block in one workspace: (its folder, figures of the first, ids of project and run)."""
     folder, (_, found) = tmp_path_factory.mktemp("report"), judged
     made = [
-        add_run(found, folder / name / "drift.json", folder / "evidently", "Bellwether: SIM/USDT", name,
+        add_run(found, SCORES, folder / name / "drift.json", folder / "evidently", "Bellwether: SIM/USDT", name,
                 ["validator", "SIM/USDT", "drift"], {"champion validator": "3"})
         for name in ("first", "second")
     ]  # fmt: skip
@@ -103,6 +108,17 @@ def test_a_run_is_small_carries_market_time_and_who_it_is_about_and_its_project_
     sizes = [file.stat().st_size for file in (folder / "evidently").rglob("snapshots/*")]
     assert len(sizes) == 2
     assert max(sizes) < 1_000_000
+
+
+def test_a_run_has_the_mean_prediction_and_loss_of_its_families_and_a_project_panels_of_them(run):
+    from evidently.ui.workspace import Workspace
+
+    folder, figures, made = run
+    means = {m["config"]["column"]: m["value"] for m in figures["metrics"] if "MeanValue" in m["metric_name"]}
+    assert means == pytest.approx({"prediction of validator": 0.5, "loss of regime": 0.25})  # no loss known: no figure
+    dashboard = Workspace.create(str(folder / "evidently")).get_dashboard(made[0][0])
+    assert [panel.title for panel in dashboard.panels] == ["Drifted columns", "Mean prediction", "Mean loss"]
+    assert {value.legend for value in dashboard.panels[2].values} == set(FAMILIES)
 
 
 def test_the_page_is_small_and_names_block_columns_markets_and_links(judged, tmp_path):
@@ -183,8 +199,13 @@ def test_a_block_is_reported_once_it_is_complete_and_only_once(tmp_path, monkeyp
     home.serve(feature_rows(5, 5))
     assert drift_reports.report_drift(home.installation, [watched(home)])["validator"].stat().st_mtime_ns == written
     home.serve(feature_rows(BLOCK, 6) + 4.0)
-    second = drift_reports.report_drift(home.installation, [watched(home)])["validator"]
+    mine = watched(home)
+    monitor.reasons_of(home.installation, mine)  # raises the alarm, which names the page that comes next
+    second = drift_reports.report_drift(home.installation, [mine])["validator"]
     assert second != first
+    alarm = next(one for one in home.store.alarms() if one.kind == "drift")
+    assert alarm.detail.endswith(f"; report: {second.relative_to(tmp_path)}")
+    assert f"<li>alarm {alarm.id}, raised " in second.read_text()
     assert f"Inputs of validator version 1, {SYMBOL}: drift" in second.read_text()
     assert len(list(tmp_path.glob("evidently/*/snapshots/*"))) == 2
 

@@ -1,4 +1,7 @@
-"""The Python client of the decision service: JSON over HTTP, a bearer key for writes, errors in one sentence."""
+"""The Python client of our services: JSON over HTTP, a bearer key for writes, errors in one sentence.
+
+One connection to the decision service; `predict` alone asks the model service.
+"""
 
 import json
 import time
@@ -38,7 +41,7 @@ class Client:
     def __init__(self, settings: Settings | None = None) -> None:
         """Connect to the service these settings name; None: the settings of this process. Reads the key."""
         settings = settings or process_settings()
-        self.url = settings.decision_url
+        self.url, self._model_url = settings.decision_url, settings.model_url
         headers = {"Authorization": f"Bearer {write_key(settings)}"}
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_SECONDS)
 
@@ -99,6 +102,22 @@ class Client:
             decisions += self._post("decide", body)["decisions"]
         return {"decisions": decisions}
 
+    def features(self, symbol: str, family: str | None = None) -> JsonObject:
+        """Return what the models of every family, or of one, see at the symbol's newest close, by column name.
+
+        None = missing. `families` → family → `values`: column → number, or the newest `steps` numbers, oldest first.
+        """
+        body = {"symbol": symbol} if family is None else {"symbol": symbol, "family": family}
+        return self._post("features", body)
+
+    def predict(self, symbol: str, family: str = "validator", arm: str = "champion") -> JsonObject:
+        """Return what a model predicts at the symbol's newest close: raw, before any rule of risk.
+
+        Asks the model service. None, with its reason, where the model abstains or is not asked.
+        """
+        body = {"symbol": symbol, "family": family, "arm": arm}
+        return self._post("predict", body, self._model_url, "the model service")
+
     def outcome(self, outcome: Outcome) -> JsonObject:
         """Report what became of a decision; return whether it was new."""
         return self._post("outcome", {**asdict(outcome), "resolved_at": outcome.resolved_at.isoformat()})
@@ -113,7 +132,7 @@ class Client:
             response = self._http.get("/ready", timeout=READY_SECONDS)
             content = response.json() if response.status_code in (200, 503) else None
         except (httpx.HTTPError, ValueError) as error:
-            raise self._no_answer(error) from error
+            raise _no_answer("the decision service", self.url, error) from error
         if not isinstance(content, dict) or "health" not in content:
             raise ServiceDown(f"{self.url}/ready answered {response.status_code}: {response.text[:200]}")
         return content
@@ -140,26 +159,31 @@ class Client:
             time.sleep(0.25)
         raise ServiceDown(f"{self.url} did not take generation {generation} in {timeout_s:.0f} s: {last}")
 
-    def _post(self, name: str, body: JsonObject) -> JsonObject:
-        """Return the JSON object that a call answers. Raises InputError for 4xx, ServiceDown for 5xx or no answer."""
+    def _post(
+        self, name: str, body: JsonObject, url: str | None = None, service: str = "the decision service"
+    ) -> JsonObject:
+        """Return the JSON object that a call of the decision service, or of another `service` at `url`, answers.
+
+        Raises InputError for 4xx, ServiceDown for 5xx or no answer.
+        """
+        url = url or self.url
         try:
-            response = self._http.post(f"/{name}", json=body)
+            response = self._http.post(f"{url}/{name}", json=body)
         except httpx.HTTPError as error:
-            raise self._no_answer(error) from error
+            raise _no_answer(service, url, error) from error
         if response.status_code >= 500:
-            raise ServiceDown(f"{self.url}/{name} answered {response.status_code}: {response.text[:400]}")
+            raise ServiceDown(f"{url}/{name} answered {response.status_code}: {response.text[:400]}")
         if response.status_code >= 400:
             raise InputError(f"{name} was refused ({response.status_code}): {response.text[:600]}")
         content = response.json()
         if not isinstance(content, dict):
-            raise BellwetherError(f"{self.url}/{name} answered {type(content).__name__}, expected an object")
+            raise BellwetherError(f"{url}/{name} answered {type(content).__name__}, expected an object")
         return content
 
-    def _no_answer(self, error: Exception) -> ServiceDown:
-        """Return the error of a service that does not answer, with what to do."""
-        return ServiceDown(
-            f"the decision service does not answer at {self.url}: {error}. Start it with `bellwether up`."
-        )
+
+def _no_answer(service: str, url: str, error: Exception) -> ServiceDown:
+    """Return the error of a service that does not answer, with what to do."""
+    return ServiceDown(f"{service} does not answer at {url}: {error}. Start it with `bellwether up`.")
 
 
 def observations(

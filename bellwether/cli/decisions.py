@@ -67,6 +67,75 @@ def _joined(value: object) -> object:
 
 
 @app.command()
+def features(
+    symbol: NewestMarket = None,
+    family: Annotated[str | None, typer.Option(help="Of one model family, with every value.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the models see at the newest close; --family shows every value.
+
+    By column name, from the live state of the decision service; – is missing. Who looks back on more bars than one sees
+    the newest value last: --json prints its whole window.
+    """
+    from flows.support.installation import open_installation
+    from serving.client import Client
+
+    installation = open_installation()
+    with Client(installation.settings) as client:
+        found = client.features(symbol or installation.symbols[0], family)
+    if as_json:
+        emit(found)
+    elif family is None:
+        show_families(found)
+    else:
+        show_values(found, family)
+
+
+def show_families(found: Mapping[str, Any]) -> None:
+    """Print an answer of /features: a line a family."""
+    rows = []
+    for family, seen in found["families"].items():
+        values = list(map(newest, (seen["values"] or {}).values()))
+        rows.append([
+            family, seen["steps"], len(values), values.count(None), seen["event"],
+            *(arm and f"{len(arm['columns'])} columns, version {arm['version']}"
+              for arm in (seen["champion"], seen["challenger"])),
+            "; ".join(dict.fromkeys(reasons(seen))) or None,
+        ])  # fmt: skip
+    table(
+        f"what the models see of {found['symbol']} at its close of {found['close']}",
+        ["family", "bars", "columns", "missing", "event", "champion reads", "challenger reads", "reason"],
+        rows,
+    )
+
+
+def show_values(found: Mapping[str, Any], family: str) -> None:
+    """Print an answer of /features about one family: a line a column."""
+    seen = found["families"][family]
+    read_by = {arm: set(seen[arm]["columns"]) if seen[arm] else set() for arm in ("champion", "challenger")}
+    table(
+        f"what {family} sees of {found['symbol']} at its close of {found['close']}",
+        ["column", "value", "read by"],
+        [[column, None if (value := newest(values)) is None else f"{value:.6g}",
+          ", ".join(arm for arm, columns in read_by.items() if column in columns) or None]
+         for column, values in (seen["values"] or {}).items()],
+    )  # fmt: skip
+    for reason in dict.fromkeys(reasons(seen)):
+        paragraph(reason)
+
+
+def newest(values: float | list[float | None] | None) -> float | None:
+    """Return the newest value of a column; None where it is missing."""
+    return values[-1] if isinstance(values, list) else values
+
+
+def reasons(seen: Mapping[str, Any]) -> list[str]:
+    """Return why a family has no row at a close, and why an arm of it is not asked."""
+    found = [seen["reason"], *(seen[arm] and seen[arm]["reason"] for arm in ("champion", "challenger"))]
+    return [reason for reason in found if reason is not None]
+
+
+@app.command()
 def risk(as_json: AsJson = False) -> None:
     """Show what is used of every risk limit.
 

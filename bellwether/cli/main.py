@@ -26,6 +26,7 @@ COMMANDS = {  # name → (module, help). `bellwether --help` reads this and load
     "check": ("data", "Check a data file without starting anything"),
     "data": ("market_data", "Restore and compare data versions, correct bars"),
     "decide": ("decisions", "Request a decision now and show it"),
+    "features": ("decisions", "Show what the models see at the newest close"),
     "risk": ("decisions", "Show what is used of every risk limit"),
     "account": ("decisions", "Show equity, drawdown and open positions"),
     "limits": ("decisions", "List every limit of params.yaml"),

@@ -101,10 +101,10 @@ def inference_requests(
         arms = tuple(
             arm
             for arm in ARMS
-            if (slot := snapshot.slot(family, arm)) and _not_applicable(slot, symbol, raised, unseen) is None
+            if (slot := snapshot.slot(family, arm)) and not_applicable(slot, symbol, raised, unseen) is None
         )
         if arms:
-            requests.append(_request(family, arms, symbol, raised))
+            requests.append(request_of(family, arms, symbol, raised))
     return requests
 
 
@@ -180,7 +180,7 @@ def prediction_records(
     """
     records: ModelAnswers = {}
     for (family, arm), slot in snapshot.slots.items():
-        if (why := _not_applicable(slot, symbol, raised, unseen)) is not None:
+        if (why := not_applicable(slot, symbol, raised, unseen)) is not None:
             records.setdefault(family, {})[arm] = replace(_abstention(slot), reason=why)
     for request, answered in zip(requests, answers, strict=True):
         for arm in request.arms:
@@ -224,7 +224,7 @@ def _with_vote(answer: ModelAnswer, slot: Slot, phase: str | None) -> ModelAnswe
     return replace(answer, ensemble=EnsembleVote(finite_or_none(vote.p[0]), phase, shares, tuple(vote.missing[0])))
 
 
-def _not_applicable(slot: Slot, symbol: Symbol, raised: Events | None, unseen: Unseen) -> str | None:
+def not_applicable(slot: Slot, symbol: Symbol, raised: Events | None, unseen: Unseen) -> str | None:
     """Return why this model is not used at this close; None if it is."""
     if raised is None or symbol.waits_of(slot.family) is not None:
         return "WARMING_UP"
@@ -233,7 +233,7 @@ def _not_applicable(slot: Slot, symbol: Symbol, raised: Events | None, unseen: U
     )
 
 
-def _request(family: str, arms: tuple[str, ...], symbol: Symbol, raised: Events) -> InferenceRequest:
+def request_of(family: str, arms: tuple[str, ...], symbol: Symbol, raised: Events) -> InferenceRequest:
     """Return the row of the last closed bar for the models of one family."""
     if family == DECISION_FAMILY:
         side = int(raised.direction[0])

@@ -1,25 +1,24 @@
 """Typed answers of both services, and how an endpoint's content becomes one: JSON with the version of the API in it.
 
-Our own refusals are 400 (bad input), 404 (unknown name) or 409 (not now). Every error body is
-{"error", "kind", "fields": [{"field", "problem", "remedy"}]}.
+Our own refusals are 400 (bad input), 404 (unknown name), 409 (not now) or 503 (a service that is needed is down). Every
+error body is {"error", "kind", "fields": [{"field", "problem", "remedy"}]}.
 """
 
 import functools
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, ParamSpec, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from pydantic import AwareDatetime, BaseModel, create_model
 from starlette.responses import Response
 
 from pipelines.contracts import Decision, JsonObject
-from pipelines.errors import BellwetherError, InputError, UnknownName
+from pipelines.errors import BellwetherError, InputError, ServiceDown, UnknownName
 from pipelines.store import decision_payload
 from serving.service.http_guard import error_response, json_response
-from serving.service.schemas import DecideRequest, ObserveBatchRequest, Unreadable
+from serving.service.schemas import DecideRequest, ObserveBatchRequest, Request, Unreadable
 
 API: Literal[1] = 1  # version of requests and answers; it changes when a client has to
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -71,6 +70,12 @@ class ObserveBatchResponse(Answer):
     observations: list[ObservedSymbol | RefusedSymbol]
 
 
+class ObserveCallResponse(ObserveResponse):
+    """Both in one: BentoML's client reads the fields that it knows, and drops the others."""
+
+    observations: list[JsonObject]
+
+
 class BriefDecision(BaseModel):
     """What a trader needs of a decision. Prices in quote currency, size as a fraction of equity; `reason` is the first
     of the decision's reasons."""
@@ -102,9 +107,9 @@ class DecisionsResponse(Answer):
 _DECISION_FIELDS: dict[str, Any] = {name: (hint, ...) for name, hint in get_type_hints(Decision).items()}
 # The answer to one `symbol`: every field of a Decision.
 FullResponse: type[BaseModel] = create_model("FullResponse", __base__=Answer, **_DECISION_FIELDS)
-# Both in one, flat, as BentoML's API page needs it.
+# All in one: BentoML's client reads the fields that it knows, and drops the others.
 DecideResponse: type[BaseModel] = create_model(
-    "DecideResponse", __base__=Answer, decisions=(list[Decision] | None, None), **_DECISION_FIELDS
+    "DecideResponse", __base__=Answer, decisions=(list[JsonObject], ...), reason=(str | None, ...), **_DECISION_FIELDS
 )
 
 
@@ -122,6 +127,39 @@ class FillResponse(Answer):
     new: bool
     slippage_bps: float | None
     breakers: list[str]
+
+
+class ServedArm(BaseModel):
+    """The model of an arm, the columns it reads, and why it is not asked at this close; reason null: it is."""
+
+    version: str
+    digest: str
+    columns: list[str]
+    reason: str | None
+
+
+class FamilyFeatures(BaseModel):
+    """What the models of a family see at a close. values: column → number, or the newest `steps` numbers, oldest first,
+    of a family that looks back; null = missing; null as a whole where there is nothing to see, and `reason` says why.
+    event, direction: the signal that the row is about, and its side, of the family that decides. An arm is null where
+    none is served."""
+
+    steps: int
+    event: str | None
+    direction: int
+    reason: str | None
+    values: dict[str, float | None] | dict[str, list[float | None]] | None
+    champion: ServedArm | None
+    challenger: ServedArm | None
+
+
+class FeaturesResponse(Answer):
+    """close: of the newest decision bar, by the clock of its market; families: by name."""
+
+    symbol: str
+    close: AwareDatetime
+    generation: int
+    families: dict[str, FamilyFeatures]
 
 
 class PredictResponse(Answer):
@@ -144,6 +182,16 @@ class PredictResponse(Answer):
     members: dict[str, list[Any]] | None
 
 
+class SymbolPredictResponse(PredictResponse):
+    """The answer to a `symbol`: the same of its newest row, with the close that it is of, by the clock of its market,
+    and the event that it is about."""
+
+    symbol: str
+    close: AwareDatetime
+    event: str | None
+    direction: int
+
+
 class PredictBatchResponse(Answer):
     """One entry a request, in order: arm → predictions with their arrays packed, or {"fault": why}."""
 
@@ -159,20 +207,39 @@ def answer(content: Mapping[str, object], status: int = 200) -> Response:
     return json_response({"api": API, **content}, status)
 
 
-def json_endpoint(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Response]]:
-    """Answer an endpoint's plain content as JSON, and our own errors as 4xx with their message."""
+def json_endpoint(
+    request: type[Request],
+) -> Callable[[Callable[[Any, Any], Awaitable[Any]]], Callable[..., Awaitable[Response]]]:
+    """Answer an endpoint's plain content as JSON, and our own errors with their message.
 
-    @functools.wraps(endpoint)
-    async def answered(*args: P.args, **kwargs: P.kwargs) -> Response:
-        """Run the endpoint; a Response of its own passes through."""
-        try:
-            content = await endpoint(*args, **kwargs)
-        except BellwetherError as error:
-            status = 404 if isinstance(error, UnknownName) else 400 if isinstance(error, InputError) else 409
-            return error_response(status, type(error).__name__, str(error))
-        return content if isinstance(content, Response) else answer(content)
+    request  what the endpoint takes. BentoML's `input_spec` of the same type lets its client name the fields, and
+             passes them here one by one; the endpoint gets them as one object
+    """
 
-    return answered
+    def decorate(endpoint: Callable[[Any, Any], Awaitable[Any]]) -> Callable[..., Awaitable[Response]]:
+        """Wrap the endpoint."""
+
+        @functools.wraps(endpoint)
+        async def answered(service: Any, /, **fields: Any) -> Response:
+            """Run the endpoint; a Response of its own passes through."""
+            try:
+                content = await endpoint(service, request.of_fields(fields))
+            except BellwetherError as error:
+                return error_response(_status_of(error), type(error).__name__, str(error))
+            return content if isinstance(content, Response) else answer(content)
+
+        return answered
+
+    return decorate
+
+
+def _status_of(error: BellwetherError) -> int:
+    """Return the HTTP status of one of our errors."""
+    if isinstance(error, UnknownName):
+        return 404
+    if isinstance(error, InputError):
+        return 400
+    return 503 if isinstance(error, ServiceDown) else 409
 
 
 def decisions_answer(request: DecideRequest, decisions: Sequence[Decision | BellwetherError]) -> Mapping[str, object]:

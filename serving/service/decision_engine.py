@@ -5,10 +5,11 @@ import functools
 from datetime import UTC, datetime, time
 
 from pipelines.bootstrap import serve_from_now_on
-from pipelines.contracts import Floats, utc
+from pipelines.contracts import Floats, JsonObject, utc
 from pipelines.params import Params
 from pipelines.settings import Settings
 from pipelines.store import SERVICE_WAIT_MS
+from serving.inference.feature_rows import feature_rows
 from serving.inference.generation_watcher import GenerationWatcher
 from serving.inference.model_client import ModelClient
 from serving.inference.model_slots import ModelSlots
@@ -80,7 +81,7 @@ class DecisionEngine:
             model_client=self._model_client,
             alarms=self._alarms,
         )
-        live = LiveSymbols(
+        self._live = live = LiveSymbols(
             self._policy,
             where,
             symbols=self._symbols,
@@ -168,6 +169,14 @@ class DecisionEngine:
         self._slots.close()
         self._executor.close()
         self._store.close()
+
+    def features(self, name: str, family: str | None) -> JsonObject:
+        """Return the answer of `/features`: what the models see at the newest close of a symbol.
+
+        Raises UnknownName for a symbol that is not live or no family, StateError as `LiveSymbols.get`.
+        """
+        unseen = self._params.models.unseen_symbols
+        return feature_rows(self._slots.snapshot, self._live.get(name), unseen, family)
 
     def risk(self) -> dict[str, object]:
         """Return the answer of `/risk`: every limit with what is used of it at the newest close of all symbols."""

@@ -1,4 +1,4 @@
-"""The decision service: observe · decide · outcome · fill · models · status · risk · account · ready. Routes only."""
+"""The decision service: observe, decide, outcome, fill, features, models, status, risk, account, ready. Routes only."""
 
 import functools
 from collections.abc import Awaitable, Callable
@@ -14,8 +14,9 @@ from pipelines.settings import load_params, settings
 from pipelines.store import StoreFault
 from serving.service.answers import (
     DecideResponse,
+    FeaturesResponse,
     FillResponse,
-    ObserveResponse,
+    ObserveCallResponse,
     OutcomeResponse,
     answer,
     decisions_answer,
@@ -27,25 +28,28 @@ from serving.service.fair_queue import decision_lanes
 from serving.service.http_guard import json_response
 from serving.service.http_stack import add_http_stack
 from serving.service.metrics_folder import keep_in_memory
+from serving.service.openapi import QUERIES
 from serving.service.schemas import (
     MAX_OBSERVE_BODY,
     DecideRequest,
     EmptyRequest,
+    FeaturesRequest,
     FillRequest,
     ObserveBatchRequest,
     ObserveCall,
     ObserveRequest,
     OutcomeRequest,
 )
-from serving.service.startup import starting
+from serving.service.startup import require_home, starting
 from serving.service.system_clock import utc_now
 
 bootstrap()  # the number of BLAS threads is in the environment that `up` passes: BentoML has imported numpy
 keep_in_memory()  # before BentoML makes its first counter
+require_home()  # before anything of a home is made
 
 P = ParamSpec("P")
 PROTECTED = ("/observe", "/decide", "/outcome", "/fill")
-READS = ("/models", "/status", "/risk", "/account", "/ready")
+READS = ("/features", "/models", "/status", "/risk", "/account", "/ready")
 
 
 def durable(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Any]]:
@@ -102,65 +106,71 @@ class DecisionService:
         """Write what is queued and close."""
         await self._engine.stop()
 
-    @bentoml.api(route="/observe", output_spec=ObserveResponse)
-    @json_endpoint
+    @bentoml.api(route="/observe", input_spec=ObserveCall, output_spec=ObserveCallResponse)
+    @json_endpoint(ObserveCall)
     @durable
-    async def observe(self, request: ObserveCall, /) -> Any:
+    async def observe(self, request: ObserveCall) -> Any:
         """Take closed base bars, books and context of one symbol, or of a batch of symbols."""
         if not isinstance(request, ObserveBatchRequest):
             return await self._engine.intake.observe(request)
         readable = [one for one in request.observations if isinstance(one, ObserveRequest)]
         return observations_answer(request, await self._engine.intake.observe_all(readable))
 
-    @bentoml.api(route="/decide", output_spec=DecideResponse)
-    @json_endpoint
+    @bentoml.api(route="/decide", input_spec=DecideRequest, output_spec=DecideResponse)
+    @json_endpoint(DecideRequest)
     @durable
-    async def decide(self, request: DecideRequest, /) -> Any:
+    async def decide(self, request: DecideRequest) -> Any:
         """Decide on the newest closed bar of one symbol or many; the same bar gives the same answer."""
         names = request.symbols or [str(request.symbol)]
         return decisions_answer(request, await self._engine.decider.decide_all(names))
 
-    @bentoml.api(route="/outcome", output_spec=OutcomeResponse)
-    @json_endpoint
+    @bentoml.api(route="/outcome", input_spec=OutcomeRequest, output_spec=OutcomeResponse)
+    @json_endpoint(OutcomeRequest)
     @durable
-    async def outcome(self, request: OutcomeRequest, /) -> Any:
+    async def outcome(self, request: OutcomeRequest) -> Any:
         """Take what became of a decision; idempotent by its id."""
         return await self._engine.intake.outcome(Outcome(**request.model_dump()))
 
-    @bentoml.api(route="/fill", output_spec=FillResponse)
-    @json_endpoint
+    @bentoml.api(route="/fill", input_spec=FillRequest, output_spec=FillResponse)
+    @json_endpoint(FillRequest)
     @durable
-    async def fill(self, request: FillRequest, /) -> Any:
+    async def fill(self, request: FillRequest) -> Any:
         """Take what a venue reported of a decision's order; idempotent by the report's id."""
         return await self._engine.intake.fill(request)
 
-    @bentoml.api(route="/models")
-    @json_endpoint
-    async def models(self, request: EmptyRequest, /) -> Any:
+    @bentoml.api(route="/features", input_spec=FeaturesRequest, output_spec=FeaturesResponse)
+    @json_endpoint(FeaturesRequest)
+    async def features(self, request: FeaturesRequest) -> Any:
+        """Return what the models see at the newest close of a symbol, by column name; null = missing."""
+        return self._engine.features(request.symbol, request.family)
+
+    @bentoml.api(route="/models", input_spec=EmptyRequest)
+    @json_endpoint(EmptyRequest)
+    async def models(self, request: EmptyRequest) -> Any:
         """Return champion and challenger of every family, and what was refused."""
         return self._engine.readiness.models()
 
-    @bentoml.api(route="/status")
-    @json_endpoint
-    async def status(self, request: EmptyRequest, /) -> Any:
+    @bentoml.api(route="/status", input_spec=EmptyRequest)
+    @json_endpoint(EmptyRequest)
+    async def status(self, request: EmptyRequest) -> Any:
         """Return tier and why, models, symbols, breakers, account."""
         return self._engine.readiness.status()
 
-    @bentoml.api(route="/risk")
-    @json_endpoint
-    async def risk(self, request: EmptyRequest, /) -> Any:
+    @bentoml.api(route="/risk", input_spec=EmptyRequest)
+    @json_endpoint(EmptyRequest)
+    async def risk(self, request: EmptyRequest) -> Any:
         """Return every limit with what is used of it, and what would be refused now."""
         return self._engine.risk()
 
-    @bentoml.api(route="/account")
-    @json_endpoint
-    async def account(self, request: EmptyRequest, /) -> Any:
+    @bentoml.api(route="/account", input_spec=EmptyRequest)
+    @json_endpoint(EmptyRequest)
+    async def account(self, request: EmptyRequest) -> Any:
         """Return equity, profit, drawdown and open positions, and what they rest on."""
         return self._engine.account()
 
-    @bentoml.api(route="/ready")
-    @json_endpoint
-    async def ready(self, request: EmptyRequest, /) -> Any:
+    @bentoml.api(route="/ready", input_spec=EmptyRequest)
+    @json_endpoint(EmptyRequest)
+    async def ready(self, request: EmptyRequest) -> Any:
         """Return every check behind readiness; 503 until all of them hold."""
         found = self._engine.readiness.ready()
         return answer(found, 200 if found["ready"] else 503)
@@ -179,6 +189,7 @@ add_http_stack(
     "this page with `bellwether open decision`.",
     protected_paths=PROTECTED,
     reads=READS,
+    queries=tuple(QUERIES),
     lanes=decision_lanes(),
     larger_bodies={"/observe": MAX_OBSERVE_BODY},
 )

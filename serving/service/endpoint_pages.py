@@ -137,8 +137,10 @@ PAGES: dict[str, Page] = {
     "/predict": Page(
         "Models",
         "Predict rows with one family's champion or challenger",
-        "Send one of `rows` (in the order of the model's columns, see /models), `features` by name, or, for a model "
-        "that looks back, `windows`. null = missing, on both sides: a probability, or an abstention with its reason.",
+        "Send one of `rows` (in the order of the model's columns, see /models), `features` by name, for a model "
+        "that looks back, `windows`; or a `symbol`: its newest row is taken from /features of the decision service, "
+        "and the answer has the close that it is of. null = missing, on both sides: a probability, or an abstention "
+        "with its reason.",
         {"family": "validator", "arm": "champion", "features": [{"atr_14": 0.004, "volume_ratio": 1.2}]},
         {
             "api": 1,
@@ -178,6 +180,37 @@ PAGES: dict[str, Page] = {
             "api": 1,
             "generation": 7,
             "predictions": [{"champion": {"fault": "MODEL_SERVICE_BEHIND: its generation 7 holds no 5f1c0a9d3b7e"}}],
+        },
+    ),
+    "/features": Page(
+        "Models",
+        "Show what the models see at the newest close of a symbol",
+        "For each family the values of every column, null = missing: a number, or the newest `steps` numbers, oldest "
+        "first, of a family that looks back. `close` is that of the decision bar, by the clock of its market; "
+        "`columns` are those that a model reads; `reason` says why there is nothing to see, or why a model is not "
+        "asked. `family` answers one family alone. GET has the fields in its query: /features?symbol=SIM/USDT.",
+        {"symbol": "SIM/USDT", "family": "validator"},
+        {
+            "api": 1,
+            "symbol": "SIM/USDT",
+            "close": "2024-01-09T08:15:00+00:00",
+            "generation": 7,
+            "families": {
+                "validator": {
+                    "steps": 1,
+                    "event": "fvg",
+                    "direction": 1,
+                    "reason": None,
+                    "values": {"atr_14": 0.004, "volume_ratio": None},
+                    "champion": {
+                        "version": "3",
+                        "digest": _DIGEST,
+                        "columns": ["atr_14", "volume_ratio"],
+                        "reason": None,
+                    },
+                    "challenger": None,
+                }
+            },
         },
     ),
     "/models": Page(

@@ -71,7 +71,7 @@ def decision_lanes() -> dict[str, Lane]:
         "/outcome": Lane(max_running=8, max_waiting=64),
         "/fill": Lane(max_running=8, max_waiting=64),
         "/decide": decide,
-        **dict.fromkeys(("/status", "/risk", "/account", "/models", "/schema.json"), reads),
+        **dict.fromkeys(("/features", "/status", "/risk", "/account", "/models", "/schema.json"), reads),
     }
 
 

@@ -3,6 +3,7 @@
 
 import json
 from collections.abc import Mapping
+from urllib.parse import parse_qs
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,6 +30,7 @@ class HttpRules:
         reads: tuple[str, ...],
         max_body: int = MAX_BODY,
         larger_bodies: Mapping[str, int] = NO_LARGER,
+        queries: tuple[str, ...] = (),
     ) -> None:
         """Wrap `app`.
 
@@ -37,8 +39,9 @@ class HttpRules:
         reads            paths that also take GET
         max_body         bytes
         larger_bodies    path → bytes, where a call takes more
+        queries          reads whose fields a GET has in its query
         """
-        self._app, self._protected, self._reads = app, protected_paths, reads
+        self._app, self._protected, self._reads, self._queries = app, protected_paths, reads, queries
         self._max_body, self._larger_bodies = max_body, larger_bodies
         self._page = page(title, text)
         self._docs: Response | None = None
@@ -56,7 +59,8 @@ class HttpRules:
         elif method == "GET" and path == "/docs.json":
             await (await self._documentation(scope, receive))(scope, receive, send)
         elif method == "GET" and path in self._reads:
-            await self._app(_posted(scope), _without_body(receive), _FieldErrors(send))  # BentoML routes POST only
+            body = _query(scope) if path in self._queries else b""
+            await self._app(_posted(scope), _with_body(receive, body), _FieldErrors(send))  # BentoML routes POST only
         elif method not in ("GET", "HEAD") and (refusal := self._refusal(scope)) is not None:
             await refusal(scope, receive, send)
         else:
@@ -103,23 +107,29 @@ def _is_json(content_type: bytes) -> bool:
 
 
 def _posted(scope: Scope) -> Scope:
-    """Return a GET as the POST without a body that BentoML routes."""
+    """Return a GET as the POST that BentoML routes, without what it says of a body."""
     of_a_body = (b"content-type", b"content-length", b"transfer-encoding")
     headers = [(name, value) for name, value in scope["headers"] if name not in of_a_body]
     return {**scope, "method": "POST", "headers": headers}
 
 
-def _without_body(receive: Receive) -> Receive:
-    """Return a receive that gives an empty body first, whatever was sent; then what `receive` gives (a disconnect)."""
+def _query(scope: Scope) -> bytes:
+    """Return the query of a GET as the JSON body of the same call; a field given twice is a list, which none takes."""
+    fields = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True, errors="replace")
+    return json.dumps({name: given[0] if len(given) == 1 else given for name, given in fields.items()}).encode()
+
+
+def _with_body(receive: Receive, body: bytes) -> Receive:
+    """Return a receive that gives this body first, whatever was sent; then what `receive` gives (a disconnect)."""
     is_sent = False
 
     async def read() -> Message:
-        """Return the empty body once."""
+        """Return the body once."""
         nonlocal is_sent
         if is_sent:
             return await receive()
         is_sent = True
-        return {"type": "http.request", "body": b"", "more_body": False}
+        return {"type": "http.request", "body": body, "more_body": False}
 
     return read
 

@@ -22,6 +22,7 @@ def add_http_stack(
     reads: tuple[str, ...],
     max_body: int = MAX_BODY,
     larger_bodies: Mapping[str, int] = NO_LARGER,
+    queries: tuple[str, ...] = (),
     lanes: Mapping[str, Lane] | None = None,
 ) -> None:
     """Wrap a BentoML service: log, guard, HTTP rules, whole bodies, and fair queues where `lanes` are given.
@@ -32,6 +33,7 @@ def add_http_stack(
     reads            paths that also take GET and need no key
     max_body         bytes
     larger_bodies    path → bytes, where a call takes more
+    queries          reads whose fields a GET has in its query
     lanes            path → its queue
     """
     service.add_asgi_middleware(RequestLog)
@@ -44,6 +46,7 @@ def add_http_stack(
         reads=reads,
         max_body=max_body,
         larger_bodies=larger_bodies,
+        queries=queries,
     )
     service.add_asgi_middleware(BufferedJsonBody)
     if lanes is not None:

@@ -9,27 +9,30 @@ import bentoml
 import numpy as np
 
 from pipelines.bootstrap import bootstrap, serve_from_now_on
-from pipelines.contracts import Floats, Model
+from pipelines.contracts import Floats, JsonObject, Model, Predictions
 from pipelines.errors import BadColumns, BadShape, ServiceDown, UnknownName
 from pipelines.families import FAMILIES
 from pipelines.permissions import restrict
 from pipelines.settings import settings
 from pipelines.store import SERVICE_WAIT_MS, StoreFault
+from serving.inference.feature_client import FeatureClient
+from serving.inference.feature_rows import predict_on_features
 from serving.inference.generation_watcher import Check, GenerationWatcher, families, refusals, slot_checks
 from serving.inference.model_client import run_inference
-from serving.inference.model_slots import ModelSlots
+from serving.inference.model_slots import ModelSlots, Slot, Snapshot
 from serving.service.alarm_queue import AlarmQueue, report_poll
-from serving.service.answers import PredictBatchResponse, PredictResponse, answer, json_endpoint
+from serving.service.answers import PredictBatchResponse, SymbolPredictResponse, answer, json_endpoint
 from serving.service.home_store import open_store
 from serving.service.http_stack import add_http_stack
 from serving.service.ledger_check import disagreement
 from serving.service.metrics_folder import keep_in_memory
 from serving.service.schemas import EmptyRequest, PredictBatchRequest, PredictRequest
-from serving.service.startup import starting
+from serving.service.startup import require_home, starting
 from serving.service.store_executor import StoreExecutor
 
 bootstrap()  # the number of BLAS threads is in the environment that `up` passes: BentoML has imported numpy
 keep_in_memory()  # before BentoML makes its first counter
+require_home()  # before anything of a home is made
 log = logging.getLogger("bellwether.models")
 MAX_BATCH_BODY = 1 << 25  # bytes; all families of 256 symbols take about 12 MB
 DEVICE = "cpu"  # the bundles of today run on onnxruntime's CPU provider
@@ -55,6 +58,7 @@ class ModelService:
             where = settings()
             self._store = open_store(where, SERVICE_WAIT_MS)
         self._alarms, self._executor = AlarmQueue(), StoreExecutor()
+        self._features = FeatureClient(where.decision_url)
         check = functools.partial(disagreement, self._store, where.home)
         self._slots = ModelSlots(where.serving_dir, where.bundles, self._alarms.raise_alarm, disagreement=check)
         self._watcher = GenerationWatcher(self._poll, functools.partial(report_poll, self._alarms, "model service"))
@@ -80,13 +84,14 @@ class ModelService:
     async def stop(self) -> None:
         """Stop polling and close everything."""
         await self._watcher.stop()
+        await self._features.close()
         self._slots.close()
         self._executor.close()
         self._store.close()
 
-    @bentoml.api(route="/predict", output_spec=PredictResponse)
-    @json_endpoint
-    async def predict(self, request: PredictRequest, /) -> Any:
+    @bentoml.api(route="/predict", input_spec=PredictRequest, output_spec=SymbolPredictResponse)
+    @json_endpoint(PredictRequest)
+    async def predict(self, request: PredictRequest) -> Any:
         """Return a calibrated probability a row, or an abstention with its reason; null = missing, on both sides."""
         snapshot = self._slots.snapshot
         if request.family not in FAMILIES:
@@ -94,35 +99,33 @@ class ModelService:
         slot = snapshot.slot(request.family, request.arm)
         if slot is None:
             served = ", ".join(f"{family} {arm}" for family, arm in snapshot.slots) or "nothing yet"
-            raise UnknownName(f"arm: no {request.family} {request.arm} is served; served: {served}")
-        predictions = slot.model.predict(requested_rows(request, slot.model))
-        classes, members = slot.model.classes, predictions.members
-        return {
-            "family": slot.family,
-            "arm": slot.arm,
-            "version": slot.version,
-            "digest": slot.digest,
-            "device": DEVICE,
-            "generation": snapshot.generation,
-            "classes": list(classes),
-            "p": _by_class(predictions.p, classes),
-            "p_low": _by_class(predictions.p_low, classes),
-            "status": predictions.status,
-            "reason": predictions.reason,
-            "novelty": _by_class(predictions.novelty, classes),
-            "label": predictions.label,
-            "members": None if members is None else {name: _by_class(p, classes) for name, p in members.items()},
-        }
+            raise UnknownName(
+                f"arm: no {request.family} {request.arm} is served; served: {served}. `bellwether retrain "
+                f"{request.family}` trains one, `bellwether promote {request.family} VERSION` makes it champion"
+            )
+        if request.symbol is not None:
+            return await self._predict_newest(request.symbol, slot, snapshot)
+        return _prediction_answer(snapshot, slot, slot.model.predict(requested_rows(request, slot.model)))
 
-    @bentoml.api(route="/predict_batch", output_spec=PredictBatchResponse)
-    @json_endpoint
-    async def predict_batch(self, request: PredictBatchRequest, /) -> Any:
+    async def _predict_newest(self, symbol: str, slot: Slot, snapshot: Snapshot) -> JsonObject:
+        """Return the answer on the newest row of a symbol, or the abstention of a decision at the same close.
+
+        Raises what refuses the symbol; StateError where the decision service holds another model in this arm.
+        """
+        found = await self._features.features(symbol, slot.family)
+        seen = found["families"][slot.family]
+        about = {name: found[name] for name in ("symbol", "close")} | {n: seen[n] for n in ("event", "direction")}
+        return _prediction_answer(snapshot, slot, predict_on_features(slot, seen)) | about
+
+    @bentoml.api(route="/predict_batch", input_spec=PredictBatchRequest, output_spec=PredictBatchResponse)
+    @json_endpoint(PredictBatchRequest)
+    async def predict_batch(self, request: PredictBatchRequest) -> Any:
         """Return predictions for all rows of one decision request, each by the bundle whose digest is named."""
         return run_inference(self._slots.snapshot, request)
 
-    @bentoml.api(route="/models")
-    @json_endpoint
-    async def models(self, request: EmptyRequest, /) -> Any:
+    @bentoml.api(route="/models", input_spec=EmptyRequest)
+    @json_endpoint(EmptyRequest)
+    async def models(self, request: EmptyRequest) -> Any:
         """Return champion and challenger of every family with their columns, and what was refused."""
         snapshot = self._slots.snapshot
         return {
@@ -132,9 +135,9 @@ class ModelService:
             "refused": refusals(snapshot),
         }
 
-    @bentoml.api(route="/ready")
-    @json_endpoint
-    async def ready(self, request: EmptyRequest, /) -> Any:
+    @bentoml.api(route="/ready", input_spec=EmptyRequest)
+    @json_endpoint(EmptyRequest)
+    async def ready(self, request: EmptyRequest) -> Any:
         """Return every check behind readiness; 503 until all of them hold."""
         checks = self._checks()
         ready = all(check["ok"] for check in checks)
@@ -151,6 +154,27 @@ class ModelService:
         nothing = self._slots.refusal or "no generation file yet: run `bellwether run`"
         detail = fault or (str(snapshot.generation) if follows else nothing)
         return [{"name": "generation watcher", "ok": follows, "detail": detail}, *slot_checks(snapshot)]
+
+
+def _prediction_answer(snapshot: Snapshot, slot: Slot, predictions: Predictions) -> JsonObject:
+    """Return the content of `/predict`: the model of a slot and its predictions, one entry a row."""
+    classes, members = slot.model.classes, predictions.members
+    return {
+        "family": slot.family,
+        "arm": slot.arm,
+        "version": slot.version,
+        "digest": slot.digest,
+        "device": DEVICE,
+        "generation": snapshot.generation,
+        "classes": list(classes),
+        "p": _by_class(predictions.p, classes),
+        "p_low": _by_class(predictions.p_low, classes),
+        "status": predictions.status,
+        "reason": predictions.reason,
+        "novelty": _by_class(predictions.novelty, classes),
+        "label": predictions.label,
+        "members": None if members is None else {name: _by_class(p, classes) for name, p in members.items()},
+    }
 
 
 def requested_rows(request: PredictRequest, model: Model) -> Floats:

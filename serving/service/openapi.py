@@ -15,6 +15,7 @@ from serving.service.answers import (
     Answer,
     BriefResponse,
     DecisionsResponse,
+    FeaturesResponse,
     FillResponse,
     FullResponse,
     ObserveBatchResponse,
@@ -22,11 +23,13 @@ from serving.service.answers import (
     OutcomeResponse,
     PredictBatchResponse,
     PredictResponse,
+    SymbolPredictResponse,
 )
 from serving.service.endpoint_pages import PAGES, PROBE_PAGES, TAGS
 from serving.service.schemas import (
     DecideRequest,
     EmptyRequest,
+    FeaturesRequest,
     FillRequest,
     ObserveBatchRequest,
     ObserveRequest,
@@ -36,14 +39,16 @@ from serving.service.schemas import (
 )
 
 READ = (EmptyRequest,)  # what a call takes that only reads
+QUERIES: dict[str, type[BaseModel]] = {"/features": FeaturesRequest}  # reads whose fields a GET has in its query
 # path → what may be taken, what may be answered (Answer = an object of any fields)
 CALLS: dict[str, tuple[tuple[type[BaseModel], ...], tuple[type[BaseModel], ...]]] = {
     "/observe": ((ObserveRequest, ObserveBatchRequest), (ObserveResponse, ObserveBatchResponse)),
     "/decide": ((DecideRequest,), (FullResponse, BriefResponse, DecisionsResponse)),
     "/outcome": ((OutcomeRequest,), (OutcomeResponse,)),
     "/fill": ((FillRequest,), (FillResponse,)),
-    "/predict": ((PredictRequest,), (PredictResponse,)),
+    "/predict": ((PredictRequest,), (PredictResponse, SymbolPredictResponse)),
     "/predict_batch": ((PredictBatchRequest,), (PredictBatchResponse,)),
+    "/features": ((FeaturesRequest,), (FeaturesResponse,)),
     "/models": (READ, (Answer,)),
     "/status": (READ, (Answer,)),
     "/risk": (READ, (Answer,)),
@@ -97,10 +102,10 @@ def complete_spec(spec: JsonObject, *, needs_key: Collection[str]) -> JsonObject
         for path, item in spec["paths"].items()
     }
     for path, item in paths.items():
-        if path in CALLS and CALLS[path][0] is READ:  # what only reads is GET too
+        if path in QUERIES or (path in CALLS and CALLS[path][0] is READ):  # what only reads is GET too
             post = item["post"]
-            read_id = f"{post['operationId']}_read"
-            item["get"] = {k: v for k, v in post.items() if k != "requestBody"} | {"operationId": read_id}
+            read = {"operationId": f"{post['operationId']}_read"}
+            item["get"] = {k: v for k, v in post.items() if k != "requestBody"} | read | _parameters(path)
     bearer = {"type": "http", "scheme": "bearer", "description": "BELLWETHER_WRITE_KEY, or the file write_key"}
     used = {tag for item in paths.values() for operation in item.values() for tag in operation.get("tags", ())}
     return {
@@ -141,6 +146,21 @@ def _operation(
     if path in needs_key:
         operation["security"] = [{"bearer": []}]
     return operation
+
+
+def _parameters(path: str) -> JsonObject:
+    """Return {"parameters"} of a GET that has its fields in the query; {} of one that has none."""
+    if path not in QUERIES:
+        return {}
+    schema = QUERIES[path].model_json_schema(ref_template=REF)
+    required, example = schema.get("required", ()), PAGES[path].request
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "required": name in required, "schema": field}
+            | ({"example": example[name]} if name in example else {})
+            for name, field in schema["properties"].items()
+        ]
+    }
 
 
 def _add_page(operation: JsonObject, response: JsonObject, path: str, needs_key: bool) -> None:

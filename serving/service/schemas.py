@@ -4,6 +4,7 @@ Unknown, missing, NaN, naive and out-of-range fields are a 400 that names the fi
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -17,16 +18,17 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX, TAPE_FIELDS
-from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, BOOK_LEVELS, Books, ContextFeed, Floats
+from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, BOOK_LEVELS, Books, ContextFeed, Floats, JsonObject
 from pipelines.data.admission import LARGEST, SMALLEST_ABOVE_0
 from pipelines.data.alignment import book_fault
 from pipelines.data.symbols import parse_symbol
@@ -103,17 +105,22 @@ Symbol = Annotated[Name, AfterValidator(_canonical)]
 Text = Annotated[str, Field(max_length=300, pattern=f"^{_PLAIN}*$")]
 
 
-class _Request(BaseModel):
+class Request(BaseModel):
     """A request: unknown fields are refused, and it never changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @classmethod
+    def of_fields(cls, fields: Mapping[str, Any]) -> "Request":
+        """Return the request made of its fields, which are valid already: BentoML hands them over one by one."""
+        return cls.model_construct(**fields)
 
-class EmptyRequest(_Request):
+
+class EmptyRequest(Request):
     """No fields: send {} or an empty body."""
 
 
-class Bar(_Request):
+class Bar(Request):
     """One closed base bar. Prices in quote currency, volumes in base asset; null or left out = the source has none.
     Prices are mids where half_spread is sent: (ask - bid) / 2 at the close, in quote currency."""
 
@@ -132,7 +139,7 @@ Level = Annotated[list[Amount | None], Field(min_length=2, max_length=3)]  # pri
 Side = Annotated[list[Level], Field(min_length=1, max_length=BOOK_LEVELS)]
 
 
-class BookRecord(_Request):
+class BookRecord(Request):
     """An order book as it became known: best level first, each [price, size] or [price, size, orders], orders null
     where the venue does not count them. The tape describes the events since the previous book, or as of this one; null
     or left out = not recorded. Its two order flows may be given outside of it too."""
@@ -145,7 +152,7 @@ class BookRecord(_Request):
     order_flow_fast: Number | None = None
 
 
-class ContextRecord(_Request):
+class ContextRecord(Request):
     """A value of context (funding, sentiment, a reference market, …) as it became known. funding_rate is a fraction of
     eight hours: of a venue that settles every four, twice its rate. series_1 to series_4 are the named series of the
     market's data version, in the order of their names."""
@@ -155,7 +162,7 @@ class ContextRecord(_Request):
     value: Number
 
 
-class ObserveRequest(_Request):
+class ObserveRequest(Request):
     """Closed base bars of one symbol, in order, and the books and context known since, or one of the three. Sending the
     same again changes nothing. What became known before a decision bar closed must come with or before the bar that
     closes it."""
@@ -211,7 +218,7 @@ def _or_unreadable(entry: Any, read: ValidatorFunctionWrapHandler) -> Any:
 Observation = Annotated[ObserveRequest, WrapValidator(_or_unreadable)]
 
 
-class ObserveBatchRequest(_Request):
+class ObserveBatchRequest(Request):
     """Observations of several symbols, one entry a symbol, stored in one transaction; a batch holds at most 8,192 bars,
     books and values of context. A symbol that is refused is refused alone, in its place."""
 
@@ -242,6 +249,18 @@ class ObserveCall(ObserveRequest):
         if isinstance(body, dict) and "observations" in body:
             return ObserveBatchRequest.model_validate(body)
         return read(body)
+
+    @classmethod
+    def of_fields(cls, fields: Mapping[str, Any]) -> Request:
+        """Return the batch or the observation that these fields are of."""
+        return (ObserveBatchRequest if "observations" in fields else ObserveRequest).model_construct(**fields)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonObject:
+        """Return the fields of both, none required: BentoML's client sends no argument that is not among them."""
+        schema = handler(core_schema)
+        batch: JsonObject = {"observations": {"type": "array", "items": {"type": "object"}}}
+        return {**schema, "properties": schema["properties"] | batch, "required": []}
 
 
 def _books(sent: list[BookRecord]) -> Books | None:
@@ -280,7 +299,7 @@ def _feed(sent: list[ContextRecord]) -> ContextFeed | None:
     )
 
 
-class DecideRequest(_Request):
+class DecideRequest(Request):
     """One `symbol` or many `symbols`, decided for now: the clock of a market is not the caller's to set. Of many, one
     that is refused is refused alone, in its place. `view`: all
     fields of a decision, or the ones a trader needs."""
@@ -308,7 +327,7 @@ class DecideRequest(_Request):
         return self
 
 
-class OutcomeRequest(_Request):
+class OutcomeRequest(Request):
     """What happened to a decision's event. `label` 1: the target came first; 0: the stop did, or time ran out. Results
     in basis points of the entry price."""
 
@@ -321,7 +340,7 @@ class OutcomeRequest(_Request):
     cost_bps: Number
 
 
-class FillRequest(_Request):
+class FillRequest(Request):
     """What a venue reported of the order of an emitted decision: `filled` at a price, or `rejected` for a reason. `id`
     is the venue's own id of the report, `at` the time by its clock. `exit`: it closed the position, or a part of it.
     `quantity` is a fraction of equity (left out: the whole size), `fee_bps` of this side, below 0 a rebate (left out:
@@ -345,32 +364,41 @@ class FillRequest(_Request):
         return self
 
 
-class PredictRequest(_Request):
-    """One of three: `rows` in the order of the model's columns (see /models), `features` by name, or, for a model that
-    looks back, `windows` of its `steps` rows each, oldest first. null = missing."""
+class FeaturesRequest(Request):
+    """The `symbol` whose newest row is asked for; `family`: of this model family only."""
+
+    symbol: Symbol
+    family: Name | None = None
+
+
+class PredictRequest(Request):
+    """One of four: `rows` in the order of the model's columns (see /models), `features` by name, for a model that looks
+    back `windows` of its `steps` rows each, oldest first, or a `symbol`: its newest row, as /features answers it.
+    null = missing."""
 
     family: Name
     rows: Annotated[list[list[Number | None]], Field(min_length=1, max_length=MAX_ROWS)] | None = None
     features: Annotated[list[dict[Name, Number | None]], Field(min_length=1, max_length=MAX_ROWS)] | None = None
     windows: Annotated[list[list[list[Number | None]]], Field(min_length=1, max_length=MAX_WINDOWS)] | None = None
     arm: Literal["champion", "challenger"] = "champion"
+    symbol: Symbol | None = None
 
     @model_validator(mode="after")
     def _one_of(self) -> "PredictRequest":
-        """Refuse more or less than one of rows, features and windows."""
-        if sum(given is not None for given in (self.rows, self.features, self.windows)) != 1:
-            raise ValueError("give exactly one of rows, features and windows")
+        """Refuse more or less than one of rows, features, windows and symbol."""
+        if sum(given is not None for given in (self.rows, self.features, self.windows, self.symbol)) != 1:
+            raise ValueError("give exactly one of rows, features and windows, or a symbol")
         return self
 
 
-class Packed(_Request):
+class Packed(Request):
     """An array bit for bit: its shape and the base64 of its little-endian float64 bytes in C order; NaN = missing."""
 
     shape: Annotated[list[Annotated[int, Field(strict=True, ge=1, le=MAX_ALONG)]], Field(min_length=1, max_length=3)]
     f8: str
 
 
-class PackedInferenceRequest(_Request):
+class PackedInferenceRequest(Request):
     """A row a symbol for a family: (n, columns), or (n, steps, columns) where it looks back; arm → digest of the bundle
     that must predict."""
 
@@ -380,7 +408,7 @@ class PackedInferenceRequest(_Request):
     rows: Packed
 
 
-class PredictBatchRequest(_Request):
+class PredictBatchRequest(Request):
     """All rows of one request of the decision service; an empty list tests whether the service is up."""
 
     inference_requests: Annotated[list[PackedInferenceRequest], Field(max_length=MAX_ROWS)]

@@ -1,14 +1,41 @@
-"""End a service that cannot start where its supervisor sees it."""
+"""End a service that cannot start where its supervisor, or the person who started it, sees it."""
 
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from pipelines.settings import ROOT, Settings
 from serving.service.connection_limits import in_worker
 
 log = logging.getLogger("bellwether.startup")
+BENTO_FILE = ROOT.parent / "bento.yaml"  # next to the code of a bento, and nowhere else
+
+
+def require_home(bento_file: Path = BENTO_FILE) -> None:
+    """End this process, before anything is written, if it runs a bento and BELLWETHER_HOME names no folder.
+
+    A bento holds no models, data or key, and its own folder is not the place for them.
+    """
+    if not bento_file.is_file():
+        return
+    where = Settings()
+    home = where.home if "home" in where.model_fields_set else Path()
+    if home == Path():
+        why = "BELLWETHER_HOME is not set"
+    elif not home.is_absolute():  # BentoML has changed into the bento's own folder
+        why = f"BELLWETHER_HOME is {home}, which is not a whole path"
+    elif not home.is_dir():
+        why = f"BELLWETHER_HOME names {home}, and there is no such folder"
+    else:
+        return
+    sys.exit(
+        f"cannot start: {why}. A bento holds code and parameters, no models, data or key: set BELLWETHER_HOME to the "
+        "home of an installation, such as the folder artifacts that `bellwether run` has filled"
+    )
 
 
 @contextmanager

@@ -98,6 +98,7 @@ def test_a_naive_moment_is_refused_with_the_way_to_write_it(tmp_path):
         (["lineage"], "bellwether run --once"),
         (["lineage", "unknown-id"], "bellwether decide"),
         (["decide"], "bellwether run --once"),
+        (["features"], "bellwether run --once"),
         (["drift"], "bellwether run --once"),
         (["risk"], "bellwether up"),
         (["account"], "bellwether up"),

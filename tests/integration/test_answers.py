@@ -4,12 +4,14 @@ import json
 import shutil
 import sqlite3
 from contextlib import closing
+from datetime import datetime
 
 import pytest
 from support.stack import environment
 
 from bellwether.operations.lineage import trace
 from pipelines.sealed_folder import sha256
+from serving.client import Client
 
 pytestmark = pytest.mark.stack
 
@@ -48,6 +50,24 @@ def test_decide_answers_json_with_reasons_and_lineage(stack):
     assert decision["symbol"] == "SIM/USDT"
     assert decision["reasons"] or decision["action"] != "NO_TRADE"
     assert trace(stack.installation, decision["id"])["broken"] == []
+
+
+def test_the_model_service_predicts_from_a_symbol_what_the_decision_at_the_same_close_holds(stack):
+    seen = stack.json("features")
+    with Client(stack.settings) as client:
+        decision = client.decide("SIM/USDT")
+        assert seen == client.features("SIM/USDT")
+        assert datetime.fromisoformat(seen["close"]) == datetime.fromisoformat(decision["as_of"])
+        for family, arms in decision["models"].items():
+            for arm, answer in arms.items():
+                found = client.predict("SIM/USDT", family, arm)
+                assert (found["digest"], found["close"]) == (answer["digest"], seen["close"])
+                assert (found["p"], found["reason"]) == ([answer["p"]], [answer["reason"]]), (family, arm)
+    assert decision["models"]
+    assert all(len(part["values"] or ()) > 0 for family, part in seen["families"].items() if family != "validator")
+    shown = stack.cli("features", "--family", "predictor").stdout
+    assert all(column in shown for column in seen["families"]["predictor"]["values"])
+    assert all(family in stack.cli("features").stdout for family in seen["families"])
 
 
 def test_the_chart_joins_the_snapshot_and_what_was_decided_since(stack):

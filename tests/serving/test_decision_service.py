@@ -14,9 +14,15 @@ from support.serving_fixture import SYMBOL, make_bundle, slot_entry
 
 from pipelines.context_layout import tape_of
 from pipelines.contracts import HALF_SPREAD, OPEN_TIME
+from pipelines.errors import StateError
+from pipelines.features.catalog import FEATURES
+from pipelines.models.runtime import load_bundle
+from pipelines.models.views import VIEWS
 from pipelines.settings import ROOT
+from serving.inference.feature_rows import predict_on_features
 from serving.inference.generation import acknowledged
-from serving.service.answers import BriefResponse, FullResponse
+from serving.inference.model_slots import Slot
+from serving.service.answers import BriefResponse, FeaturesResponse, FullResponse
 from serving.service.schemas import MAX_BODY, MAX_OBSERVE_BODY
 
 
@@ -86,7 +92,7 @@ def test_every_decision_names_its_models_and_lineage_and_is_in_the_ledger_with_i
 
 def test_live_decisions_come_from_the_rows_training_would_have_read(served):
     """Law L2 over HTTP: a day of bars, and every stored row equals the batch fold's, bit for bit."""
-    seen = 0
+    seen, slot = 0, slot_of(served, served.champion)
     for _ in range(96):
         served.observe(15)
         decision = served.decide()
@@ -94,12 +100,68 @@ def test_live_decisions_come_from_the_rows_training_would_have_read(served):
         row = round((stored.decision.as_of.timestamp() - served.stand.decision[0, OPEN_TIME]) / 900) - 1
         assert stored.features == served.stand.features[row].tobytes()
         champion = decision["models"]["validator"]["champion"]
+        shown = served.http.get("/features", params={"symbol": SYMBOL, "family": "validator"}).json()
+        validator = shown["families"]["validator"]
+        values = validator["values"]
+        assert datetime.fromisoformat(shown["close"]) == stored.decision.as_of
+        assert validator["champion"]["reason"] == (champion["reason"] if values is None else None)
         if champion["status"] == "OK":
             seen += 1
+            assert predict_on_features(slot, validator).p.tolist() == [champion["p"]]  # JSON lost nothing
+            assert (validator["event"], validator["direction"]) == (champion["event"], champion["direction"])
+            assert None in values.values()  # this market has no order books
             assert 0.0 <= champion["p_low"] <= champion["p"] <= 1.0
             assert champion["event"] == decision["event"]
             assert champion["p"] != decision["models"]["validator"]["challenger"]["p"]  # both arms score every event
+        else:
+            abstained = predict_on_features(slot, validator)
+            assert (abstained.status, abstained.reason) == (["ABSTAIN"], [champion["reason"]])
     assert seen > 0
+    other = slot_of(served, served.challenger)
+    with pytest.raises(StateError, match="validator champion: version 1 is served here, 1 by the decision service"):
+        predict_on_features(other, validator)
+
+
+def slot_of(served, digest):
+    """A bundle in the slot of the champion."""
+    model = load_bundle(served.home / "bundles" / digest, None)
+    return Slot("validator", "champion", "1", digest, "", "", "", "", model)
+
+
+def test_features_are_those_of_every_family_with_who_reads_them_and_null_where_missing(served):
+    shown = served.http.get("/features", params={"symbol": SYMBOL}).json()
+    FeaturesResponse.model_validate_json(json.dumps(shown))
+    assert shown == served.call("/features", {"symbol": SYMBOL}).json()
+    close = served.close()
+    assert datetime.fromisoformat(shown["close"]).timestamp() == close
+    assert list(shown["families"]) == ["validator", "pattern", "regime", "predictor"]
+    validator = shown["families"]["validator"]
+    assert validator["champion"]["columns"] == list(served.stand.columns)
+    assert (validator["champion"]["digest"], validator["challenger"]["digest"]) == (served.champion, served.challenger)
+    assert validator["champion"]["reason"] == validator["reason"]  # NO_EVENT, or null where there is one
+    row = round((close - served.stand.decision[0, OPEN_TIME]) / 900) - 1
+    predictor, view = shown["families"]["predictor"], VIEWS["predictor"]
+    assert (predictor["champion"], predictor["steps"], list(predictor["values"])) == (None, 60, list(view.columns))
+    window = np.array(list(predictor["values"].values()), dtype=np.float64).T  # null becomes NaN
+    expected = served.stand.features[row - 59 : row + 1, [FEATURES.index[name] for name in view.columns]]
+    assert window.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "says"),
+    [
+        ("", 400, "symbol: Field required (add it)"),
+        ("symbol=", 400, "symbol: "),
+        ("symbol=SIM%2FUSDT&symbol=SIM%2FUSDT", 400, "symbol: Input should be a valid string"),
+        ("symbol=SIM%2FUSDT&mood=1", 400, "mood: Extra inputs are not permitted (remove it"),
+        ("symbol=SIM%2FUSDT&family=oracle", 404, "no model family 'oracle'; known: validator, "),
+        ("symbol=ABC%2FUSDT", 404, "no live state for 'ABC/USDT'; known: SIM/USDT"),
+        ("symbol=%ff%00", 400, "symbol: "),
+    ],
+)
+def test_a_query_that_cannot_be_answered_is_a_4xx_naming_the_field(served, query, status, says):
+    answer = served.http.get(f"/features?{query}")
+    assert (answer.status_code, says in answer.json()["error"]) == (status, True), answer.text
 
 
 def test_a_second_request_on_the_same_bar_gives_the_same_decision(served):

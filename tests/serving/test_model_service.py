@@ -1,26 +1,24 @@
-"""The model service as it is really started: predictions equal the bundle's own, bad rows are named."""
+"""Both bentos as they are built, and the model service served from its own: predictions equal the bundle's own."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 import warnings
 from datetime import UTC, datetime
-from pathlib import Path
 
 import bentoml
 import httpx
 import numpy as np
 import pytest
 from support.bentoml_process import wait_until_ready
+from support.bentos import build_bentos, serve_bento
 from support.serving_fixture import make_bundle, slot_entry
 
 from benchmarks.fixture import serve_arms
+from benchmarks.ports import free_ports
 from pipelines.models.runtime import load_bundle
 from pipelines.settings import ROOT, Settings
 from serving.inference.model_client import packed, unpacked
 from serving.service.schemas import Packed
+from serving.service.startup import require_home
 
 KEY = {"Authorization": "Bearer test-key"}
 
@@ -37,41 +35,75 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(stand, tmp_path_factory):
+def built(tmp_path_factory):
+    """Both bentos as they are built, name → folder."""
+    return build_bentos(tmp_path_factory.mktemp("bentoml"), ("decision", "models"))
+
+
+@pytest.fixture(scope="module")
+def homeless(built, tmp_path_factory):
+    """The decision bento without a home, started before the others: process and log."""
+    bentoml_home = built["decision"].parents[2].parent
+    return serve_bento("decision", bentoml_home, 0, tmp_path_factory.mktemp("homeless"))
+
+
+@pytest.fixture(scope="module")
+def served(stand, built, homeless, tmp_path_factory):
+    """The models bento on a home with one champion."""
     home = tmp_path_factory.mktemp("home")
     (home / "bundles").mkdir()
     digest = make_bundle(home / "bundles", stand.columns, stand.rows)
     families = {"validator": {"champion": slot_entry("1", digest), "challenger": None}}
     serve_arms(Settings(home=home), families, None, datetime(2024, 1, 1, tzinfo=UTC))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    bentoml = Path(sys.executable).with_name("bentoml")
-    command = [
-        bentoml,
-        "serve",
-        "serving.service.model_service:ModelService",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    env = {
-        **os.environ,
-        "BELLWETHER_HOME": str(home),
-        "BENTOML_DO_NOT_TRACK": "True",
-        "BELLWETHER_WRITE_KEY": "test-key",
-    }
-    log = (home / "log").open("w")
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+    port, nobody = free_ports(2)
+    bentoml_home = built["models"].parents[2].parent
+    env = {"BELLWETHER_HOME": str(home), "BELLWETHER_DECISION_PORT": str(nobody)}
+    process, log = serve_bento("models", bentoml_home, port, home, **env)
     try:
         url = f"http://127.0.0.1:{port}"
-        wait_until_ready(url, process, home / "log")
+        wait_until_ready(url, process, log)
         yield Served(url, home / "bundles" / digest, stand)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
-        log.close()
+
+
+def test_a_bento_holds_code_and_parameters_and_no_model_data_or_key(built):
+    lock = (ROOT / "requirements.lock").read_text().split()
+    for name, folder in built.items():
+        assert folder.parent.name == f"bellwether-{name}"
+        held = {path.relative_to(folder / "src") for path in (folder / "src").rglob("*") if path.is_file()}
+        assert {path.parts[0] for path in held} == {"serving", "pipelines", "params.yaml", "LICENSE", "bentofile.yaml"}
+        assert {path.suffix for path in held if len(path.parts) > 1} == {".py"}
+        assert sorted(set((folder / "env" / "python" / "requirements.txt").read_text().split())) == sorted(lock)
+
+
+def test_a_bento_without_a_home_ends_in_one_line_that_says_what_it_needs(homeless, built):
+    process, log = homeless
+    assert process.wait(60) == 1
+    (line,) = log.read_text().splitlines()
+    assert line.startswith("cannot start: BELLWETHER_HOME is not set. A bento holds code and parameters, no models")
+    assert not (built["decision"] / "src" / "artifacts").exists()
+
+
+@pytest.mark.parametrize(
+    ("home", "says"), [("", "is not set"), ("artifacts", "not a whole path"), ("/nowhere", "no such")]
+)
+def test_a_home_that_is_none_is_named_in_a_bento_and_nowhere_else(home, says, tmp_path, monkeypatch):
+    monkeypatch.setenv("BELLWETHER_HOME", home)
+    require_home(tmp_path / "bento.yaml")
+    (tmp_path / "bento.yaml").touch()
+    with pytest.raises(SystemExit, match=says):
+        require_home(tmp_path / "bento.yaml")
+    monkeypatch.setenv("BELLWETHER_HOME", str(tmp_path))
+    require_home(tmp_path / "bento.yaml")
+
+
+def test_a_symbol_needs_the_decision_service_and_says_so(served):
+    answer = served.predict(symbol="sim/usdt")
+    assert (answer.status_code, answer.json()["kind"]) == (503, "ServiceDown")
+    assert "which holds the newest row of SIM/USDT, does not answer" in answer.json()["error"]
+    assert "`bellwether up`" in answer.json()["error"]
 
 
 def test_predictions_over_http_equal_the_bundle_by_order_and_by_name(served):
@@ -130,7 +162,7 @@ def test_a_prediction_needs_the_key_and_bentomls_own_client_sends_it(served):
     body = {"family": "validator", "rows": served.stand.rows[:1].tolist()}
     with warnings.catch_warnings(), bentoml.SyncHTTPClient(served.url, token="test-key") as client:
         warnings.simplefilter("ignore", ResourceWarning)  # the client leaves its folder to the end of the process
-        assert client.predict(body)["p"] == served.predict(rows=body["rows"]).json()["p"]
+        assert client.predict(**body)["p"] == served.predict(rows=body["rows"]).json()["p"]
         client._temp_dir.cleanup()
 
 
@@ -146,10 +178,11 @@ def test_readyz_shows_every_check(served):
         ({"rows": [[1.0]]}, 400, "rows.0: 1 values"),
         ({"features": [{"hope": 1.0}]}, 400, "hope"),
         ({"rows": []}, 400, "rows"),
-        ({}, 400, "exactly one of rows, features and windows"),
+        ({}, 400, "exactly one of rows, features and windows, or a symbol"),
+        ({"symbol": "SIM/USDT", "rows": [[1.0]]}, 400, "exactly one of rows, features and windows, or a symbol"),
         ({"windows": [[[1.0], [1.0]]]}, 400, "looks back on 1"),
         ({"family": "oracle", "features": [{}]}, 404, "oracle"),
-        ({"arm": "challenger", "features": [{}]}, 404, "validator champion"),
+        ({"arm": "challenger", "features": [{}]}, 404, "validator champion. `bellwether retrain validator` trains one"),
         ({"features": [{}], "mood": 1}, 400, "mood"),
     ],
 )

@@ -16,8 +16,9 @@ from serving.inference.model_client import unpacked
 from serving.service.schemas import ObserveRequest, Packed, PredictBatchRequest, PredictRequest
 
 JSON = KEY | {"Content-Type": "application/json"}
-CALLS = ("/observe", "/decide", "/outcome", "/fill", "/models", "/status", "/risk", "/account", "/ready")
+CALLS = ("/observe", "/decide", "/outcome", "/fill", "/features", "/models", "/status", "/risk", "/account", "/ready")
 READS = (
+    "/features",
     "/models",
     "/status",
     "/risk",

@@ -100,16 +100,23 @@ def half_sent(worker):
 
 def test_bentomls_own_client_decides_with_the_key_and_not_without(worker):
     """As the README shows it."""
-    body = {"symbol": SYMBOL}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # the client leaves its folder to the end of the process
         with bentoml.SyncHTTPClient(worker.url, token="test-key") as client:
-            decided = client.decide(body)
+            decided, again = client.decide(symbol=SYMBOL), client.decide(SYMBOL, view="brief")
+            many = client.decide(symbols=[SYMBOL, "ABC/USDT"], view="brief")["decisions"]
+            seen = client.features(symbol=SYMBOL, family="validator")
+            observed = client.observe(observations=[{"symbol": SYMBOL, "bars": [as_json(worker.stand.live[0])]}])
+            assert client.ready()["ready"]
             client._temp_dir.cleanup()
         assert (decided["symbol"], decided["arm"]) == (SYMBOL, "champion")
+        assert (again["id"], again["reason"]) == (decided["id"], decided["reasons"][0])
+        assert (many[0]["id"], many[1]["kind"]) == (decided["id"], "UnknownName")
+        assert seen["families"]["validator"]["champion"]["version"] == "1"
+        assert observed["observations"][0]["new"] == 1
         with bentoml.SyncHTTPClient(worker.url) as client:
             with pytest.raises(BentoMLException, match="Unauthorized"):
-                client.decide(body)
+                client.decide(symbol=SYMBOL)
             client._temp_dir.cleanup()
 
 

@@ -69,7 +69,10 @@ def test_schedules_that_were_edited_paused_or_added_outlive_a_kill_and_reset_res
     (automation,) = triggers(stack)
     patch(stack, f"automations/{automation['id']}", {"enabled": False})
     before = listed(stack, "monitor", "retrain", "reconcile")
-    patch(stack, f"deployments/{retrain['id']}", {"parameters": {"family": "validator", "reason": "mine"}})
+    form_of_old = {"parameter_openapi_schema": {"type": "object", "properties": {"family": {"type": "string"}}}}
+    patch(
+        stack, f"deployments/{retrain['id']}", {"parameters": {"family": "validator", "reason": "mine"}} | form_of_old
+    )
     put_back_to_release_0_6(stack, automation["id"])
     waits = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}
     of_old = {"parameters": {"family": "validator,regime", "reason": "before"}, "state": waits}

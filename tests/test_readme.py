@@ -45,7 +45,7 @@ def read_value(text):
 def test_every_make_target_it_shows_exists():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"make (\w+)", README))
-    assert targets == {"run", "test", "check", "bench"}
+    assert targets == {"setup", "run", "test", "check", "bench"}
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 

@@ -15,7 +15,18 @@ FILES = {
     "data.dvc", "dvc.yaml", "params.yaml", "pyproject.toml", "requirements.in", "requirements.lock",
     "Makefile", "Procfile", "LICENSE", "README.md", "ARCHITECTURE.md", "CHANGELOG.md",
 }  # fmt: skip
-DOTTED = {".ci", ".dvc", ".dvcignore", ".env.example", ".gitattributes", ".github", ".gitignore", ".importlinter"}
+DOTTED = {
+    ".ci",
+    ".devcontainer",
+    ".dockerignore",
+    ".dvc",
+    ".dvcignore",
+    ".env.example",
+    ".gitattributes",
+    ".github",
+    ".gitignore",
+    ".importlinter",
+}
 NO_FLOW = {"__init__.py", "deployments.py", "reconciler.py", "universe.py"}  # of the files in flows/
 
 

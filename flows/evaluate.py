@@ -15,12 +15,14 @@ from flows.support import backtest
 from flows.support.installation import Installation, open_installation
 from flows.support.progress import line_progress, report_progress, step
 from flows.support.promotion import challenge, fetch_bundle, publish
+from flows.support.run_names import run_name
 from pipelines import versioning
 from pipelines.contracts import Bools, Floats, Ints, Model, Verdict
 from pipelines.errors import StateError
 from pipelines.evaluation.gates import Evidence, evidence_of, judge
 from pipelines.evaluation.report import figure_rows, flat_metrics, read_oof, write_page
 from pipelines.evaluation.verdicts import MARKS, state_of, verdict_record, verdict_state
+from pipelines.families import Family
 from pipelines.models.catalog import model_family
 from pipelines.models.runtime import load_bundle
 from pipelines.models.trained_on import described, shared_symbols, shares_market, symbols_of
@@ -240,9 +242,14 @@ def verdict_markdown(verdict: Verdict, version: str, link: str, figures: Mapping
     return "\n".join(lines)
 
 
-@flow(name="evaluate", log_prints=True)
-def evaluate(family: str, version: str) -> bool:
-    """Judge one registered version. With either verdict it serves in shadow as challenger, and answers show which."""
+@flow(name="evaluate", flow_run_name=run_name("evaluate {family} {version}"), log_prints=True)
+def evaluate(family: Family, version: str) -> bool:
+    """Judge one registered version. With either verdict it serves in shadow as challenger, and answers show which.
+
+    Args:
+        family: The model family of the version.
+        version: Its number in MLflow.
+    """
     fit_paired(family, version)
     with step(f"gate: {family} version {version}"):
         passed: bool = pass_gate(family, version)

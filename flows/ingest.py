@@ -25,7 +25,8 @@ from flows.support.live_feed import live_from
 from flows.support.market_access import MarketOffer, grid_of_market, market_records, market_source, placed
 from flows.support.market_left_out import UNFIT, each_usable, report_left_out
 from flows.support.observed_bars import snapshot_now
-from flows.support.progress import report_progress, step
+from flows.support.progress import part_done, report_progress, run_progress, step
+from flows.support.run_names import rename_run, run_name
 from pipelines import versioning
 from pipelines.clock import Mode, mode_of
 from pipelines.contracts import utc
@@ -137,6 +138,7 @@ def gather(offer: MarketOffer, installation: Installation, from_home: bool, thro
             require_days(offer, frame, grid, installation.params.data.live_days)
     if offer.events is not None and (clock is None or Path(offer.events).is_file()):
         provenance = {**provenance, "events": embargo_windows(offer.events, offer.symbol)}
+    part_done(f"fetch {offer.symbol}")
     return Ingested(offer.symbol, frame, known, provenance, grid, stamp, clock, clock is not None)
 
 
@@ -176,6 +178,7 @@ def checked(market: Ingested, floor: float) -> CheckedMarket:
     show_quality(market.symbol, report)
     require_quality(market.symbol, report, floor)
     require_rows(market.symbol, report)
+    part_done(f"check {market.symbol}")
     return CheckedMarket(
         symbol=market.symbol,
         report=report,
@@ -268,6 +271,23 @@ def show_quality(symbol: str, report: QualityReport) -> None:
     )
 
 
+def show_markets(markets: Sequence[CheckedMarket], left_out: Mapping[str, str], data_hash: str) -> None:
+    """Write what the data version holds of each market, and why it goes without one, to the flow run's artifacts."""
+    rows = [
+        {
+            "market": market.symbol,
+            "bars": len(market.report.clean),
+            "last bar": f"{utc(schemas.to_matrix(market.report.clean)[-1, 0]):%F %H:%M} UTC",
+            "quality": round(market.report.score, 4),
+            "quarantined": len(market.report.quarantined),
+            "left out": "",
+        }
+        for market in markets
+    ]
+    rows += [{"market": symbol, "left out": why} for symbol, why in left_out.items()]
+    create_table_artifact(key="ingest-markets", table=rows, description=f"Markets of data version {data_hash}")
+
+
 def market_line(market: CheckedMarket) -> str:
     """Return one line on a market of a data version: bars, last bar, quality."""
     report = market.report
@@ -320,7 +340,7 @@ def present(installation: Installation) -> datetime | None:
     return max(universe.present_moment(installation, symbol) for symbol in held)
 
 
-@flow(name="ingest", log_prints=True)
+@flow(name="ingest", flow_run_name=run_name("ingest"), log_prints=True)
 def ingest(
     offers: list[MarketOffer] | None = None,
     through: datetime | dict[str, datetime] | None = None,
@@ -329,11 +349,13 @@ def ingest(
 ) -> str:
     """Turn the market data of the universe into one checked data version. Return the data hash.
 
-    offers    markets added to the universe of this home, or in place of what it said of them; None = as it is
-    through   last moment to ingest, of all or by symbol, for a history that leaves a live tail; None = all known by now
-    observed  a market that is held is what this home holds and the service saw since, unless `through` names it
-    left_out  symbol → why this version goes without it, as was found before
-    Raises    as the source and the checks of the only market; NotEnoughData if none of several is usable
+    Args:
+        offers: Markets added to the universe of this home, or in place of what it holds of them; empty = as it is.
+        through: Last moment to ingest, of all or by symbol, for a history that leaves a live tail; empty = now.
+        observed: Of a held market take what this home holds and the service saw since, unless `through` names it.
+        left_out: Symbols that this version goes without, each with the reason.
+
+    Raises  as the source and the checks of the only market; NotEnoughData if none of several is usable
     """
     installation = open_installation()
     whole = universe.merged(installation, offers or [])
@@ -342,23 +364,27 @@ def ingest(
         raise NotEnoughData(f"every market is left out: {left_out}")
     until = through if isinstance(through, dict) else dict.fromkeys(wanted, through) if through else {}
     new_until = present(installation) if observed else None
-    with step(f"ingest: fetch {', '.join(wanted)}"):
-        fetched, unread = each_usable(
-            wanted,
-            lambda offer: gather(
-                offer, installation, observed and offer.symbol not in until, until.get(offer.symbol, new_until)
-            ),
-        )
-    with step(f"ingest: check {sum(len(market.frame) for market in fetched.values()):,} bars"):
-        usable, unfit = each_usable(fetched, lambda market: checked_or_held(installation, market, wanted))
-        coarse = other_timeframes(installation, usable)
-    markets = [market for symbol, market in usable.items() if symbol not in coarse]
-    with step("ingest: version with DVC"):
-        data_hash: str = version(markets, {**(left_out or {}), **unread, **unfit, **coarse})
+    with run_progress("ingest", [*(f"fetch {s}" for s in wanted), *(f"check {s}" for s in wanted), "version with DVC"]):
+        with step(f"ingest: fetch {', '.join(wanted)}"):
+            fetched, unread = each_usable(
+                wanted,
+                lambda offer: gather(
+                    offer, installation, observed and offer.symbol not in until, until.get(offer.symbol, new_until)
+                ),
+            )
+        with step(f"ingest: check {sum(len(market.frame) for market in fetched.values()):,} bars"):
+            usable, unfit = each_usable(fetched, lambda market: checked_or_held(installation, market, wanted))
+            coarse = other_timeframes(installation, usable)
+        markets = [market for symbol, market in usable.items() if symbol not in coarse]
+        without = {**(left_out or {}), **unread, **unfit, **coarse}
+        with step("ingest: version with DVC"):
+            data_hash: str = version(markets, without)
     remember(installation, whole, offers or [])
     report_left_out(installation.store, installation.data_version(), now())
+    show_markets(markets, without, data_hash)
     for market in markets:
         report_progress(market_line(market))
     note = matches_pointer(data_hash, {market.symbol: market.report.clean for market in markets})
     report_progress(f"data {data_hash[:12]}: {len(markets)} of {len(whole)} markets{note}")
+    rename_run(f"ingest {len(markets)} of {len(whole)} markets", installation)
     return data_hash

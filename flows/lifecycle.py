@@ -17,9 +17,11 @@ from flows.support.frozen import frozen
 from flows.support.installation import Installation, open_installation
 from flows.support.live_feed import Answer, Tail, live_tails, send_live_bars
 from flows.support.market_access import MarketOffer
-from flows.support.progress import report_progress, step
+from flows.support.progress import part_done, report_progress, run_progress, step
+from flows.support.run_names import rename_run, run_name
 from flows.train import train
 from pipelines.contracts import utc
+from pipelines.families import Family
 from serving.client import Client
 
 RETRAIN_WAIT_S = 300.0
@@ -117,31 +119,38 @@ def ingest_history(offers: list[MarketOffer] | None, tails: Mapping[str, Tail], 
     return data_hash
 
 
-@flow(name="lifecycle", log_prints=True)
-def lifecycle(offers: list[MarketOffer] | None = None, families: list[str] | None = None) -> dict[str, object]:
+@flow(name="lifecycle", flow_run_name=run_name("turn {families}"), log_prints=True)
+def lifecycle(offers: list[MarketOffer] | None = None, families: list[Family] | None = None) -> dict[str, object]:
     """Run one turn of the universe. Return what happened: data hash, versions, verdicts, decisions, alarms, retrain.
 
-    offers  markets added to the universe of this home, or in place of what it said of them; None = as it is
     Decisions are counted, by market and of all, not returned: Prefect walks over whatever a flow returns, and all of
     them are in the ledger.
+
+    Args:
+        offers: Markets added to the universe of this home, or in place of what it holds of them; empty = as it is.
+        families: Which to train; every one if none is given.
     """
     installation = open_installation()
     before = newest_requests(installation)
     wanted = universe.merged(installation, offers or [])
-    tails, left_out = live_tails(installation, wanted)
-    data_hash = ingest_history(offers, tails, left_out)
-    versions = train(families)
-    passed = judge_and_propose(installation, versions)
-    generation = promotion.publish(installation)
-    with Client(installation.settings) as client:
-        with step("serve: load, verify, warm up"):
-            client.wait_for_generation(generation)
-        answers = decide_live(client, installation, [tails[symbol] for symbol in installation.symbols])
-    watched = monitor()
-    if watched["retrain_families"]:
-        retrained = wait_for_retrain(installation, watched["retrain_families"], before)
-    else:  # no retrain was requested, but what the service saw is versioned all the same
-        retrained, data_hash = {}, ingest(observed=True, left_out=left_out)
+    with run_progress("lifecycle", ["ingest", "train", "gate", "decide", "monitor"]):
+        tails, left_out = live_tails(installation, wanted)
+        data_hash = ingest_history(offers, tails, left_out)
+        versions = train(families)
+        passed = judge_and_propose(installation, versions)
+        part_done("gate")
+        generation = promotion.publish(installation)
+        with Client(installation.settings) as client:
+            with step("serve: load, verify, warm up"):
+                client.wait_for_generation(generation)
+            answers = decide_live(client, installation, [tails[symbol] for symbol in installation.symbols])
+        part_done("decide")
+        watched = monitor()
+        if watched["retrain_families"]:
+            retrained = wait_for_retrain(installation, watched["retrain_families"], before)
+        else:  # no retrain was requested, but what the service saw is versioned all the same
+            retrained, data_hash = {}, ingest(observed=True, left_out=left_out)
+    rename_run(f"turn of {', '.join(answers)}", installation)
     return {
         "symbol": next(iter(answers)),
         "symbols": list(answers),

@@ -23,6 +23,7 @@ from flows.support.live_outcomes import Resolved, live_losses, resolve_market
 from flows.support.market_time import learning_now, learning_time_at
 from flows.support.monitor_summary import events_in, markets_of, publish_summary, summary_of
 from flows.support.progress import step
+from flows.support.run_names import run_name
 from flows.support.watched import WatchedModel
 from flows.support.watches import (
     FamilyWatch,
@@ -301,7 +302,7 @@ def request_retrains(reasons: Reasons) -> list[str]:
         emit_event(
             DRIFT_EVENT,
             resource={"prefect.resource.id": "bellwether.families", "prefect.resource.name": ", ".join(requested)},
-            payload={"family": ",".join(requested), "reason": str(first)},
+            payload={"families": list(requested), "reason": str(first)},
         )
     return list(requested)
 
@@ -311,11 +312,14 @@ def as_text(reasons: Mapping[str, list[TriggerReason]]) -> dict[str, list[str]]:
     return {family: [str(reason) for reason in why] for family, why in reasons.items()}
 
 
-@flow(name="monitor", log_prints=True)
+@flow(name="monitor", flow_run_name=run_name("monitor {symbol}"), log_prints=True)
 def monitor(symbol: str | None = None) -> MonitorResult:
     """Run all checks once, over the whole universe or one market of it.
 
     Return what was resolved, what drifts, where the report is, and the retrains requested.
+
+    Args:
+        symbol: The market to check; the whole universe if none is given.
     """
     installation = open_installation()
     symbols = universe(installation, symbol)

@@ -13,6 +13,7 @@ from prefect.artifacts import create_table_artifact
 
 from flows.support.installation import Installation, now, open_installation
 from flows.support.progress import step
+from flows.support.run_names import run_name
 from pipelines.contracts import CLOSE, OPEN_TIME, Floats, utc
 from pipelines.costs import costs_of, venue_of
 from pipelines.data.sessions import grids_of
@@ -173,12 +174,13 @@ def _shown(value: object) -> str:
     return "–" if value is None else str(value)
 
 
-@flow(name="portfolio", log_prints=True)
+@flow(name="portfolio", flow_run_name=run_name("portfolio of {of}"), log_prints=True)
 def portfolio(of: Of = "markets", method: str | None = None) -> Mapping[str, Any]:
     """Allocate among the symbols of the universe. Return the figures of every method and the trades of one.
 
-    of      markets: the symbols' own returns; decisions: what the decisions in them earned
-    method  whose trades are proposed; None = portfolio.method of params.yaml
+    Args:
+        of: "markets" are the symbols' own returns, "decisions" what the decisions in them earned.
+        method: Whose trades are proposed; empty = portfolio.method of params.yaml.
     """
     with step(f"portfolio: allocate by {of}"):
         found = study(open_installation(), of, method)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from prefect import flow, get_client, suspend_flow_run, task
 from prefect.deployments import run_deployment
@@ -16,6 +16,8 @@ from flows.support import promotion
 from flows.support.frozen import frozen
 from flows.support.installation import Installation, now, open_installation
 from flows.support.progress import report_progress, step
+from flows.support.run_names import run_name
+from pipelines.families import Family
 from pipelines.store import Alarm
 
 WAITS = "approval_waits"
@@ -143,22 +145,27 @@ def state_of(run_id: str) -> str | None:
     return state.type.value if state else None
 
 
-@flow(name="promote", log_prints=True, persist_result=True)
+@flow(name="promote", flow_run_name=run_name("promote {family} {version}"), log_prints=True, persist_result=True)
 def promote(
-    family: str,
+    family: Family,
     version: str,
-    approval: str | None = None,
+    approval: Literal["auto", "manual"] | None = None,
     actor: str = promotion.POLICY,
     reason: str = "passed the gate",
     wait_hours: float = 168.0,
 ) -> bool:
     """Make a version champion. Return False if a person declined it or has still to decide.
 
-    approval    auto | manual (waits for a person); None = retrain.approval of params.yaml
-    wait_hours  how long a person may take; then the run fails and nothing is promoted
-
     While it waits the run is suspended: no process is held, and nothing is lost when flows or Prefect are killed. The
     process that resumes it runs this function from the start, now with the decision.
+
+    Args:
+        family: The model family of the version.
+        version: Its number in MLflow.
+        approval: "manual" waits for a person, "auto" for nobody; empty = retrain.approval of params.yaml.
+        actor: Who promotes, for the ledger; a person's approval names its own.
+        reason: Why, for the ledger; a person's approval states its own.
+        wait_hours: How long a person may take; then the run fails and nothing is promoted.
     """
     installation = open_installation()
     if (approval or installation.params.retrain.approval) == "manual":
@@ -176,7 +183,7 @@ def promote(
     return True
 
 
-@flow(name="reconcile", log_prints=True)
+@flow(name="reconcile", flow_run_name=run_name("reconcile"), log_prints=True)
 def reconcile() -> list[str]:
     """Compare aliases with the ledger: a champion alias moved by hand is a request.
 

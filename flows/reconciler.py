@@ -1,8 +1,8 @@
 """The reconciler: a thread next to the deployments that checks every two seconds what must be noticed within seconds.
 
 An alias moved by hand in MLflow, a generation file behind the ledger (a crash between the two), a retrain whose worker
-died, a registry that does not answer; next to it, what is due in market time (flows.support.market_runs). Each poll is
-cheap: one request to MLflow and a few rows of the store.
+died, a registry that does not answer; next to it, what is due in market time (flows.support.market_runs) and which
+symbols Prefect's forms offer. Each poll is cheap: one request to MLflow, a few rows of the store, and a small file.
 """
 
 import logging
@@ -18,6 +18,7 @@ from flows.support.frozen import freezes, frozen
 from flows.support.installation import Installation, is_gone, now, open_installation, run_periodically
 from flows.support.market_time import learning_now
 from flows.support.started_by import BY_ITSELF
+from flows.support.symbol_choices import offer_symbols
 from pipelines.errors import LeaseHeld, StateError
 from pipelines.families import FAMILIES
 from pipelines.store import ATTEMPTS, RetrainRequest
@@ -161,11 +162,11 @@ def restart(to_restart: Mapping[str, list[RetrainRequest]], restarted: Restarted
     """Start one run for the requests of each dead worker and remember when. Return a line for each run."""
     done = []
     for worker, requests in to_restart.items():
-        families = ",".join(request.family for request in requests)
-        parameters = {"family": families, "reason": requests[0].reason}
+        families = [request.family for request in requests]
+        parameters = {"families": families, "reason": requests[0].reason}
         run_deployment("retrain/retrain", parameters=parameters, timeout=0, as_subflow=False, tags=[BY_ITSELF])
         restarted |= {(request.id, request.attempts): now() for request in requests}
-        done.append(f"retrain of {families}: its worker {worker} died, started once more")
+        done.append(f"retrain of {', '.join(families)}: its worker {worker} died, started once more")
     return done
 
 
@@ -175,6 +176,7 @@ def watch_in_background() -> Iterator[None]:
     installation = open_installation()
     restarted: Restarted = {}
     tried: Tried = {}
+    offered: tuple[str, ...] = ()
 
     def watch() -> None:
         """Poll once; an unknown error is an alarm until a poll succeeds."""
@@ -205,5 +207,14 @@ def watch_in_background() -> Iterator[None]:
             installation.store.raise_alarm(DUE_FAULT, "high", f"nothing is started in market time: {fault}", now())
             raise
 
-    with run_periodically(watch, POLL_INTERVAL_S, "watch"), run_periodically(start_due, POLL_INTERVAL_S, "due"):
+    def follow_universe() -> None:
+        """Offer the symbols of the universe in Prefect's forms; an error is logged, and the next call tries again."""
+        nonlocal offered
+        offered = offer_symbols(installation, offered)
+
+    with (
+        run_periodically(watch, POLL_INTERVAL_S, "watch"),
+        run_periodically(start_due, POLL_INTERVAL_S, "due"),
+        run_periodically(follow_universe, POLL_INTERVAL_S, "forms"),
+    ):
         yield

@@ -18,6 +18,7 @@ from prefect.artifacts import create_markdown_artifact
 from flows.support.installation import Installation, now, open_installation
 from flows.support.market_time import ingested_markets, is_market_clocked, learning_now
 from flows.support.progress import report_progress, step
+from flows.support.run_names import run_name
 from pipelines.contracts import Decision, Floats, JsonObject, Outcome, json_ready
 from pipelines.errors import BadTimes
 from pipelines.evaluation.day_report import write_day_page
@@ -218,9 +219,13 @@ def summary_line(found: JsonObject) -> str:
     )
 
 
-@flow(name="report", log_prints=True)
+@flow(name="report", flow_run_name=run_name("report {day}"), log_prints=True)
 def report(day: str | None = None) -> JsonObject:
-    """Write the report of a market day, such as 2024-01-31; None = the newest that is over. Return it with its page."""
+    """Write the report of a market day. Return it with its page.
+
+    Args:
+        day: The market day, such as 2024-01-31; the newest that is over if none is given.
+    """
     installation = open_installation()
     with step("report: gather"):
         found = gather(installation, date.fromisoformat(day) if day else newest_day(installation))

@@ -14,6 +14,7 @@ from flows.support import drift_reports, records_retention
 from flows.support.installation import Installation, open_installation, workspace_lease
 from flows.support.market_time import learning_now
 from flows.support.progress import report_progress, step
+from flows.support.run_names import run_name
 from pipelines import disk, versioning
 from pipelines.families import FAMILIES
 from pipelines.monitoring.report import remove_oldest_runs
@@ -93,12 +94,18 @@ def beyond_newest(folder: Path, pattern: str) -> list[Path]:
     return dated[:-REPORTS]
 
 
-@flow(name="retention", log_prints=True)
+def remove_evidently_runs(installation: Installation) -> int:
+    """Remove the runs of each of Evidently's projects beyond the newest RUNS. Return how many."""
+    return remove_oldest_runs(installation.settings.home / "evidently", RUNS)
+
+
+@flow(name="retention", flow_run_name=run_name("retention"), log_prints=True)
 def retention(days: int | None = None, dry_run: bool = False) -> dict[str, Any]:
     """Remove what is old and unnamed. Return what was removed, or with `dry_run` what would be.
 
-    days     records older than this may go; None = BELLWETHER_KEEP_DAYS. Of market time
-    dry_run  change nothing
+    Args:
+        days: Records older than this, in market time, may go; empty = BELLWETHER_KEEP_DAYS.
+        dry_run: Change nothing; return what would be removed.
     """
     installation = open_installation()
     wanted = days or installation.settings.keep_days
@@ -113,7 +120,7 @@ def retention(days: int | None = None, dry_run: bool = False) -> dict[str, Any]:
         rows = remove_records(wanted)
     for folder in reports:
         shutil.rmtree(folder, ignore_errors=True)
-    runs = remove_oldest_runs(installation.settings.home / "evidently", RUNS)
+    runs = remove_evidently_runs(installation)
     report_progress(
         f"retention: {len(plan.gone)} data versions removed, {len(plan.kept)} kept, {disk.format_bytes(freed)} freed; "
         f"{sum(rows.values())} records and bundles, {len(reports)} reports, "

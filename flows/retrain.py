@@ -1,11 +1,12 @@
 """Retrain: one request a family at a time, deduplicated and cooled down; new challengers, promoted only by the gate."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from prefect import flow
+from prefect.artifacts import create_table_artifact
 
 from flows.evaluate import evaluate
 from flows.ingest import ingest
@@ -14,9 +15,11 @@ from flows.support import checked_out
 from flows.support.frozen import frozen
 from flows.support.installation import Installation, holder, now, open_installation, renew_periodically
 from flows.support.market_time import learning_now
-from flows.support.progress import report_progress
+from flows.support.progress import part_done, report_progress, run_progress
+from flows.support.run_names import rename_run, run_name, with_versions
 from flows.support.started_by import started_by_itself
 from flows.train import reselected, train
+from pipelines.families import Family
 from pipelines.store import RetrainRequest
 
 
@@ -58,7 +61,7 @@ def renew_leases(installation: Installation, requests: Mapping[str, RetrainReque
 
 @contextmanager
 def claimed_retrains(
-    installation: Installation, families: list[str], reason: str, force: bool
+    installation: Installation, families: Sequence[str], reason: str, force: bool
 ) -> Iterator[ClaimedRetrains]:
     """Claim what can be claimed of these families, renew its leases, and finish every request at the end.
 
@@ -91,34 +94,59 @@ def reselections(installation: Installation, families: Iterable[str]) -> dict[st
     return found
 
 
-@flow(name="retrain", log_prints=True)
-def retrain(family: str = "validator", reason: str = "requested", force: bool = False) -> dict[str, str]:
-    """Train new challengers on all data seen so far; the gate decides what they become. Return family → new version.
-
-    family  one, or several with commas: they share the snapshot and are fitted side by side
-    force   skip the cool-down, as a person may. An open request of the same family is still never doubled.
-
-    While retrains are frozen only a person's own run does anything. After `bellwether data checkout` it learns from
-    that version as it is, and says so.
-    """
-    installation = open_installation()
-    if (why := frozen(installation.settings, "retrain")) is not None and started_by_itself():
-        report_progress(f"retrain of {family} not started: {why.describe()}")
-        return {}
-    with claimed_retrains(installation, family.split(","), reason, force) as claimed:
-        older = checked_out.checked_out(installation.settings)
-        if claimed.requests:
-            if older is None:
-                ingest(observed=True)
-            else:
-                report_progress(f"retrain of {', '.join(claimed.requests)} {older.describe()}")
-            claimed.set_all("could not be trained")
-            claimed.versions = train(list(claimed.requests), left_out=reselections(installation, claimed.requests))
-            checked_out.clear(installation.settings)  # the next one learns from the newest again
-        on = f", {older.describe()}" if older else ""
+def train_and_judge(installation: Installation, claimed: ClaimedRetrains) -> None:
+    """Train the claimed families on all data seen so far, or on what is checked out; the gate judges each new version."""
+    families, older = list(claimed.requests), checked_out.checked_out(installation.settings)
+    on = f", {older.describe()}" if older else ""
+    with run_progress("retrain", [*([] if older else ["ingest"]), "train", *(f"gate {name}" for name in families)]):
+        if older is None:
+            ingest(observed=True)
+        else:
+            report_progress(f"retrain of {', '.join(families)} {older.describe()}")
+        claimed.set_all("could not be trained")
+        claimed.versions = train(families, left_out=reselections(installation, families))
+        checked_out.clear(installation.settings)  # the next one learns from the newest again
+        rename_run(with_versions("retrain", claimed.versions), installation)
         for name, version in claimed.versions.items():
             passed = evaluate(name, version)
             if passed:
                 propose(name, version, reason=f"retrain: {claimed.requests[name].reason}{on}")
             claimed.outcomes[name] = f"version {version} {'passed' if passed else 'was refused by'} the gate{on}"
+            part_done(f"gate {name}")
+
+
+def show_outcomes(families: Sequence[str], claimed: ClaimedRetrains) -> None:
+    """Write what came of each family to the flow run's artifacts."""
+    rows = [
+        {
+            "family": name,
+            "requested": claimed.requests[name].reason if name in claimed.requests else "–",
+            "version": claimed.versions.get(name, "–"),
+            "outcome": claimed.outcomes.get(name, "not started: it cools down, or one is running"),
+        }
+        for name in families
+    ]
+    create_table_artifact(key="retrain-outcomes", table=rows, description="What the retrain brought, by family")
+
+
+@flow(name="retrain", flow_run_name=run_name("retrain {families}"), log_prints=True)
+def retrain(families: list[Family], reason: str = "requested", force: bool = False) -> dict[str, str]:
+    """Train new challengers on all data seen so far; the gate decides what they become. Return family → new version.
+
+    While retrains are frozen only a person's own run does anything. After `bellwether data checkout` it learns from
+    that version as it is, and says so.
+
+    Args:
+        families: Which to train; they share the data version and are fitted side by side.
+        reason: Why; it stands in the retrain queue and, if the version is promoted, on the ledger.
+        force: Skip the cool-down, as a person may. An open request of the same family is still never doubled.
+    """
+    installation = open_installation()
+    if (why := frozen(installation.settings, "retrain")) is not None and started_by_itself():
+        report_progress(f"retrain of {', '.join(families)} not started: {why.describe()}")
+        return {}
+    with claimed_retrains(installation, families, reason, force) as claimed:
+        if claimed.requests:
+            train_and_judge(installation, claimed)
+    show_outcomes(families, claimed)
     return claimed.versions

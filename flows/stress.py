@@ -13,6 +13,7 @@ from prefect.artifacts import create_link_artifact
 
 from flows.support.installation import Installation, now, open_installation
 from flows.support.progress import step
+from flows.support.run_names import run_name
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, Floats, utc
 from pipelines.costs import costs_of, venue_of
 from pipelines.data.quality import assess
@@ -159,7 +160,7 @@ def report(studied: StressStudy) -> dict[str, str]:
     return {"page": str(files[0]), "mlflow": link}
 
 
-@flow(name="stress", log_prints=True)
+@flow(name="stress", flow_run_name=run_name("stress {symbol}"), log_prints=True)
 def stress(crises: str | None = None, equity: float | None = None, symbol: str | None = None) -> Mapping[str, Any]:
     """Stress what the limits allow on one market; None = the first. Return the figures and where the report is."""
     with step("stress: scenarios"):

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
-from prefect.artifacts import create_link_artifact
+from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.support.checked_out import checked_out
 from flows.support.installation import Installation, now, open_installation, workspace_lease
-from flows.support.progress import line_progress, report_progress, step
+from flows.support.progress import line_progress, report_progress, run_progress, step
+from flows.support.run_names import rename_run, run_name, with_versions
 from pipelines import versioning
 from pipelines.errors import BellwetherError, NotEnoughData
-from pipelines.evaluation.report import flat_metrics
+from pipelines.evaluation.report import figure_rows, flat_metrics
+from pipelines.families import Family
 from pipelines.models.catalog import MODEL_FAMILIES, model_family
 from pipelines.models.trained_on import shares_market, symbols_of
 from pipelines.settings import ROOT, load_params
@@ -42,7 +44,7 @@ def fit(family: str) -> list[str]:
     installation = open_installation()
     stages = versioning.stale(installation.workspace, [f"train@{family}", f"evaluate@{family}"])
     timeout_s = 60 * installation.settings.fit_timeout_minutes
-    with line_progress(f"train: {family}") as show_line:
+    with line_progress(f"train: {family}", part=family) as show_line:
         for stage in stages:
             versioning.run_stage(installation.workspace, stage, timeout_s, show_line)
     return stages
@@ -206,17 +208,44 @@ def flat_params(tree: Mapping[str, object], prefix: str = "") -> dict[str, objec
     return flat
 
 
-@flow(name="train", log_prints=True, task_runner=ThreadPoolTaskRunner(max_workers=os.cpu_count()))
-def train(families: list[str] | None = None, left_out: dict[str, list[str]] | None = None) -> dict[str, str]:
-    """Fit and register every family (or those named), side by side. Return family → new version; never promotes.
+def show_versions(installation: Installation, families: Sequence[str], versions: Mapping[str, str]) -> None:
+    """Write what came of each family to the flow run's artifacts: its version, and its gain over the first baseline."""
+    rows = []
+    for family in families:
+        if family not in versions:
+            rows.append({"family": family, "version": "not trained; the log says why"})
+            continue
+        evaluation = installation.workspace / "artifacts" / "evaluation" / f"{family}.json"
+        figures = figure_rows(json.loads(evaluation.read_text()), None)
+        gain = next((row for row in figures if row[0].startswith("gain over ")), figures[0])
+        named = dict(zip(("figure", "value", "95 % interval", "n"), gain, strict=True))
+        rows.append({"family": family, "version": versions[family], **named})
+    create_table_artifact(key="train-versions", table=rows, description="Candidates, before the gate")
 
-    left_out  family → columns this fit leaves out, besides those of params.yaml
+
+@flow(
+    name="train",
+    flow_run_name=run_name("train {families}"),
+    log_prints=True,
+    task_runner=ThreadPoolTaskRunner(max_workers=os.cpu_count()),
+)
+def train(families: list[Family] | None = None, left_out: dict[str, list[str]] | None = None) -> dict[str, str]:
+    """Fit and register families side by side. Return family → new version; never promotes.
+
+    Args:
+        families: Which to fit; every one if none is given.
+        left_out: Columns that the fit of a family leaves out, besides those of params.yaml.
     """
-    with step("train: features and labels"):
-        prepare_rows()
-    versions = {}
-    for family in fit_side_by_side(families or list(MODEL_FAMILIES), left_out or {}):
-        with step(f"train: log {family} to MLflow"):
-            versions[family] = log(family)
-        report_progress(f"{family} version {versions[family]} registered")
+    installation = open_installation()
+    wanted: list[str] = [*(families or MODEL_FAMILIES)]
+    with run_progress("train", ["features and labels", *wanted, *(f"register {family}" for family in wanted)]):
+        with step("train: features and labels", part="features and labels"):
+            prepare_rows()
+        versions: dict[str, str] = {}
+        for family in fit_side_by_side(wanted, left_out or {}):
+            with step(f"train: log {family} to MLflow", part=f"register {family}"):
+                versions[family] = log(family)
+            report_progress(f"{family} version {versions[family]} registered")
+        show_versions(installation, wanted, versions)
+    rename_run(with_versions("train", versions), installation)
     return versions

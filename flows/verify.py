@@ -6,13 +6,17 @@ from flows.support import ledger_chain
 from flows.support.installation import open_installation
 from flows.support.progress import report_progress
 from flows.support.promotion import promotion_lease
+from flows.support.run_names import run_name
 
 
-@flow(name="verify", log_prints=True)
+@flow(name="verify", flow_run_name=run_name("verify"), log_prints=True)
 def verify(everything: bool = False) -> int:
     """Verify the chain from the newest anchor on, or from its first line, and anchor it. Return the number of faults.
 
     Faults raise the alarm `chain_broken` and stop promotions, not serving.
+
+    Args:
+        everything: Verify from the first line on, not from the newest anchor.
     """
     installation = open_installation()
     with promotion_lease(installation):  # no champion moves meanwhile

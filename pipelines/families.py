@@ -3,5 +3,8 @@
 Not in contracts: every kernel imports that file, so a new family would recompile all machine code.
 """
 
-FAMILIES = ("validator", "pattern", "regime", "predictor")
+from typing import Literal, get_args
+
+Family = Literal["validator", "pattern", "regime", "predictor"]  # a drop-down in the forms of Prefect
+FAMILIES: tuple[str, ...] = get_args(Family)
 DECISION_FAMILY = "validator"  # its probability decides a trade

@@ -1,11 +1,15 @@
 """The README names only what exists: its commands, targets, settings, files and links."""
 
+import json
 import re
+import shlex
 
 import yaml
+from prefect.utilities.schema_tools.validation import validate
 from typer.main import get_command
 
 from bellwether.cli.main import app
+from flows.deployments import deployments
 from pipelines.settings import ROOT, Settings
 
 README = (ROOT / "README.md").read_text()
@@ -20,10 +24,29 @@ def test_every_command_it_shows_exists_with_its_options():
         assert set(re.findall(r"--[a-z-]+", rest)) <= options, rest
 
 
+def test_every_deployment_it_runs_exists_and_takes_the_parameters():
+    forms = {made.full_name: made._parameter_openapi_schema.model_dump(exclude_unset=True) for made in deployments()}
+    lines = re.findall(r"^\.venv/bin/prefect deployment run (.*)$", README, re.MULTILINE)
+    assert len(lines) >= 3
+    for line in lines:
+        name, *rest = shlex.split(line)
+        given = dict(word.split("=", 1) for word in rest if word != "-p")
+        validate({key: read_value(text) for key, text in given.items()}, forms[name], raise_on_error=True)
+        assert given.keys() <= forms[name]["properties"].keys(), line
+
+
+def read_value(text):
+    """A value on Prefect's command line: JSON, else a text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def test_every_make_target_it_shows_exists():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"make (\w+)", README))
-    assert targets == {"run", "test", "check", "bench", "lock"}
+    assert targets == {"setup", "run", "test", "check", "bench", "lock"}
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 

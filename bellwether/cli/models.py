@@ -7,6 +7,7 @@ import typer
 from bellwether.cli.connection import require_services
 from bellwether.cli.options import AsJson, DryRun, Reason, canonical, new_group, user
 from bellwether.cli.output import emit, err, line
+from pipelines.errors import UnknownName
 from pipelines.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -82,15 +83,18 @@ def retrain(
     """
     from flows.support.progress import progress_display
 
+    families = [name.strip() for name in family.split(",")]
+    if unknown := [name for name in families if name not in FAMILIES]:
+        raise UnknownName(f"no model family {', '.join(map(repr, unknown))} to train; use one of {', '.join(FAMILIES)}")
     require_services("mlflow", "prefect")
     from flows.retrain import retrain as retrain_flow
 
     with progress_display(err):
-        versions = retrain_flow(family, reason, force)
+        versions = retrain_flow(families, reason, force)
     if as_json:
         emit({"versions": versions})
         return
-    for name in family.split(","):
+    for name in families:
         line(f"{name}: {'version ' + versions[name] if name in versions else 'no new version'}")
 
 

@@ -66,9 +66,11 @@ def examine(settings: Settings) -> list[Finding]:
 def python_version(found: tuple[int, ...]) -> Finding:
     """Check the version of Python: (major, minor)."""
     detail = ".".join(map(str, found))
-    if (3, 11) <= found < (3, 13):
+    if (3, 11) <= found < (3, 14):
         return Finding("python", "ok", detail)
-    return Finding("python", "fail", f"{detail}, wanted 3.11 or 3.12", "rm -rf .venv && make setup PYTHON=python3.11")
+    return Finding(
+        "python", "fail", f"{detail}, wanted 3.11, 3.12 or 3.13", "rm -rf .venv && make setup PYTHON=python3.12"
+    )
 
 
 def packages(lock: Path) -> Finding:

@@ -34,33 +34,32 @@ PUSHED = "push"  # bars that others send to the service; their history comes fro
 
 
 class MarketOffer(BaseModel):
-    """Say where the data of one market come from; it goes through JSON unchanged.
+    """Say where the data of one market come from; it goes through JSON unchanged."""
 
-    symbol   any form of its name; kept as the canonical one
-    source   simulator | files | exchange | push
-    paths    of recorded files, whole: other processes read them too. None of a market that is held and grows no more
-    since    first bar requested from an exchange; None = data.retention_days ago
-    context  files of context (funding, fear and greed …), or the folder of a recorded book
-    venue, market  where files were recorded, such as binance and spot; the row of `costs` that the market pays
-    series   files of named series
-    events   calendar of events
-    sessions when the market is open: a name of calendars.CALENDARS or a file of hours; None = as the bars show it
-    options  what files do not show: time zone, timeframe, what a time stamps
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     symbol: str
+    """Any form of its name; kept as the canonical one."""
     source: str = "simulator"
+    """simulator | files | exchange | push."""
     paths: tuple[str, ...] = ()
+    """Whole paths of recorded files: other processes read them too. None of a market that is held and grows no more."""
     since: AwareDatetime | None = None
+    """First bar requested from an exchange; empty = data.retention_days ago."""
     context: tuple[str, ...] = ()
+    """Files of context (funding, fear and greed …), or the folder of a recorded book."""
     venue: str | None = None
+    """Where files were recorded, such as binance; with `market` the row of `costs` that the market pays."""
     market: str | None = None
+    """Which of the venue's markets, such as spot."""
     series: tuple[SeriesFile, ...] = ()
+    """Files of named series."""
     events: str | None = None
+    """Calendar of events, as a file."""
     sessions: str | None = None
+    """When the market is open: a name of calendars.CALENDARS or a file of hours; empty = as the bars show it."""
     options: FileOptions = FileOptions()
+    """What files do not show: time zone, timeframe, what a time stamps."""
 
     @field_validator("symbol")
     @classmethod

@@ -23,6 +23,8 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound, PrefectException
 
 from flows.monitor import DRIFT_EVENT
+from flows.support.earlier_parameters import TEMPLATE, name_families
+from flows.support.run_names import words
 from pipelines.contracts import DAY_S
 from pipelines.models.catalog import MODEL_FAMILIES
 from pipelines.params import Params
@@ -42,7 +44,7 @@ def drift_trigger() -> DeploymentEventTrigger:
         name=TRIGGER,
         match={"prefect.resource.id": "bellwether.families"},
         expect={DRIFT_EVENT},
-        parameters={"family": "{{ event.payload.family }}", "reason": "{{ event.payload.reason }}"},
+        parameters={"families": TEMPLATE, "reason": "{{ event.payload.reason }}"},
     )
 
 
@@ -71,7 +73,7 @@ def plan(params: Params) -> dict[str, Plan]:
         "monitor": Plan((CronSchedule(cron="*/30 * * * *", timezone="UTC"),), every=timedelta(minutes=30)),
         "retrain": Plan(
             (IntervalSchedule(interval=timedelta(days=params.retrain.interval_days)),),
-            {"family": ",".join(MODEL_FAMILIES), "reason": "schedule"},
+            {"families": list(MODEL_FAMILIES), "reason": "schedule"},
             on_drift=True,
             every=timedelta(days=params.retrain.interval_days),
         ),
@@ -109,7 +111,7 @@ class RegisterOnceDeployment(RunnerDeployment):
             )
             await client.update_deployment(found.id, code)
             if self.triggers:
-                await _take_over_automations(client)
+                await _take_over(client, found)
             return UUID(str(found.id))
 
     def apply(self, *args: Any, **kwargs: Any) -> UUID:
@@ -117,12 +119,19 @@ class RegisterOnceDeployment(RunnerDeployment):
         return asyncio.run(self.aapply(*args, **kwargs))
 
 
-async def _take_over_automations(client: Any) -> None:
-    """Rename the automation of an earlier release; an error is logged, for the deployments have to be served."""
+async def _take_over(client: Any, deployment: Any) -> None:
+    """Bring what an earlier release left of the retrain deployment to this one's names.
+
+    An error is logged, for the deployments have to be served.
+    """
     try:
         await rename_old_automations(client)
+        await name_families(client, deployment)
     except (httpx.HTTPError, PrefectException, ValueError) as error:
-        log.error("%s keeps its old name and event: %s. Rename it in the Prefect UI.", OLD_TRIGGER, error)
+        log.error(
+            "retrain keeps names of an earlier release: %s. In the Prefect UI the automation is to be called %s, and "
+            "`family` to become the list `families`; `bellwether schedules reset` does both.", error, TRIGGER,
+        )  # fmt: skip
 
 
 async def rename_old_automations(client: Any) -> None:
@@ -239,7 +248,7 @@ def _automation(deployment_id: UUID) -> Any:
 
 def _assignments(parameters: Mapping[str, Any]) -> list[str]:
     """Return "name = value" of each parameter, by name."""
-    return [f"{key} = {value}" for key, value in sorted(parameters.items())]
+    return [f"{key} = {words(value)}" for key, value in sorted(parameters.items())]
 
 
 def describe_schedule(schedule: Any, active: bool = True, parameters: Mapping[str, Any] | None = None) -> str:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pipelines.context_layout import CONTEXT_FIELDS, SERIES_FIELDS
 from pipelines.contracts import DAY_S
@@ -22,13 +22,20 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY_S}
 
 @dataclass(frozen=True, slots=True)
 class SeriesFile:
-    """Name a file of a series. lag_s, max_age_s: seconds until a value could be known, and for which it counts."""
+    """Name a file of a series."""
+
+    __pydantic_config__: ClassVar[dict[str, bool]] = {"use_attribute_docstrings": True}
 
     file: str
+    """Whole path of the file."""
     name: str
+    """Name of the series, such as options_flow."""
     unit: str
+    """Unit of its values, such as contracts."""
     lag_s: float
+    """Seconds until a value could be known."""
     max_age_s: float = MAX_AGE_S
+    """Seconds for which a value counts."""
 
 
 @dataclass(frozen=True, slots=True)

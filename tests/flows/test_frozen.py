@@ -97,11 +97,11 @@ def test_a_frozen_retrain_does_not_start_by_itself_and_does_for_a_person(install
     monkeypatch.setattr(retrain_module, "claim", claim)
     monkeypatch.setattr(retrain_module, "report_progress", print)
     monkeypatch.setattr(retrain_module, "started_by_itself", lambda: True)
-    assert retrain_module.retrain.fn("validator", "drift: score 9") == {}
+    assert retrain_module.retrain.fn(["validator"], "drift: score 9") == {}
     assert claimed == []
     monkeypatch.setattr(retrain_module, "started_by_itself", lambda: False)
     with pytest.raises(Stop):
-        retrain_module.retrain.fn("validator", "requested by a person")
+        retrain_module.retrain.fn(["validator"], "requested by a person")
 
 
 def test_a_frozen_promotion_waits_for_a_person_whose_own_promotion_works(installation, monkeypatch, capsys):

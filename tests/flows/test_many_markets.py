@@ -50,14 +50,21 @@ def csv(path, bars):
 
 
 @pytest.fixture
-def installation(tmp_path, monkeypatch):
-    """An empty home; tasks of ingest run as plain functions, and nothing is shown."""
+def tables():
+    """The tables of markets that ingests showed."""
+    return []
+
+
+@pytest.fixture
+def installation(tmp_path, monkeypatch, tables):
+    """An empty home; tasks of ingest run as plain functions, and nothing is shown but `tables`."""
     monkeypatch.setenv("BELLWETHER_HOME", str(tmp_path / "home"))
     settings.cache_clear()
     (tmp_path / "home").mkdir()
     for name in ("fetch", "observed", "check", "version", "embargo_windows"):
         monkeypatch.setattr(ingest_flow, name, getattr(ingest_flow, name).fn)
     monkeypatch.setattr(ingest_flow, "show_quality", lambda symbol, report: None)
+    monkeypatch.setattr(ingest_flow, "create_table_artifact", lambda **artifact: tables.append(artifact["table"]))
     opened = Installation(Settings(home=tmp_path / "home"), load_params(), Store.open(settings().store))
     yield opened
     opened.store.close()
@@ -103,13 +110,16 @@ def test_all_markets_are_one_data_version_whose_hash_names_them(installation, of
     assert ingest.fn() == data_hash  # the universe as it is: the same data
 
 
-def test_one_unfit_market_is_left_out_by_name_until_it_is_fit(installation, offered, tmp_path, progress_lines):
+def test_one_unfit_market_is_left_out_by_name_until_it_is_fit(installation, offered, tmp_path, progress_lines, tables):
     good = offered("BTC/USDT", 40)
     holed = csv(tmp_path / "holed.csv", np.delete(walk(40, seed=8), slice(500, 2500), axis=0))
     unread = MarketOffer(symbol="GBP/USD", source="files", paths=(str(tmp_path / "none.csv"),))
     ingest.fn([good, MarketOffer(symbol="ETH/USDT", source="files", paths=(holed,)), unread])
     version = installation.data_version()
     assert version.symbols == ("BTC/USDT",)
+    assert [(row["market"], bool(row["left out"])) for row in tables[-1]] == [
+        ("BTC/USDT", False), ("GBP/USD", True), ("ETH/USDT", True),
+    ]  # fmt: skip
     assert version.left_out["ETH/USDT"].startswith("ETH/USDT: quality ")
     assert "none.csv: no such file" in version.left_out["GBP/USD"]
     assert "GBP/USD is left out of this data version: " in progress_lines()

@@ -159,7 +159,7 @@ def test_one_event_names_every_family_with_a_reason(monkeypatch):
     ((name,), fields) = emitted[0]
     assert len(emitted) == 1
     assert name == "bellwether.retrain-requested"
-    assert fields["payload"] == {"family": "validator,regime", "reason": "drift: far"}
+    assert fields["payload"] == {"families": ["validator", "regime"], "reason": "drift: far"}
 
 
 def test_without_a_reason_nothing_is_emitted(monkeypatch):

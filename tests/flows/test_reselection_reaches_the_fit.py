@@ -37,8 +37,12 @@ def test_a_retrain_trains_without_what_the_newest_version_proposed(installation,
     asked = []
     monkeypatch.setattr(retrain_module, "ingest", lambda **_: None)
     monkeypatch.setattr(retrain_module, "train", lambda families, left_out: asked.append((families, left_out)) or {})
-    assert retrain_module.retrain.fn("validator") == {}
+    shown = []
+    monkeypatch.setattr(retrain_module, "create_table_artifact", lambda **artifact: shown.append(artifact["table"]))
+    assert retrain_module.retrain.fn(["validator"]) == {}
     assert asked == [(["validator"], {"validator": PROPOSED})]
+    rows = [{"family": "validator", "requested": "requested", "version": "–", "outcome": "could not be trained"}]
+    assert shown == [rows]
 
 
 def test_after_a_checkout_the_next_retrain_takes_the_older_version_as_it_is_and_says_so(installation, monkeypatch):

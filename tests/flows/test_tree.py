@@ -16,7 +16,18 @@ FILES = {
     "requirements-s3.txt",
     "Makefile", "Procfile", "LICENSE", "README.md", "ARCHITECTURE.md", "CHANGELOG.md",
 }  # fmt: skip
-DOTTED = {".ci", ".dvc", ".dvcignore", ".env.example", ".gitattributes", ".github", ".gitignore", ".importlinter"}
+DOTTED = {
+    ".ci",
+    ".devcontainer",
+    ".dockerignore",
+    ".dvc",
+    ".dvcignore",
+    ".env.example",
+    ".gitattributes",
+    ".github",
+    ".gitignore",
+    ".importlinter",
+}
 NO_FLOW = {"__init__.py", "deployments.py", "reconciler.py", "universe.py"}  # of the files in flows/
 
 

@@ -1,6 +1,8 @@
 """One turn of the loop on the simulator: what it leaves in each of the four tools, and that they agree."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from itertools import pairwise
@@ -12,7 +14,9 @@ import pandas as pd
 import pytest
 from support.stack import quiet
 
+from flows.support import processes
 from pipelines.families import FAMILIES
+from pipelines.settings import ROOT
 from pipelines.versioning import data_hash
 from serving.state.tiers import TierInputs, best_tier
 
@@ -90,6 +94,9 @@ def test_the_planted_drift_raised_an_alarm_and_its_event_a_retrain(stack, refuse
     assert ours[0]["state_type"] == "COMPLETED"
     assert ours[0]["deployment_id"]
     assert ours[0]["created_by"]["type"] == "AUTOMATION"
+    assert set(ours[0]["parameters"]["families"]) == {  # the automation hands a list over
+        each.family for each in stack.store.retrain_requests() if each.reason == request.reason
+    }
     assert stack.installation.tracking.version("validator", refused).verdict == "refused"
     assert stack.installation.tracking.version("validator", refused).data_hash == stack.json("status")["data_hash"]
 
@@ -184,6 +191,43 @@ def test_prefect_shows_the_schedules_and_the_automation_of_the_drift_event(stack
     assert automation["trigger"]["expect"] == ["bellwether.retrain-requested"]
     assert automation["name"] == "bellwether-drift-requests-retrain"
     assert automation["actions"][0]["type"] == "run-deployment"
+    form = stack.prefect("deployments/name/monitor/monitor")["parameter_openapi_schema"]["properties"]["symbol"]
+    assert form["anyOf"][0]["enum"] == list(stack.installation.symbols)
+
+
+def test_runs_are_named_for_what_they_made_and_show_how_far_they_are(stack, first):
+    runs = {run["id"]: run["name"] for run in stack.prefect("flow_runs/filter", {})}
+    hashes = {version.data_hash for version in stack.installation.tracking.versions("validator")}
+    retrained = [name for name in runs.values() if name.startswith("retrain validator")]
+    assert retrained
+    what, day, data = retrained[-1].split(" · ")
+    assert re.fullmatch(r"retrain validator \d+(, \w+ \d+)*", what)
+    assert (day[:4], len(data)) == ("2024", 8)
+    assert any(name.startswith("train validator ") or ", validator 1" in name for name in runs.values())
+    assert all(name.split(" · ")[2] in {each[:8] for each in hashes} for name in runs.values() if "retrain v" in name)
+    shown = {artifact["key"]: artifact for artifact in stack.prefect("artifacts/latest/filter", {})}
+    assert {shown[f"progress-{name}"]["data"] for name in ("ingest", "train", "retrain")} == {100.0}
+    markets = json.loads(shown["ingest-markets"]["data"])
+    assert [row["market"] for row in markets] == list(stack.installation.symbols)
+    assert all(row["bars"] > 0 and row["left out"] == "" for row in markets)
+    assert {row["version"] for row in json.loads(shown["train-versions"]["data"])} != {""}
+    outcomes = json.loads(shown["retrain-outcomes"]["data"])
+    assert any("the gate" in row["outcome"] for row in outcomes)
+
+
+def test_the_line_of_the_readme_requests_a_retrain(stack):
+    command = next(line for line in (ROOT / "README.md").read_text().splitlines() if "run retrain/retrain" in line)
+    words = shlex.split(command.partition("  #")[0])
+    assert words[0] == ".venv/bin/prefect"
+    done = subprocess.run(
+        [Path(sys.executable).with_name("prefect"), *words[1:], "--start-in", "3 days"],
+        env=stack.env | processes.environment(stack.settings), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    runs = stack.prefect("flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC"})
+    (requested,) = [run for run in runs if run["parameters"].get("reason") == "the desk asked"]
+    assert requested["parameters"]["families"] == ["validator", "regime"]
+    stack.prefect(f"flow_runs/{requested['id']}", method="DELETE")
 
 
 def test_runs_carry_links_to_the_mlflow_run_and_the_drift_report(stack, first):

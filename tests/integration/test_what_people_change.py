@@ -45,6 +45,8 @@ def put_back_to_release_0_6(stack, automation_id):
     content = {n: found[n] for n in ("description", "enabled", "tags", "actions", "trigger")}
     content["trigger"] |= {"expect": ["bellwether.retrain-asked"]}
     content |= {"name": "bellwether-drift-asks-for-retrain"}
+    text = {"family": "{{ event.payload.family }}", "reason": "{{ event.payload.reason }}"}
+    content["actions"] = [content["actions"][0] | {"parameters": text}]
     stack.prefect(f"automations/{automation_id}", content, "PUT")
 
 
@@ -62,12 +64,19 @@ def test_schedules_that_were_edited_paused_or_added_outlive_a_kill_and_reset_res
     patch(stack, f"deployments/{monitor['id']}/schedules/{monitor['schedules'][0]['id']}", {"active": False})
     stack.prefect(f"deployments/{monitor['id']}/schedules", [{"schedule": DAILY, "active": True}])
     patch(stack, f"deployments/{retrain['id']}/schedules/{retrain['schedules'][0]['id']}", {"schedule": WEEKLY})
-    patch(stack, f"deployments/{retrain['id']}", {"parameters": {"family": "validator", "reason": "mine"}})
+    patch(stack, f"deployments/{retrain['id']}", {"parameters": {"families": ["validator"], "reason": "mine"}})
     patch(stack, f"deployments/{reconcile['id']}", {"paused": True})
     (automation,) = triggers(stack)
     patch(stack, f"automations/{automation['id']}", {"enabled": False})
     before = listed(stack, "monitor", "retrain", "reconcile")
+    form_of_old = {"parameter_openapi_schema": {"type": "object", "properties": {"family": {"type": "string"}}}}
+    patch(
+        stack, f"deployments/{retrain['id']}", {"parameters": {"family": "validator", "reason": "mine"}} | form_of_old
+    )
     put_back_to_release_0_6(stack, automation["id"])
+    waits = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}
+    of_old = {"parameters": {"family": "validator,regime", "reason": "before"}, "state": waits}
+    requested = stack.prefect(f"deployments/{retrain['id']}/create_flow_run", of_old)
     ids = {name: sorted(s["id"] for s in deployment(stack, name)["schedules"]) for name in before}
 
     flows_killed_and_back(stack)
@@ -77,6 +86,10 @@ def test_schedules_that_were_edited_paused_or_added_outlive_a_kill_and_reset_res
     (renamed,) = triggers(stack)
     assert (renamed["id"], renamed["enabled"]) == (automation["id"], False)
     assert (renamed["name"], renamed["trigger"]["expect"]) == (automation["name"], automation["trigger"]["expect"])
+    assert renamed["actions"] == automation["actions"]
+    waiting = stack.prefect(f"flow_runs/{requested['id']}")
+    assert waiting["parameters"] == {"families": ["validator", "regime"], "reason": "before"}
+    stack.prefect(f"flow_runs/{requested['id']}", method="DELETE")
     assert before["monitor"]["differences"] == [
         "schedule not planned: cron 5 5 * * * Europe/Paris",
         "schedule not planned: cron */30 * * * * UTC (paused)",

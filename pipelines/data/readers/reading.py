@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pandas as pd
 
@@ -15,20 +15,20 @@ NoBar = Literal["missing", "no-trade"]
 
 @dataclass(frozen=True, slots=True)
 class FileOptions:
-    """State what the bytes of files do not show; None = as the files show.
+    """State what the bytes of files do not show; None = as the files show."""
 
-    timeframe  of the bars, or of the bars made of trades and quotes
-    timezone   of times without an offset: IANA name, -05:00, or America/New_York+07:00
-    stamp      "end": bars are stamped at their close
-    day_first  of dates such as 01/02/2024, where the file does not show it
-    no_bar     "no-trade": where no bar stands, nothing traded; "missing": it is lost
-    """
+    __pydantic_config__: ClassVar[dict[str, bool]] = {"use_attribute_docstrings": True}
 
     timeframe: str | None = None
+    """Timeframe of the bars, or of the bars made of trades and quotes."""
     timezone: str | None = None
+    """Zone of times without an offset: IANA name, -05:00, or America/New_York+07:00."""
     stamp: Literal["start", "end"] = "start"
+    """Whether bars are stamped at their open or, "end", at their close."""
     day_first: bool | None = None
+    """Of dates such as 01/02/2024, where the file does not show it."""
     no_bar: NoBar | None = None
+    """"no-trade": where no bar stands, nothing traded; "missing": it is lost."""
 
 
 @dataclass(frozen=True, slots=True)

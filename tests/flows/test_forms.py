@@ -1,0 +1,65 @@
+"""What a person fills in to start a flow: choices where there are some, and a line on every field."""
+
+import pytest
+
+from flows.deployments import DEPLOYMENTS, deployments
+from flows.support.earlier_parameters import TEMPLATE, with_families
+from flows.support.symbol_choices import DEPLOYMENTS as WITH_SYMBOL
+from flows.support.symbol_choices import with_symbols
+from pipelines.families import FAMILIES
+
+FORMS = {made.name: made._parameter_openapi_schema.model_dump(exclude_unset=True) for made in deployments()}
+
+
+def fields(form):
+    """Yield (name, schema) of every field of a form, also those of the objects in it."""
+    objects = {"": form, **form.get("definitions", {})}
+    for name, each in objects.items():
+        for field, schema in each.get("properties", {}).items():
+            yield f"{name}.{field}", schema
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_field_says_what_it_is_for(name):
+    lacking = [field for field, schema in fields(FORMS[name]) if len(schema.get("description", "")) < 10]
+    assert lacking == []
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_family_is_picked_from_the_families(name):
+    for field, schema in FORMS[name]["properties"].items():
+        if field == "family":
+            assert schema["enum"] == list(FAMILIES)
+        if field == "families":
+            (listed,) = [kind for kind in schema.get("anyOf", [schema]) if kind["type"] == "array"]
+            assert listed["items"]["enum"] == list(FAMILIES)
+
+
+def test_where_there_is_a_symbol_it_is_picked_from_the_universe():
+    assert {name for name, form in FORMS.items() if "symbol" in form["properties"]} == set(WITH_SYMBOL)
+    form = FORMS["monitor"]
+    offered = with_symbols(form, ["BTC/USDT", "ETH/USDT"])["properties"]["symbol"]
+    assert offered["anyOf"] == [{"type": "string", "enum": ["BTC/USDT", "ETH/USDT"]}, {"type": "null"}]
+    assert {**offered, "anyOf": None} == {**form["properties"]["symbol"], "anyOf": None}
+    required = {"properties": {"symbol": {"type": "string", "title": "symbol"}}}
+    assert with_symbols(required, ["A/B"])["properties"]["symbol"] == {
+        "type": "string", "title": "symbol", "enum": ["A/B"],
+    }  # fmt: skip
+
+
+def test_every_run_is_named_for_what_it_does():
+    assert [flow.name for flow, _ in DEPLOYMENTS if flow.flow_run_name is None] == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"family": "validator, regime", "reason": "a"}, {"families": ["validator", "regime"], "reason": "a"}),
+        ({"family": "{{event.payload.family}}"}, {"families": TEMPLATE}),
+        ({"family": "regime", "families": ["validator"]}, {"families": ["validator"]}),
+        ({"families": ["validator"], "force": True}, {"families": ["validator"], "force": True}),
+        ({}, {}),
+    ],
+)
+def test_a_text_with_families_of_an_earlier_release_becomes_a_list(before, after):
+    assert with_families(before) == after

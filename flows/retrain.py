@@ -95,7 +95,7 @@ def reselections(installation: Installation, families: Iterable[str]) -> dict[st
 
 
 def train_and_judge(installation: Installation, claimed: ClaimedRetrains) -> None:
-    """Train the claimed families on all data seen so far, or on what is checked out; the gate judges each new version."""
+    """Train the claimed families on all data seen so far, or what is checked out; the gate judges each version."""
     families, older = list(claimed.requests), checked_out.checked_out(installation.settings)
     on = f", {older.describe()}" if older else ""
     with run_progress("retrain", [*([] if older else ["ingest"]), "train", *(f"gate {name}" for name in families)]):

@@ -146,8 +146,10 @@ def register_spoiled(stack, first, bundle, spoil):
         stack.installation, replace(original, tags=original.tags | {"digest": digest}), line.evidence, bundle
     )
     if later:
-        run_id = stack.installation.tracking.version("validator", version).run_id
-        spoil(bundle, lambda: next(stack.settings.home.rglob(f"{run_id}/artifacts/bundle")))
+        from mlflow import MlflowClient
+
+        model_id = MlflowClient(stack.settings.mlflow_url).get_model_version("validator", version).source.split("/")[-1]
+        spoil(bundle, lambda: next(stack.settings.home.rglob(f"{model_id}/artifacts/artifacts/bundle")))
     return version
 
 

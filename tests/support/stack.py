@@ -25,6 +25,8 @@ from benchmarks.ports import free_ports
 from flows.support import processes, promotion
 from flows.support.installation import Installation
 from pipelines.contracts import Check, Verdict
+from pipelines.models.runtime import load_bundle
+from pipelines.models.tables import answers, example
 from pipelines.permissions import restrict
 from pipelines.settings import ROOT, Settings, load_params
 from pipelines.store import LedgerSlots, Store
@@ -267,15 +269,20 @@ def register_again(
     installation: Installation, original: Version, evidence: dict[str, Any], bundle: Path | None = None
 ) -> str:
     """Register a version with the tags of another and a passing verdict; of its bytes, or of those in `bundle`."""
+    model = load_bundle(installation.settings.bundles / original.digest, original.digest)
+    asked = example(model)
     with quiet():
         made = installation.tracking.log_candidate(
             original.family,
             bundle or installation.settings.bundles / original.digest,
             params={},
             metrics=installation.tracking.metrics(original.run_id),
+            points=[],
             files=[],
-            tags={name: value for name, value in original.tags.items() if name not in ("gate_verdict", "trials")},
+            tags={name: value for name, value in original.tags.items() if not name.startswith("bellwether.")},
             title="",
+            example=(asked, answers(model, asked)),
+            data=[],
         )
     checks = tuple(Check(**{k: v for k, v in check.items() if k != "state"}) for check in evidence["checks"])
     verdict = Verdict(original.family, evidence["passed"], checks, tuple(evidence["reasons"]))

@@ -151,6 +151,17 @@ class Stack:
         self.installation.tracking.set_alias("validator", "champion", version)
 
     @property
+    def client(self) -> Any:
+        """Return MLflow's own client of the registry."""
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.settings.mlflow_url)
+
+    def tags(self, version: str) -> dict[str, str]:
+        """Return what MLflow shows of a validator's version."""
+        return self.installation.tracking.version("validator", version).tags
+
+    @property
     def key(self) -> dict[str, str]:
         """Return the header with the key."""
         return {"Authorization": f"Bearer {write_key(self.settings)}"}

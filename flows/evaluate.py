@@ -16,6 +16,7 @@ from flows.support.installation import Installation, open_installation
 from flows.support.progress import line_progress, report_progress, step
 from flows.support.promotion import challenge, fetch_bundle, publish
 from flows.support.run_names import run_name
+from flows.support.version_tags import comparison
 from pipelines import versioning
 from pipelines.contracts import Bools, Floats, Ints, Model, Verdict
 from pipelines.errors import StateError
@@ -211,7 +212,8 @@ def log_evidence(
         page = Path(scratch) / "evidence.html"
         folder = installation.workspace / "artifacts" / family
         write_page(page, verdict, figures, folder, f"{family} version {version}")
-        installation.tracking.record_verdict(family, version, verdict.passed, verdict_record(verdict), [page], trials)
+        tags = {"trials": str(trials), **comparison(verdict, figures)}
+        installation.tracking.record_verdict(family, version, verdict.passed, verdict_record(verdict), [page], tags)
         if traded is not None:
             report = Path(scratch) / "backtest.json"
             report.write_text(json.dumps(traded, indent=1) + "\n")

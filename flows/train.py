@@ -16,13 +16,17 @@ from flows.support.installation import Installation, now, open_installation, wor
 from flows.support.progress import line_progress, report_progress, run_progress, step
 from flows.support.run_names import rename_run, run_name, with_versions
 from pipelines import versioning
+from pipelines.contracts import Model
 from pipelines.errors import BellwetherError, NotEnoughData
+from pipelines.evaluation.curves import curves
 from pipelines.evaluation.report import figure_rows, flat_metrics
 from pipelines.families import Family
 from pipelines.models.catalog import MODEL_FAMILIES, model_family
+from pipelines.models.runtime import load_bundle
+from pipelines.models.tables import answers, example
 from pipelines.models.trained_on import shares_market, symbols_of
 from pipelines.settings import ROOT, load_params
-from pipelines.tracking import Version
+from pipelines.tracking import DataSet, Version
 
 NO_COLUMNS = "none"  # in a tag: MLflow keeps no empty ones
 
@@ -114,7 +118,8 @@ def register(installation: Installation, family: str, digest: str, data_hash: st
     figures = json.loads((folder / "evaluation" / f"{family}.json").read_text())
     git = versioning.git_state(ROOT)
     meta = installation.meta()
-    schema = json.loads((folder / family / "bundle" / "schema.json").read_text())
+    model = load_bundle(folder / family / "bundle", digest)
+    asked = example(model)
     older = checked_out(installation.settings)
     proposed = json.loads((folder / family / "importance.json").read_text())["reselection"]["leave_out"]
     version = installation.tracking.log_candidate(
@@ -122,6 +127,7 @@ def register(installation: Installation, family: str, digest: str, data_hash: st
         folder / family / "bundle",
         params=flat_params(load_params(installation.workspace / "params.yaml").model_dump(mode="json")),
         metrics=flat_metrics(figures),
+        points=curves(folder / family, family),
         files=[
             *provenance(installation),
             folder / "evaluation" / f"{family}.json",
@@ -133,7 +139,7 @@ def register(installation: Installation, family: str, digest: str, data_hash: st
             "git_commit": git.commit,
             "git_dirty": str(git.dirty).lower(),
             "catalogue_hash": meta["catalogue_hash"],
-            "symbols": ",".join(symbols_of(schema)),
+            "symbols": ",".join(symbols_of(model.schema)),
             "decision_timeframe": meta["decision_timeframe"],
             "reselection": figures["reselection"],
             "reselect_without": ",".join(proposed) or NO_COLUMNS,
@@ -144,10 +150,28 @@ def register(installation: Installation, family: str, digest: str, data_hash: st
             **({"older_data": older.describe()} if older else {}),
         },
         title=model_family(family).title,
+        example=(asked, answers(model, asked)),
+        data=data_sets(installation, model, data_hash),
     )
     for configuration in configurations(version.digest, figures["decay"]):
         installation.store.add_trial(family, version.run_id, configuration, now())
     return version
+
+
+def data_sets(installation: Installation, model: Model, data_hash: str) -> list[DataSet]:
+    """Return the markets a model was fitted on, as inputs of its run: where their rows begin and end, and how many."""
+    held = installation.data_version().markets
+    return [
+        DataSet(
+            name=symbol,
+            digest=data_hash,
+            source=installation.versions / data_hash,
+            columns=model.columns,
+            profile={name: held[symbol][name] for name in ("rows", "first", "last") if name in held[symbol]},
+        )
+        for symbol in symbols_of(model.schema)
+        if symbol in held
+    ]
 
 
 def configurations(digest: str, decay: Mapping[str, Any]) -> Iterator[str]:

@@ -68,6 +68,16 @@ def json_ready(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
+class Point:
+    """Hold one point of a chart: where it is on the axis, its value, and the moment it is of, in seconds since 1970."""
+
+    chart: str
+    step: int
+    value: float
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """Hold a figure with its evidence (law L9): value, 95 % interval, number of rows, assumed cost if any."""
 

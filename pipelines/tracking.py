@@ -1,7 +1,8 @@
 """The only doorway to MLflow: runs, registered models, aliases, evidence.
 
 A family is a registered model of the same name. Its version carries, as tags, everything needed to trace it: digest of
-the bundle, data hash, git commit, catalogue hash, flow run, trials, gate verdict. Aliases are *intent*; the promotion
+the bundle, data hash, git commit, catalogue hash, flow run, trials, gate verdict. MLflow's own clients load and serve a
+version by its signature and input example, and find its data as inputs of the run. Aliases are *intent*; the promotion
 ledger is fact, and `flows.promote` compares the two.
 """
 
@@ -9,17 +10,40 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pipelines.contracts import Point
 from pipelines.errors import ServiceDown, UnknownName
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EXPERIMENT = "bellwether"
 CHAIN_ANCHOR = "bellwether.chain_anchor"  # a tag of the experiment
 NEEDED = ("numpy", "onnxruntime", "pandas", "mlflow")  # to load a version from MLflow
+LOGGED_MODEL = "models:/"  # before the id of the logged model that is the source of a version
+DIGEST_LETTERS = 36  # of a data set: MLflow takes no more, and our data hashes have as many
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """Hold the rows of one market in a data version, which MLflow shows as an input of the run.
+
+    digest   hash of the data version
+    source   folder of its DVC files
+    columns  what the model reads
+    profile  facts for people: rows, first, last
+    """
+
+    name: str
+    digest: str
+    source: Path
+    columns: tuple[str, ...]
+    profile: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +90,23 @@ class Tracking:
         *,
         params: Mapping[str, object],
         metrics: dict[str, float],
+        points: Iterable[Point],
         files: list[Path],
         tags: dict[str, str],
         title: str,
+        example: tuple["pd.DataFrame", "pd.DataFrame"],
+        data: Sequence[DataSet],
     ) -> Version:
         """Log a run with everything that explains the candidate, register it as a new version of `family`, return that.
 
-        tags  must have digest, data_hash, git_commit, git_dirty, catalogue_hash; `flow_run` within a flow
+        points   of the charts
+        tags     must have digest, data_hash, git_commit, git_dirty, catalogue_hash; `flow_run` within a flow
+        example  rows to ask the version with, and what it answers: their columns are its signature
+        data     what it was trained on
         """
         mlflow = self._mlflow
         mlflow.set_experiment(EXPERIMENT)
-        with mlflow.start_run(run_name=f"{family}-{tags['digest'][:8]}", tags=tags):
+        with mlflow.start_run(run_name=f"{family}-{tags['digest'][:8]}", tags=tags) as run:
             mlflow.log_params({name: str(value)[:500] for name, value in params.items()})
             # before the metrics: MLflow would request the history of each metric that the run already has
             with _without_output():
@@ -85,8 +115,12 @@ class Tracking:
                     python_model=str(Path(__file__).parent / "models" / "registered.py"),
                     artifacts={"bundle": str(bundle)},
                     pip_requirements=[f"{name}=={_version_of(name)}" for name in NEEDED],
+                    signature=_signature(*example),
+                    input_example=example[0],
                 )
             mlflow.log_metrics({name: float(value) for name, value in metrics.items()}, model_id=info.model_id)
+            self._log_points(run.info.run_id, points)
+            self._client.log_inputs(run.info.run_id, [_input(each) for each in data])
             for file in files:
                 mlflow.log_artifact(str(file), "evidence")
         # last, and with all its tags: a version that can be found is complete
@@ -130,18 +164,32 @@ class Tracking:
         else:
             self._client.set_registered_model_alias(family, alias, version)
 
+    def tag_version(self, version: Version, tags: Mapping[str, str | None]) -> None:
+        """Set tags of a version; None removes one."""
+        for name, value in tags.items():
+            if value is not None:
+                self._client.set_model_version_tag(version.family, version.version, name, value)
+            elif name in version.tags:
+                self._client.delete_model_version_tag(version.family, version.version, name)
+
     def record_verdict(
-        self, family: str, version: str, passed: bool, evidence: Mapping[str, object], files: list[Path], trials: int
+        self,
+        family: str,
+        version: str,
+        passed: bool,
+        evidence: Mapping[str, object],
+        files: list[Path],
+        tags: Mapping[str, str],
     ) -> None:
-        """Set the gate's verdict on the version and log its evidence to the run."""
+        """Set the gate's verdict on the version, with these tags, and log its evidence to the run."""
         run_id = self.version(family, version).run_id
         for file in files:
             self._client.log_artifact(run_id, str(file), "gate")
         self._client.log_text(run_id, json.dumps(evidence, indent=1), "gate/verdict.json")
         word = "passed" if passed else "refused"
         self._client.set_tag(run_id, "gate_verdict", word)
-        self._client.set_model_version_tag(family, version, "trials", str(trials))
-        self._client.set_model_version_tag(family, version, "gate_verdict", word)
+        for name, value in {**tags, "gate_verdict": word}.items():
+            self._client.set_model_version_tag(family, version, name, value)
 
     def set_chain_anchor(self, seq: int, mac: str, at: str) -> None:
         """Write down what the ledger's chain ended with at a moment, as a tag of the experiment."""
@@ -177,6 +225,14 @@ class Tracking:
             at_s = int(at.timestamp())
             self._mlflow.log_metrics(metrics, run_id=run_id, step=at_s, timestamp=1000 * at_s)
 
+    def _log_points(self, run_id: str, points: Iterable[Point]) -> None:
+        """Log the points of charts, in one request."""
+        from mlflow.entities import Metric
+
+        self._client.log_batch(
+            run_id, metrics=[Metric(each.chart, each.value, int(1000 * each.at_s), each.step) for each in points]
+        )
+
     def metrics(self, run_id: str) -> dict[str, float]:
         """Return every metric of a run, by name."""
         return {name: float(value) for name, value in self._client.get_run(run_id).data.metrics.items()}
@@ -184,10 +240,13 @@ class Tracking:
     def download_bundle(self, version: Version, into: Path) -> Path:
         """Download the bundle of a version into the folder `into` (created if absent); return its path, unverified."""
         into.mkdir(parents=True, exist_ok=True)
+        source = self._client.get_model_version(version.family, version.version).source
+        model = self._client.get_logged_model(str(source).removeprefix(LOGGED_MODEL))
         path = self._mlflow.artifacts.download_artifacts(
-            f"models:/{version.family}/{version.version}/artifacts/bundle", dst_path=str(into), tracking_uri=self.url
+            artifact_uri=f"{model.artifact_location}/artifacts", dst_path=str(into), tracking_uri=self.url
         )
-        return Path(path)
+        (bundle,) = Path(path).iterdir()
+        return bundle
 
     def run_link(self, run_id: str) -> str:
         """Return the address of a run in MLflow's UI."""
@@ -217,6 +276,40 @@ def _read(found: Any, aliases: Mapping[str, str]) -> Version:
         verdict=tags.get("gate_verdict", "pending"),
         aliases=tuple(sorted(a for a, v in aliases.items() if v == str(found.version))),
         tags=tags,
+    )
+
+
+def _signature(rows: "pd.DataFrame", answers: "pd.DataFrame") -> Any:
+    """Return the signature of a version, of example rows and what it answers.
+
+    Stated, not inferred: in an example without an abstention every reason is absent, and MLflow could not say of what
+    type it is. A column of the input must be there, its values may be missing.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    words = dict.fromkeys(answers.select_dtypes("object").columns, "string")
+    return ModelSignature(
+        Schema([ColSpec("double", name) for name in rows.columns]),
+        Schema([ColSpec(words.get(name, "double"), name, required=False) for name in answers.columns]),
+    )
+
+
+def _input(data: DataSet) -> Any:
+    """Return a data set as MLflow's input of a run."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    columns = [{"name": name, "type": "double"} for name in data.columns]
+    return DatasetInput(
+        Dataset(
+            name=data.name,
+            digest=data.digest[:DIGEST_LETTERS],
+            source_type="local",
+            source=json.dumps({"uri": str(data.source)}),
+            schema=json.dumps({"mlflow_colspec": columns}),
+            profile=json.dumps(data.profile),
+        ),
+        [InputTag("mlflow.data.context", "training")],
     )
 
 

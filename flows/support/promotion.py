@@ -8,15 +8,16 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from flows.support.installation import Installation, hold_lease, now
 from flows.support.ledger_chain import anchor, require_intact
+from flows.support.version_tags import PROMOTED, QUEUED, REFUSED, REQUEST, answer, asked_by, mark_states
 from pipelines.contracts import Verdict
-from pipelines.errors import BundleError, ChainBroken, GateRefused, StateError, UnknownName
+from pipelines.errors import BundleError, ChainBroken, GateRefused, LeaseHeld, StateError, UnknownName
 from pipelines.evaluation.verdicts import verdict_record
 from pipelines.families import FAMILIES
 from pipelines.models.trained_on import symbols_of
@@ -30,6 +31,7 @@ FAULT = "family_fault"
 DELETED = "version_deleted"
 BUNDLE = "its bundle in this home"
 POLICY = "policy"  # the actor of a promotion that no person made
+REMOVED = "the alias champion is moved, not removed; `bellwether rollback` goes back to the version before"
 WATCH = "watch"  # what of a family has the fault: its alias, its bundle, or the watch for drift and loss
 
 Arm = Mapping[str, Any]  # a slot as the generation file names it: version, digest, run, data, verdict
@@ -81,6 +83,7 @@ def challenge(
     )
     installation.store.add_promotion(line)
     installation.tracking.set_alias(version.family, "challenger", version.version)
+    mark_states(installation, version.family)
 
 
 def champions(store: Store, family: str) -> list[str]:
@@ -97,20 +100,22 @@ def champions(store: Store, family: str) -> list[str]:
     return stack
 
 
-def promotion_lease(installation: Installation) -> AbstractContextManager[None]:
-    """Hold the lease under which alias and ledger move together, one at a time. Raises LeaseHeld after 30 s."""
-    return hold_lease(installation, "promotion", timedelta(minutes=2), timeout_s=30.0)
+def promotion_lease(installation: Installation, timeout_s: float = 30.0) -> AbstractContextManager[None]:
+    """Hold the lease under which alias and ledger move together, one at a time. Raises LeaseHeld after the timeout."""
+    return hold_lease(installation, "promotion", timedelta(minutes=2), timeout_s)
 
 
 def promote(installation: Installation, family: str, version: str, actor: str, reason: str) -> Promotion:
     """Make a version champion. Raises GateRefused, and records it, without a passing verdict on its digest; ChainBroken
     on a ledger that is not as it was written."""
     with promotion_lease(installation):
-        return _promote(installation, family, version, actor, reason)
+        return _promote(installation, family, version, actor, reason, {})
 
 
-def _promote(installation: Installation, family: str, version: str, actor: str, reason: str) -> Promotion:
-    """Make a version champion, under the lease of the caller."""
+def _promote(
+    installation: Installation, family: str, version: str, actor: str, reason: str, asked: Mapping[str, str]
+) -> Promotion:
+    """Make a version champion, under the lease of the caller; `asked` goes on the ledger as evidence."""
     require_intact(installation)
     wanted = installation.tracking.version(family, version)
     champion = installation.store.slots(family).champion
@@ -118,7 +123,7 @@ def _promote(installation: Installation, family: str, version: str, actor: str, 
     verdict = installation.store.verdict(family, version, wanted.digest)
     if verdict is None or not verdict.verdict_passed:
         why = verdict.reason if verdict else "the gate never judged this digest"
-        installation.store.add_promotion(_line(wanted, "refuse", "champion", actor, why, old, False, {}))
+        installation.store.add_promotion(_line(wanted, "refuse", "champion", actor, why, old, False, asked))
         raise GateRefused(
             f"{family} version {version} is not promoted: {why}. Its evidence is in run {wanted.run_id}; "
             f"`bellwether retrain {family}` makes a new candidate."
@@ -132,7 +137,7 @@ def _promote(installation: Installation, family: str, version: str, actor: str, 
             "candidate that is; a person may promote this one."
         )
     fetch_bundle(installation, wanted)  # verified and smoke-tested before anything moves
-    line = _line(wanted, "promote", "champion", actor, reason, old, True, {"verdict": verdict.id})
+    line = _line(wanted, "promote", "champion", actor, reason, old, True, {"verdict": verdict.id, **asked})
     _move(installation, line)
     return line
 
@@ -169,15 +174,23 @@ def _move(installation: Installation, line: Promotion) -> None:
     installation.tracking.set_alias(family, "challenger", challenger.to_version if challenger else None)
     _publish(installation)
     anchor(installation)
+    mark_states(installation, family)
 
 
 def reconcile(installation: Installation, families: Iterable[str] = FAMILIES) -> list[str]:
     """Compare the `champion` aliases with the ledger. A moved alias is a request to promote.
 
-    With a passing verdict it becomes a promotion (actor `mlflow-ui`); without one it is put back, with an alarm.
-    Return what was done, one line each.
+    With a passing verdict it becomes a promotion, by whom the version's tags name, else by `mlflow-ui`; without one it
+    is put back, with an alarm. Either way the version says so in its tags. Return what was done, one line each.
     """
-    with promotion_lease(installation):  # an alias that another process is moving right now is not a request
+    with ExitStack() as lease:  # an alias that another process is moving right now is not a request
+        try:
+            lease.enter_context(promotion_lease(installation, 0.0))
+        except LeaseHeld:
+            for family in families:
+                if alias := _request(installation, family):
+                    answer(installation, alias, QUEUED)
+            lease.enter_context(promotion_lease(installation))
         done = []
         for family in families:
             with isolate_fault(installation, family, "alias"):
@@ -214,24 +227,38 @@ def _about(alarm: Alarm) -> tuple[str, str]:
     return family, what
 
 
+def _request(installation: Installation, family: str) -> Version | None:
+    """Return the version that the `champion` alias of a family names and the ledger does not."""
+    alias = installation.tracking.version_by_alias(family, "champion")
+    champion = installation.store.slots(family).champion
+    return alias if alias and (champion is None or alias.version != champion.to_version) else None
+
+
 def _reconcile(installation: Installation, family: str) -> str | None:
     """Compare one family's alias with the ledger; return what was done, None if they agree."""
     alias = installation.tracking.version_by_alias(family, "champion")
     champion = installation.store.slots(family).champion
     fact = champion.to_version if champion else None
     if (alias.version if alias else None) == fact:
+        if alias and alias.tags.get(REQUEST) == QUEUED:  # another process has promoted it meanwhile
+            answer(installation, alias, PROMOTED)
         return None
     line = f"{family}: alias was removed by hand, put back to version {fact}"
     if alias is not None:
+        by, why = asked_by(alias)
         try:
-            _promote(installation, family, alias.version, "mlflow-ui", "alias moved in MLflow")
+            _promote(installation, family, alias.version, by, why, {"asked_in": "MLflow", "asked_because": why})
+            answer(installation, alias, PROMOTED)
             return f"{family}: version {alias.version} promoted on request of the MLflow UI"
         except (GateRefused, ChainBroken, BundleError) as refusal:
             installation.store.raise_alarm("alias_refused", "warning", str(refusal), now())
+            answer(installation, alias, f"{REFUSED}: {refusal}")
             line = f"{family}: alias put back to {fact or 'nothing'}: {refusal}"
     if champion is not None and _deleted(installation, champion):
         return None  # there is nothing to point at; the alarm names it
     installation.tracking.set_alias(family, "champion", fact)
+    if alias is None:
+        answer(installation, installation.tracking.version(family, str(fact)), f"{REFUSED}: {REMOVED}")
     return line
 
 

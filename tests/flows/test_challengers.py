@@ -17,9 +17,11 @@ from flows.support.installation import Installation, now
 from flows.train import register
 from pipelines import versioning
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME
+from pipelines.data.data_version import DataVersion, write_manifest
 from pipelines.data.timeframes import Grid
 from pipelines.errors import StateError
 from pipelines.evaluation.gates import judge
+from pipelines.evaluation.report import read_oof
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import ROOT, Settings, load_params, read_yaml
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
@@ -41,12 +43,12 @@ class Registry:
     def __init__(self):
         self.known = []
 
-    def log_candidate(self, family, bundle, *, params, metrics, files, tags, title):
+    def log_candidate(self, family, bundle, *, params, metrics, points, files, tags, title, example, data):
         number = str(len(self.known) + 1)
         self.known.insert(
             0, Version(family, number, f"run{number}", tags["digest"], tags["data_hash"], "c", "pending", (), tags)
         )
-        self.logged = params
+        self.logged, self.points, self.example, self.data = params, list(points), example, data
         return self.known[0]
 
     def metrics(self, run_id):
@@ -115,6 +117,9 @@ def installation(tmp_path_factory):
     write_params(settings.workspace / "params.yaml")
     store = Store.open(f"sqlite:///{home / 'store.db'}")
     made = Installation(settings, load_params(settings.workspace / "params.yaml"), store)
+    made.data.mkdir()
+    held = {"SIM/USDT": {"timeframe": "1m", "rows": 9, "first": "2024-01-01", "last": "2024-02-01", "files": ["a"]}}
+    write_manifest(made.data, DataVersion(held))
     made.__dict__["tracking"] = Registry()
     write_events(made.workspace / "artifacts", BEFORE)
     champion = fit(made)
@@ -149,6 +154,27 @@ def test_the_challenger_is_compared_by_a_fit_that_ends_where_the_champions_data_
         np.savez(path, **{**f, "through": np.float64(0.0)})
     with pytest.raises(StateError, match="bellwether retrain validator"):
         gather(installation, "validator")
+
+
+def test_the_candidate_is_registered_with_its_data_its_charts_and_an_example_with_its_answer(installation):
+    logged = installation.tracking
+    (data,) = logged.data
+    assert (data.name, data.digest, data.source.name, data.columns) == ("SIM/USDT", "d1", "d1", VALIDATOR_COLUMNS)
+    assert data.profile == {"rows": 9, "first": "2024-01-01", "last": "2024-02-01"}
+    asked, answered = logged.example
+    assert len(asked) == len(answered) == 5
+    assert answered["p"].between(0.0, 1.0).all()
+    charts = {name: [each for each in logged.points if each.chart == name] for name in {p.chart for p in logged.points}}
+    assert set(charts) == {"walk_forward/loss", "walk_forward/gain_over_base_rate", "calibration/observed_share"}
+    gains = charts["walk_forward/gain_over_base_rate"]
+    assert [each.step for each in gains] == list(range(1, 21))
+    oof = read_oof(installation.workspace / "artifacts" / "validator")
+    found = np.mean([each.value for each in gains])
+    assert found == pytest.approx(float((oof["loss_base_rate"] - oof["loss"]).mean()), rel=0.05)
+    assert gains[-1].at_s == oof["known"][-1]
+    observed = charts["calibration/observed_share"]
+    assert observed[0].step < 500 < observed[-1].step
+    assert observed[0].value < 0.5 < observed[-1].value
 
 
 @contextlib.contextmanager

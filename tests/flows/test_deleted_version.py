@@ -1,5 +1,6 @@
 """A champion's version that was deleted in MLflow is alarmed once and stays champion, on either database."""
 
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -16,14 +17,23 @@ T0 = datetime(2024, 1, 1, tzinfo=UTC)
 LINE = Promotion(T0, "policy", "challenge", "validator", "challenger", None, "1", "ab" * 32, "r", "d", "c", True, "why")
 
 
+@pytest.fixture(scope="module")
+def empty_registry(tmp_path_factory):
+    """The file of an MLflow that holds nothing: it takes seconds to make."""
+    file = tmp_path_factory.mktemp("registry") / "mlflow.db"
+    Tracking(f"sqlite:///{file}")
+    return file
+
+
 @pytest.fixture
-def installation(url, tmp_path, monkeypatch):
+def installation(url, tmp_path, monkeypatch, empty_registry):
     """An installation whose champion is version 1 of a registry in a file."""
     monkeypatch.chdir(tmp_path)  # a store without a server stores artifacts next to itself
     where = Settings(home=tmp_path / "home", store_url=url, mlflow_port=9)
     opened = Installation(where, load_params(), open_store(where))
     opened.store.add_promotion(LINE)
     opened.store.add_promotion(replace(LINE, action="promote", arm="champion"))
+    shutil.copy(empty_registry, tmp_path / "mlflow.db")
     opened.tracking = Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}")
     yield opened
     opened.store.close()

@@ -54,6 +54,8 @@ def test_the_alias_moved_to_a_refused_version_is_put_back_ledgered_and_alarmed_w
     assert line.verdict_passed is False
     assert "gain_over_champion" in line.reason
     assert any(a.kind == "alias_refused" and f"version {refused}" in a.detail for a in stack.store.alarms())
+    answered = until(lambda: stack.tags(refused).get("bellwether.request"), 10.0, "the answer on the version")
+    assert answered.startswith(f"refused: validator version {refused} is not promoted")
     assert stack.champion() == first
 
 
@@ -146,18 +148,9 @@ def register_spoiled(stack, first, bundle, spoil):
         stack.installation, replace(original, tags=original.tags | {"digest": digest}), line.evidence, bundle
     )
     if later:
-        spoil(bundle, lambda: stored_bundle(stack, version))
+        model_id = stack.client.get_model_version("validator", version).source.split("/")[-1]
+        spoil(bundle, lambda: next(stack.settings.home.rglob(f"{model_id}/artifacts/artifacts/bundle")))
     return version
-
-
-def stored_bundle(stack, version):
-    """Return the folder in which MLflow stores the bundle of a version."""
-    from mlflow import MlflowClient
-
-    source = MlflowClient(stack.settings.mlflow_url).get_model_version("validator", version).source
-    return next(
-        stack.settings.home.glob(f"mlflow/artifacts/**/{source.removeprefix('models:/')}/artifacts/artifacts/bundle")
-    )
 
 
 def test_the_removed_alias_is_put_back(stack, first):
@@ -195,8 +188,14 @@ def test_the_alias_moved_to_a_passing_version_is_a_promotion_by_mlflow_ui_and_ro
 
 
 def test_the_alias_moved_to_a_passing_version_is_served_within_seconds(stack, first, second):
+    for name, value in {"by": "ann", "reason": "read the evidence"}.items():
+        stack.client.set_model_version_tag("validator", second, f"bellwether.{name}", value)
     stack.alias(second)
     stack.followed(second)
+    line = lines(stack, "promote")[-1]
+    assert (line.actor, line.reason) == ("ann", "read the evidence")
+    until(lambda: stack.tags(second).get("bellwether.request") == "promoted", 10.0, "the answer on the version")
+    assert (stack.tags(second)["state"], stack.tags(first)["state"]) == ("champion", "former champion")
     stack.alias(first)
     stack.followed(first)
     promotion.rollback(stack.installation, "validator", "tests", "as it was")

@@ -16,6 +16,7 @@ from support.stack import quiet
 
 from flows.support import processes
 from pipelines.families import FAMILIES
+from pipelines.models.runtime import load_bundle
 from pipelines.settings import ROOT
 from pipelines.versioning import data_hash
 from serving.state.tiers import TierInputs, best_tier
@@ -137,7 +138,10 @@ def test_a_version_carries_everything_that_traces_it(stack, first):
     assert first.tags.keys() >= {
         "digest", "data_hash", "git_commit", "git_dirty", "catalogue_hash", "flow_run", "trials", "gate_verdict",
         "reselection", "reselect_without", "left_out", "half_life_events",
+        "gain", "gain_interval", "gain_over", "n", "mde",
     }  # fmt: skip
+    assert first.tags["state"] in ("champion", "former champion")
+    assert float(first.tags["gain"]) > 0.0
     assert (first.tags["gate_verdict"], first.tags["trials"]) == ("passed", "3")  # three half-lives were tried
     assert stack.prefect(f"flow_runs/{first.tags['flow_run']}")["state_type"] == "COMPLETED"
     assert artifacts(stack, first) >= {
@@ -175,6 +179,33 @@ def test_the_model_from_mlflow_the_bundle_and_the_service_give_the_same_probabil
     np.testing.assert_allclose(predicted["p"].to_numpy(), expected, atol=1e-6)
     np.testing.assert_allclose(np.array(answer.json()["p"], dtype=float), expected, atol=1e-6)
     assert answer.json()["digest"] == first.digest
+
+
+def test_every_family_answers_its_own_example_loaded_from_mlflow_and_names_its_card_and_its_data(stack):
+    import mlflow
+    from mlflow import MlflowClient
+
+    client = MlflowClient(stack.settings.mlflow_url)
+    mlflow.set_tracking_uri(stack.settings.mlflow_url)
+    for family in FAMILIES:
+        newest = stack.installation.tracking.versions(family)[0]
+        bundle = load_bundle(stack.settings.bundles / newest.digest, newest.digest)
+        with quiet():
+            loaded = mlflow.pyfunc.load_model(f"models:/{family}/{newest.version}")
+            answered = loaded.predict(loaded.input_example)
+        assert len(loaded.input_example) == (bundle.steps if bundle.steps > 1 else 5)
+        one = int(np.flatnonzero(np.array(bundle.golden["status"]) == "OK")[0])
+        golden = np.atleast_1d(bundle.golden["p"][one])
+        row = answered.iloc[-1 if bundle.steps > 1 else 0]
+        names = ["p"] if bundle.golden["p"].ndim == 1 else [f"p_{name}" for name in bundle.classes]
+        np.testing.assert_allclose(row[names].to_numpy(dtype=float), golden, atol=1e-6)
+        assert row["status"] == "OK"
+        version = client.get_model_version(family, newest.version)
+        assert version.description == (stack.settings.bundles / newest.digest / "card.md").read_text()
+        used = [each.dataset for each in client.get_run(newest.run_id).inputs.dataset_inputs]
+        assert {each.name for each in used} == set(bundle.schema["symbols"])
+        assert {each.digest for each in used} == {newest.data_hash}
+        assert all(json.loads(each.profile)["rows"] > 0 for each in used)
 
 
 def test_prefect_shows_the_schedules_and_the_automation_of_the_drift_event(stack):

@@ -25,6 +25,8 @@ from benchmarks.ports import free_ports
 from flows.support import processes, promotion
 from flows.support.installation import Installation
 from pipelines.contracts import Check, Verdict
+from pipelines.models.runtime import load_bundle
+from pipelines.models.tables import answers, example
 from pipelines.permissions import restrict
 from pipelines.settings import ROOT, Settings, load_params
 from pipelines.store import LedgerSlots, Store
@@ -149,6 +151,17 @@ class Stack:
         self.installation.tracking.set_alias("validator", "champion", version)
 
     @property
+    def client(self) -> Any:
+        """Return MLflow's own client of the registry."""
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.settings.mlflow_url)
+
+    def tags(self, version: str) -> dict[str, str]:
+        """Return what MLflow shows of a validator's version."""
+        return self.installation.tracking.version("validator", version).tags
+
+    @property
     def key(self) -> dict[str, str]:
         """Return the header with the key."""
         return {"Authorization": f"Bearer {write_key(self.settings)}"}
@@ -267,15 +280,20 @@ def register_again(
     installation: Installation, original: Version, evidence: dict[str, Any], bundle: Path | None = None
 ) -> str:
     """Register a version with the tags of another and a passing verdict; of its bytes, or of those in `bundle`."""
+    model = load_bundle(installation.settings.bundles / original.digest, original.digest)
+    asked = example(model)
     with quiet():
         made = installation.tracking.log_candidate(
             original.family,
             bundle or installation.settings.bundles / original.digest,
             params={},
             metrics=installation.tracking.metrics(original.run_id),
+            points=[],
             files=[],
-            tags={name: value for name, value in original.tags.items() if name not in ("gate_verdict", "trials")},
+            tags={name: value for name, value in original.tags.items() if not name.startswith("bellwether.")},
             title="",
+            example=(asked, answers(model, asked)),
+            data=[],
         )
     checks = tuple(Check(**{k: v for k, v in check.items() if k != "state"}) for check in evidence["checks"])
     verdict = Verdict(original.family, evidence["passed"], checks, tuple(evidence["reasons"]))

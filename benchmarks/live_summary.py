@@ -50,6 +50,7 @@ def summary(
     gap_s    samples further apart than this do not cover what lies between
     """
     good = [one for one in samples if "error" not in one]
+    counted_home = [one for one in samples if "folders" in one]
     ages = [age for one in good for age in one["age_bars"].values() if age is not None]
     pairs = list(itertools.pairwise(samples))
     covered = sum(b["at"] - a["at"] for a, b in pairs if b["at"] - a["at"] <= gap_s)
@@ -73,6 +74,7 @@ def summary(
         "jobs_mb": round(max((one["rss"].get(JOBS, 0) for one in samples), default=0) / 1e6, 1),
         "rss_mb": {name: round(size / 1e6, 1) for name, size in (samples[-1]["rss"] if samples else {}).items()},
         "home_mb_hour": folder_growth(samples, gap_s),
+        "home_mb": [round(size(map(home_bytes, counted_home)) / 1e6) for size in (min, max)] if counted_home else [],
     }
 
 
@@ -143,18 +145,26 @@ def _least(samples: Sequence[JsonObject], name: str) -> int:
 
 
 def folder_growth(samples: Sequence[JsonObject], gap_s: float) -> dict[str, float]:
-    """Return folder of the home → MB an hour it grew by, with the sum under "all"; a fall counts as such."""
+    """Return folder of the home → MB an hour it grew by, with the sum under "all"; a fall counts as such.
+
+    From the sample at which the home was smallest in the first fifth to that of the last: a retrain that runs holds
+    columns twice, until retention takes the earlier ones back within a market day. Time between runs does not count.
+    """
     counted = [one for one in samples if "folders" in one]
-    pairs = [(a, b) for a, b in itertools.pairwise(counted) if b["at"] - a["at"] <= gap_s]
-    hours = sum(b["at"] - a["at"] for a, b in pairs) / 3600.0
-    if not hours:
+    fifth = max(len(counted) // 5, 1)
+    if len(counted) <= fifth:
         return {}
-    names = sorted({name for one in counted for name in one["folders"]})
-    grown = {
-        name: sum(b["folders"].get(name, 0) - a["folders"].get(name, 0) for a, b in pairs) / 1e6 / hours
-        for name in names
-    }
+    first, last = (min(part, key=home_bytes) for part in (counted[:fifth], counted[-fifth:]))
+    within = [one["at"] for one in samples if first["at"] <= one["at"] <= last["at"]]
+    hours = sum(b - a for a, b in itertools.pairwise(within) if b - a <= gap_s) / 3600.0
+    names = sorted({*first["folders"], *last["folders"]})
+    grown = {n: (last["folders"].get(n, 0) - first["folders"].get(n, 0)) / 1e6 / hours for n in names}
     return {name: round(value, 1) for name, value in {**grown, "all": sum(grown.values())}.items()}
+
+
+def home_bytes(sample: JsonObject) -> int:
+    """Return the bytes of the home at a sample that counted them."""
+    return sum(sample["folders"].values())
 
 
 def live_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
@@ -231,7 +241,8 @@ def _case_tables(case: JsonObject) -> list[str]:
         "Memory: at the end, and the least of the last fifth less the least of the first. Flow runs, which `flows` "
         f"starts and which end, took {case['jobs_mb']:,.0f} MB at most and are not counted with it.",
         table(["service", "MB at the end", "growth, MB"], memory),
-        "The home; files with several links count once.",
+        "The home, where it was smallest in the first fifth and in the last; files with several links count once. "
+        f"It held {' to '.join(f'{size:,}' for size in case['home_mb'])} MB: the most while a retrain ran.",
         table(["folder", "growth, MB an hour"], folders),
     ]
     if case["differences"]:

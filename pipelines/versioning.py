@@ -364,12 +364,14 @@ def kept_versions(versions: Path) -> list[str]:
 
 
 def forget_versions(workspace: Path, versions: Path, gone: Sequence[str]) -> int:
-    """Delete data versions, from their folders, the cache and the remote; return the bytes freed here.
+    """Delete data versions, from their folders, the cache and the remote; return the bytes freed in the cache.
 
-    The data of every version that is left stay, and the newest outputs of each stage: DVC's own garbage collection
-    decides, given the pointers of the versions that are left. Raises BellwetherError where DVC cannot say what is used.
+    The data of every version that is left stay in the remote, and once they are complete there, only those of the
+    workspace in the cache as well; with them the newest outputs of each stage. DVC's own garbage collection decides,
+    given the pointers of the versions that are left. Raises BellwetherError where DVC cannot say what is used.
     """
     from dvc.exceptions import DvcException
+    from dvc.repo import Repo
 
     cache = workspace.parent / "dvc-cache"
     before = _bytes(cache)
@@ -380,6 +382,10 @@ def forget_versions(workspace: Path, versions: Path, gone: Sequence[str]) -> int
             remote = str(repo.config["remote"]["store"]["url"])
             with _pointers(workspace, versions, kept_versions(versions), remote) as kept:
                 repo.gc(workspace=True, cloud=True, repos=[str(kept)], force=True)
+                with Repo(str(kept)) as pointers:
+                    only_here = {"new", "missing"} & set(pointers.status(cloud=True).values())
+            if not only_here:
+                repo.gc(workspace=True, force=True)
     except DvcException as error:
         raise BellwetherError(f"nothing was removed from cache and remote: {error}") from error
     return before - _bytes(cache)

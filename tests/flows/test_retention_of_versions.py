@@ -50,8 +50,8 @@ def test_forgotten_versions_go_and_every_other_can_be_restored_from_cache_and_fr
     freed = versioning.forget_versions(workspace, home / "versions", [versions[0], versions[2]])
     assert freed > 0
     assert versioning.kept_versions(home / "versions") == [versions[1], versions[3]]
-    # of each that went: its folder object and the file of its own
-    assert (objects(home / "dvc-cache"), objects(home / "dvc-remote")) == (before[0] - 4, before[1] - 4)
+    # of each that went: its folder object and the file of its own; of the older one that stays the remote has all
+    assert (objects(home / "dvc-cache"), objects(home / "dvc-remote")) == (before[0] - 6, before[1] - 4)
     for folder, gone in (("other", None), ("far", home / "dvc-cache")):
         if gone is not None:
             gone.rename(gone.with_name("moved-away"))
@@ -61,6 +61,20 @@ def test_forgotten_versions_go_and_every_other_can_be_restored_from_cache_and_fr
         assert (scratch / "data" / "changes.txt").read_text() == "two"
     assert (workspace / "data" / "changes.txt").read_text() == "four"
     assert not (home / "retained-versions").exists()
+
+
+def test_what_the_remote_lacks_stays_in_the_cache(workspace):
+    home = workspace.parent
+    versions = [version_of(workspace, text) for text in ("one", "two")]
+    before = objects(home / "dvc-cache")
+    (home / "dvc-remote").rename(home / "lost")
+    versioning.forget_versions(workspace, home / "versions", [])
+    assert objects(home / "dvc-cache") == before
+    (home / "lost").rename(home / "dvc-remote")
+    versioning.forget_versions(workspace, home / "versions", [])
+    assert objects(home / "dvc-cache") == before - 2
+    assert versioning.restore(workspace, home / "versions" / versions[0] / "data.dvc") == versions[0]
+    assert (workspace / "data" / "changes.txt").read_text() == "one"
 
 
 def test_what_earlier_runs_computed_goes_although_no_version_does(workspace, monkeypatch):

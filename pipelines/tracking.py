@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "bellwether"
 CHAIN_ANCHOR = "bellwether.chain_anchor"  # a tag of the experiment
-NEEDED = ("numpy", "onnxruntime", "pandas", "mlflow")  # to load a version from MLflow
+NEEDED = ("numpy", "onnxruntime", "pandas", "numba", "mlflow")  # to load a version from MLflow
 LOGGED_MODEL = "models:/"  # before the id of the logged model that is the source of a version
 DIGEST_LETTERS = 36  # of a data set: MLflow takes no more, and our data hashes have as many
 

@@ -243,7 +243,6 @@ def _reconcile(installation: Installation, family: str) -> str | None:
         if alias and alias.tags.get(REQUEST) == QUEUED:  # another process has promoted it meanwhile
             answer(installation, alias, PROMOTED)
         return None
-    line = f"{family}: alias was removed by hand, put back to version {fact}"
     if alias is not None:
         by, why = asked_by(alias)
         try:
@@ -252,14 +251,15 @@ def _reconcile(installation: Installation, family: str) -> str | None:
             return f"{family}: version {alias.version} promoted on request of the MLflow UI"
         except (GateRefused, ChainBroken, BundleError) as refusal:
             installation.store.raise_alarm("alias_refused", "warning", str(refusal), now())
-            answer(installation, alias, f"{REFUSED}: {refusal}")
-            line = f"{family}: alias put back to {fact or 'nothing'}: {refusal}"
-    if champion is not None and _deleted(installation, champion):
-        return None  # there is nothing to point at; the alarm names it
-    installation.tracking.set_alias(family, "champion", fact)
-    if alias is None:
-        answer(installation, installation.tracking.version(family, str(fact)), f"{REFUSED}: {REMOVED}")
-    return line
+            line, asked, why_not = f"{family}: alias put back to {fact or 'nothing'}: {refusal}", alias, str(refusal)
+    else:
+        line, asked, why_not = f"{family}: alias was removed by hand, put back to version {fact}", None, REMOVED
+    deleted = champion is not None and _deleted(installation, champion)
+    if not deleted:
+        installation.tracking.set_alias(family, "champion", fact)
+    if asked or not deleted:
+        answer(installation, asked or installation.tracking.version(family, str(fact)), f"{REFUSED}: {why_not}")
+    return None if deleted else line  # there is nothing to point at; the alarm names it
 
 
 def _deleted(installation: Installation, champion: Promotion) -> bool:

@@ -55,13 +55,18 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def mark_states(installation: Installation, family: str) -> None:
-    """Set the tag `state` of each version of a family to what the ledger says of it now."""
+    """Set the tag `state` of each version of a family to what the ledger says of it now.
+
+    A version that was promoted on request and is champion no more loses that answer: it could be taken for one to the
+    next request.
+    """
     lines = installation.store.proven_promotions(family)
     slots = installation.store.slots(family)
     for version in installation.tracking.versions(family):
         state = state_of(version, lines, slots.champion, slots.challenger)
-        if state is not None and state != version.tags.get("state"):
-            installation.tracking.tag_version(version, {"state": state})
+        outdated = {REQUEST: None} if state != "champion" and version.tags.get(REQUEST) == PROMOTED else {}
+        changed = {"state": state} if state is not None and state != version.tags.get("state") else {}
+        installation.tracking.tag_version(version, {**changed, **outdated})
 
 
 def state_of(

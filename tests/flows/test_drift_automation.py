@@ -9,6 +9,7 @@ from prefect.events.schemas.automations import Automation, MetricTrigger, Metric
 
 from flows.monitor import DRIFT_EVENT
 from flows.support import schedules
+from flows.support.earlier_parameters import name_families
 from flows.support.schedules import OLD_EVENT, OLD_TRIGGER, TRIGGER, rename_old_automations
 from pipelines.settings import load_params
 
@@ -91,6 +92,51 @@ def test_other_events_and_other_kinds_of_trigger_that_a_person_chose_stay():
     first, second = rename(Server(events, metric))
     assert first.trigger.expect == {DRIFT_EVENT, "desk.retrain"}
     assert (second.name, second.trigger) == (TRIGGER, metric.trigger)
+
+
+def test_the_text_with_families_of_an_earlier_release_becomes_a_list_wherever_the_server_holds_one():
+    text = {"family": "{{ event.payload.family }}", "reason": "{{ event.payload.reason }}"}
+    ours, of_a_person, of_another = old_automation(), old_automation(name="desk"), old_automation(name="other")
+    ours.actions[0].parameters = text
+    of_a_person.actions[0].parameters = {"family": "regime"}
+    of_another.actions[0].deployment_id, of_another.actions[0].parameters = uuid4(), {"family": "regime"}
+    server, changes = Server(ours, of_a_person, of_another), {}
+    schedules_of = [SimpleNamespace(id="daily", parameters={"family": "pattern,regime"})]
+    schedules_of += [SimpleNamespace(id="plain", parameters=None)]
+    deployment = SimpleNamespace(id=DEPLOYMENT, parameters={"family": "validator", "reason": "mine"})
+    deployment.schedules = schedules_of
+
+    class Client:
+        """Answer as Prefect's asynchronous client, and note what is changed."""
+
+        async def read_automations(self):
+            return list(server.automations.values())
+
+        async def update_automation(self, automation_id, automation):
+            server.update_automation(automation_id, automation)
+
+        async def read_flow_runs(self, **_):
+            waits = {"requested": {"family": "validator,regime"}, "new": {"families": ["regime"]}}
+            return [SimpleNamespace(id=name, parameters=given) for name, given in waits.items()]
+
+        async def update_flow_run(self, run_id, parameters):
+            changes[run_id] = parameters
+
+        async def update_deployment(self, deployment_id, update):
+            changes[deployment_id] = update.model_dump(exclude_unset=True)["parameters"]
+
+        async def update_deployment_schedule(self, deployment_id, schedule_id, parameters):
+            changes[schedule_id] = parameters
+
+    asyncio.run(name_families(Client(), deployment))
+    assert changes == {
+        DEPLOYMENT: {"families": ["validator"], "reason": "mine"},
+        "daily": {"families": ["pattern", "regime"]},
+        "requested": {"families": ["validator", "regime"]},
+    }
+    given = {each.name: each.actions[0].parameters for each in server.automations.values()}
+    assert given[OLD_TRIGGER] == schedules.drift_trigger().parameters
+    assert (given["desk"], given["other"]) == ({"families": ["regime"]}, {"family": "regime"})
 
 
 def test_where_a_person_deleted_it_nothing_is_made():

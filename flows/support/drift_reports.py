@@ -22,6 +22,7 @@ from pipelines.monitoring.report import (
     BlockReport,
     add_run,
     block_report,
+    drifted_of,
     loss_of,
     newest_judged,
     prediction_of,
@@ -120,12 +121,13 @@ def write_reports(installation: Installation, group: Sequence[Judged]) -> None:
 
 
 def scores_of(installation: Installation, group: Sequence[Judged], found: BlockReport) -> dict[str, Floats]:
-    """Return column of the run → (n,) predictions of the families in the block's rows, and losses; NaN = unknown."""
+    """Return column of the run → (n,) share drifted, predictions and losses of each family; NaN = unknown."""
     symbol, span = group[0].market.symbol, (found.since, found.until + timedelta(seconds=1))
     served = group[0].market.served.at_s[group[0].block.start : group[0].block.start + group[0].block.n]
     decided = {r.decision.as_of.timestamp(): r.decision for r in installation.store.decisions(symbol, *span)}
     scores: dict[str, Floats] = {}
     for family, digest in [(each.watched.model.family, str(each.watched.model.line.digest)) for each in group]:
+        scores[drifted_of(family)] = np.full(len(served), group[0].block.share_drifted)
         answers = [decided[at].models.get(family, {}).get("champion") for at in served.tolist()]
         scores[prediction_of(family)] = np.array([np.nan if one is None else one.likeliest for one in answers])
         losses = {

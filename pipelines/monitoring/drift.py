@@ -76,6 +76,12 @@ class BlockDrift:
         """Return whether the share missing of a column changed."""
         return bool(self.vanished)
 
+    @property
+    def share_drifted(self) -> float:
+        """Return the share of watched columns whose values or share missing are over their threshold; NaN of none."""
+        watched = {*self.effects, *self.missing}
+        return len({*self.drifted, *self.vanished}) / len(watched) if watched else float("nan")
+
 
 @dataclass(frozen=True, slots=True)
 class DriftResult:

@@ -87,6 +87,14 @@ def prediction_of(family: str) -> str:
     return f"prediction of {family}"
 
 
+def drifted_of(family: str) -> str:
+    """Return the column of a run with the share of a family's watched columns that drifted or vanished.
+
+    Evidently's own count is named after columns and thresholds, which differ from run to run: it makes no line.
+    """
+    return f"share drifted of {family}"
+
+
 def loss_of(family: str) -> str:
     """Return the column of a run with the losses of a family's predictions in the block, of outcomes known so far."""
     return f"loss of {family}"
@@ -104,7 +112,7 @@ def add_run(
 ) -> tuple[str, str]:  # fmt: skip
     """Add a run of Evidently on this block to a project of the workspace, and write its figures to `file`, JSON.
 
-    scores  `prediction_of` or `loss_of` a family → (n,) its values in the rows of the block; NaN = not known
+    scores  `drifted_of`, `prediction_of` or `loss_of` a family → (n,) its values in the rows of the block; NaN = not known
     The stamp of the run is the market time at which the block was complete. Return (id of the project, id of the run).
     Evidently is imported here because that takes some 15 s. Its own page would repeat 4 MB of scripts in each report;
     its UI shows the run.
@@ -153,27 +161,19 @@ def _with_panels(project: Any) -> Any:
     """Give a new project its dashboard: what drifted, was predicted and lost, over market time, a line a family."""
     from evidently.sdk.models import DashboardPanelPlot, PanelMetric
 
-    def means(of: Callable[[str], str]) -> list[PanelMetric]:
-        """Return a line for each family of the mean of one of its columns."""
-        return [
-            PanelMetric(legend=family, metric="MeanValue", metric_labels={"column": of(family)}) for family in FAMILIES
-        ]
+    def line(family: str, of: Callable[[str], str]) -> PanelMetric:
+        """Return the mean of one of a family's columns."""
+        return PanelMetric(legend=family, metric="MeanValue", metric_labels={"column": of(family)})
 
-    drifted = [
-        PanelMetric(
-            legend=family, metric="DriftedColumnsCount", metric_labels={"value_type": "count"}, tags=[family]
-        )
-        for family in FAMILIES
-    ]  # fmt: skip
-    for title, about, values in (
-        ("Drifted columns", f"of the {SHOWN} shown, of the market that is furthest from its training", drifted),
-        ("Mean prediction", "chance of the one class, or of the likeliest of several", means(prediction_of)),
-        ("Mean loss", "of the predictions whose outcome was known when the block was complete", means(loss_of)),
+    all_of = {of: [line(family, of) for family in FAMILIES] for of in (drifted_of, prediction_of)}
+    known = "of the predictions whose outcome was known when the block was complete"
+    for title, about, size, values in (
+        ("Share of columns drifted", "in the market that is furthest from its training", "full", all_of[drifted_of]),
+        ("Mean prediction", "chance of the one class, or of the likeliest of several", "full", all_of[prediction_of]),
+        *((f"Mean loss of {family}", known, "half", [line(family, loss_of)]) for family in FAMILIES),  # units differ
     ):
         project.dashboard.add_panel(
-            DashboardPanelPlot(
-                title=title, subtitle=about, size="full", values=values, plot_params={"plot_type": "line"}
-            )
+            DashboardPanelPlot(title=title, subtitle=about, size=size, values=values, plot_params={"plot_type": "line"})
         )
     return project
 

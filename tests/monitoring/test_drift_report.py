@@ -31,7 +31,7 @@ ENDED = datetime(2025, 1, 12, tzinfo=UTC)  # market time
 COLUMNS = ("range", "tiny", "flag", "lost", *(f"column_{i}" for i in range(12)))
 SCORES = {
     "prediction of validator": np.linspace(0.4, 0.6, 100), "loss of validator": np.full(100, np.nan),
-    "loss of regime": np.where(np.arange(100) < 80, 0.25, np.nan),
+    "share drifted of validator": np.full(100, 0.125), "loss of regime": np.where(np.arange(100) < 80, 0.25, np.nan),
 }  # fmt: skip
 PARAMS = load_params().drift.model_copy(update={"block_bars": 100})
 RATES = AlarmRates(values=0.005, missing=0.0025)
@@ -80,6 +80,7 @@ def test_the_failed_tests_of_evidently_are_our_drifted_columns(judged, run):
     }
     assert set(block.drifted) == {"range"}
     assert set(block.vanished) == {"lost"}
+    assert block.share_drifted == 2 / len(COLUMNS)
     # the share missing of `range` is over its limit in one half of the block only, which is no alarm
     assert {("range", False), ("lost", True)} <= failed <= {("range", False), ("range", True), ("lost", True)}
     shares = {m["config"]["column"]: m["value"]["share"] for m in figures["metrics"] if "Missing" in m["metric_name"]}
@@ -115,10 +116,14 @@ def test_a_run_has_the_mean_prediction_and_loss_of_its_families_and_a_project_pa
 
     folder, figures, made = run
     means = {m["config"]["column"]: m["value"] for m in figures["metrics"] if "MeanValue" in m["metric_name"]}
-    assert means == pytest.approx({"prediction of validator": 0.5, "loss of regime": 0.25})  # no loss known: no figure
+    assert means == pytest.approx(
+        {"prediction of validator": 0.5, "share drifted of validator": 0.125, "loss of regime": 0.25}
+    )  # no loss known: no figure
     dashboard = Workspace.create(str(folder / "evidently")).get_dashboard(made[0][0])
-    assert [panel.title for panel in dashboard.panels] == ["Drifted columns", "Mean prediction", "Mean loss"]
-    assert {value.legend for value in dashboard.panels[2].values} == set(FAMILIES)
+    assert [panel.title for panel in dashboard.panels] == [
+        "Share of columns drifted", "Mean prediction", *(f"Mean loss of {family}" for family in FAMILIES)
+    ]  # fmt: skip
+    assert {value.legend for value in dashboard.panels[0].values} == set(FAMILIES)
 
 
 def test_the_page_is_small_and_names_block_columns_markets_and_links(judged, tmp_path):

@@ -25,7 +25,9 @@ from support.serving_fixture import SYMBOL, make_bundle, publish, slot_entry
 from benchmarks import fairness, inputs
 from benchmarks.fixture import serve_arms
 from benchmarks.ports import free_ports
+from pipelines.errors import UnknownName
 from pipelines.settings import ROOT, Settings
+from serving.inference.feature_client import FeatureClient
 from serving.service.connection_limits import MAX_CONNECTIONS, TRANSFER_TIMEOUT_S
 
 DECIDERS = 64
@@ -118,6 +120,20 @@ def test_bentomls_own_client_decides_with_the_key_and_not_without(worker):
             with pytest.raises(BentoMLException, match="Unauthorized"):
                 client.decide(symbol=SYMBOL)
             client._temp_dir.cleanup()
+
+
+def test_the_model_service_reads_a_row_here_and_is_refused_in_the_same_words(worker):
+    async def asked(*names):
+        client = FeatureClient(worker.url)
+        try:
+            return await client.features(*names)
+        finally:
+            await client.close()
+
+    found = asyncio.run(asked(SYMBOL, "validator"))
+    assert (found["symbol"], list(found["families"])) == (SYMBOL, ["validator"])
+    with pytest.raises(UnknownName, match="no live state for 'ABC/USDT'; known: SIM/USDT"):
+        asyncio.run(asked("ABC/USDT", "validator"))
 
 
 def test_odd_requests_over_a_real_socket_are_never_a_5xx_and_their_log_is_one_short_json_line_each(worker):

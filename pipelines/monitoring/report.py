@@ -112,7 +112,7 @@ def add_run(
 ) -> tuple[str, str]:  # fmt: skip
     """Add a run of Evidently on this block to a project of the workspace, and write its figures to `file`, JSON.
 
-    """Return the column of a run with the share of a family's watched columns that drifted or vanished.
+    scores  `drifted_of`, `prediction_of` or `loss_of` a family → (n,) its values in the block's rows; NaN = not known
     The stamp of the run is the market time at which the block was complete. Return (id of the project, id of the run).
     Evidently is imported here because that takes some 15 s. Its own page would repeat 4 MB of scripts in each report;
     its UI shows the run.

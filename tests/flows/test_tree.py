@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = {"bellwether", "flows", "pipelines", "serving", "mlflow", "tests", "benchmarks", "docs"}
+FOLDERS = {"bellwether", "flows", "pipelines", "serving", "mlflow", "tests", "benchmarks", "deploy", "docs"}
 FILES = {
     "data.dvc", "dvc.yaml", "params.yaml", "pyproject.toml", "requirements.in", "requirements.lock",
     "requirements-s3.txt",

@@ -74,6 +74,7 @@ def summary(
         "jobs_mb": round(max((one["rss"].get(JOBS, 0) for one in samples), default=0) / 1e6, 1),
         "rss_mb": {name: round(size / 1e6, 1) for name, size in (samples[-1]["rss"] if samples else {}).items()},
         "home_mb_hour": folder_growth(samples, gap_s),
+        "home_end_mb_hour": end_growth(counted_home, gap_s),
         "home_mb": [round(size(map(home_bytes, counted_home)) / 1e6) for size in (min, max)] if counted_home else [],
     }
 
@@ -162,6 +163,12 @@ def folder_growth(samples: Sequence[JsonObject], gap_s: float) -> dict[str, floa
     return {name: round(value, 1) for name, value in {**grown, "all": sum(grown.values())}.items()}
 
 
+def end_growth(counted: Sequence[JsonObject], gap_s: float) -> float | None:
+    """Return MB an hour by which the home grew from the first sample that counted it to the last, whatever ran then."""
+    hours = sum(b["at"] - a["at"] for a, b in itertools.pairwise(counted) if b["at"] - a["at"] <= gap_s) / 3600.0
+    return round((home_bytes(counted[-1]) - home_bytes(counted[0])) / 1e6 / hours, 1) if hours else None
+
+
 def home_bytes(sample: JsonObject) -> int:
     """Return the bytes of the home at a sample that counted them."""
     return sum(sample["folders"].values())
@@ -191,7 +198,10 @@ def live_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
             "of them judged": len(judged),
             f"most market days until judged, at most {JUDGED_DAYS:g}": max(judged, default=None),
             f"most growth of a service, MB, at most {GROWTH_MB:g}": max(case["growth_mb"].values(), default=None),
-            f"growth of the home, MB an hour, at most {DISK_MB_HOUR:g}": case["home_mb_hour"].get("all"),
+            f"growth of the home between its smallest moments, MB an hour, at most {DISK_MB_HOUR:g}": (
+                case["home_mb_hour"].get("all")
+            ),
+            "growth of the home from the first sample to the last, MB an hour": case["home_end_mb_hour"],
         }
         for name, value in values.items():
             known = None if value is None else float(value)
@@ -242,7 +252,9 @@ def _case_tables(case: JsonObject) -> list[str]:
         f"starts and which end, took {case['jobs_mb']:,.0f} MB at most and are not counted with it.",
         table(["service", "MB at the end", "growth, MB"], memory),
         "The home, where it was smallest in the first fifth and in the last; files with several links count once. "
-        f"It held {' to '.join(f'{size:,}' for size in case['home_mb'])} MB: the most while a retrain ran.",
+        f"It held {' to '.join(f'{size:,}' for size in case['home_mb'])} MB, the most while a retrain ran: what an "
+        "earlier one computed goes with the next retention, within a market day. A half hour that ends while a retrain runs "
+        "therefore shows a larger growth from the first sample to the last.",
         table(["folder", "growth, MB an hour"], folders),
     ]
     if case["differences"]:

@@ -65,6 +65,10 @@ def test_growth_leaves_out_peaks_and_counts_the_time_that_samples_cover():
     assert found["jobs_mb"] == 1049.0
     assert found["growth_mb"] == {"decision": 40.0, "bellwether run": 0.0}
     assert found["home_mb_hour"] == {"mlflow": 0.0, "store": 360.0, "all": 360.0}
+    assert found["home_end_mb_hour"] == 360.0
+    retraining = [*samples[:-1], samples[-1] | {"folders": {"store": 10**9, "mlflow": 5}}]  # it ends while one runs
+    assert summed(retraining)["home_mb_hour"]["all"] == 360.0
+    assert summed(retraining)["home_end_mb_hour"] > 7_000.0
     samples[25:] = [one | {"at": one["at"] + 5000.0, "run": 2} for one in samples[25:]]  # interrupted, then continued
     assert live_half_hour.covered_s(samples) == summed(samples)["covered_s"] == 480.0
     assert summed(samples)["runs"] == 2

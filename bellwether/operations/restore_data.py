@@ -103,7 +103,7 @@ def _simulate(root: Path, data_hash: str, progress: Progress) -> str:
         if not versioning.data_is_there(root):
             raise StateError(
                 f"the bars are those of data.dvc ({data_hash[:12]}), but this release describes them otherwise in "
-                f"{MANIFEST}. Describe them anew: python -m benchmarks.reference_universe"
+                f"{MANIFEST}. Describe them again: python -m benchmarks.reference_universe"
             )
         versioning.cache_data(root)
     return match

@@ -1,7 +1,7 @@
 """Retrains as releases up to 0.11 left them on the Prefect server: `family`, a text with commas, becomes `families`.
 
-The defaults of the deployment, its schedules, automations that start it, and runs that wait, whoever made them: a
-retrain that was requested before an upgrade is done after it.
+The defaults of the deployment, its schedules, automations that start it, and runs that wait, also those that a person
+made: a retrain that was requested before an upgrade is done after it.
 """
 
 import re

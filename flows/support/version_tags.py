@@ -96,10 +96,10 @@ def asked_by(version: Version) -> tuple[str, str]:
     return NOBODY if not by or by in OURS else by, why or "alias moved in MLflow"
 
 
-def answer(installation: Installation, version: Version, said: str) -> None:
+def answer(installation: Installation, version: Version, text: str) -> None:
     """Answer a request on the version itself. Once it is decided, who and why are on the ledger and leave the tags.
 
     The next alias moved to this version is another request, and may be another person's.
     """
-    decided = {} if said == QUEUED else {BY: None, REASON: None}
-    installation.tracking.tag_version(version, {REQUEST: said[:LETTERS], **decided})
+    decided = {} if text == QUEUED else {BY: None, REASON: None}
+    installation.tracking.tag_version(version, {REQUEST: text[:LETTERS], **decided})

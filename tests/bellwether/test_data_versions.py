@@ -59,7 +59,7 @@ def home(tmp_path_factory):
     settings.cache_clear()
 
 
-def said(*words):
+def answered(*words):
     """Return what `bellwether data …` answers with --json. Raises what the command raised."""
     done = CliRunner().invoke(app, ["data", *words, "--json"], catch_exceptions=True)
     if done.exception is not None:
@@ -69,7 +69,7 @@ def said(*words):
 
 def test_versions_are_listed_with_what_they_hold_and_their_workspace_is_clean_after_each(home):
     _, older, newest = home
-    found = said("list")["versions"]
+    found = answered("list")["versions"]
     assert [(one["data_hash"], one["symbols"], one["bars"], one["in_workspace"]) for one in found] == [
         (older, ["BTC/USDT"], 288, False), (newest, ["BTC/USDT", "ETH/USDT"], 768, True)
     ]  # fmt: skip
@@ -81,16 +81,16 @@ def test_versions_are_listed_with_what_they_hold_and_their_workspace_is_clean_af
 
 
 def test_a_version_is_shown_with_its_markets_and_months_by_the_beginning_of_its_hash(home):
-    found = said("show", home[1][:6])
+    found = answered("show", home[1][:6])
     assert found["facts"]["BTC/USDT"]["rows"] == 288
     assert set(found["files"]) == {"manifest.json", "BTC-USDT/2024-01.parquet", "BTC-USDT/2024-02.parquet"}
     assert found["serves"] == []
     with pytest.raises(UnknownName, match="no data version begins with 'zz'"):
-        said("show", "zz")
+        answered("show", "zz")
 
 
 def test_two_versions_differ_in_markets_months_and_facts(home):
-    found = said("diff", home[1], "newest")
+    found = answered("diff", home[1], "newest")
     assert found["markets_added"] == ["ETH/USDT"]
     assert found["facts"]["BTC/USDT"]["rows"] == [288, 384]
     assert found["files"] == {
@@ -101,29 +101,29 @@ def test_two_versions_differ_in_markets_months_and_facts(home):
 
 
 def test_an_export_is_whole_and_its_own_copy(home, tmp_path):
-    found = said("export", str(tmp_path / "out"), home[1], "--csv")
+    found = answered("export", str(tmp_path / "out"), home[1], "--csv")
     assert found["data_hash"] == home[1]
     assert len(pd.read_csv(tmp_path / "out" / "BTC-USDT.csv")) == 288
     assert (tmp_path / "out" / "data.dvc").is_file()
     assert (tmp_path / "out" / "data" / "manifest.json").stat().st_nlink == 1
     with pytest.raises(WouldOverwrite):
-        said("export", str(tmp_path / "out"))
+        answered("export", str(tmp_path / "out"))
 
 
 def test_an_older_version_is_checked_out_for_the_next_retrain_with_the_feed_stopped(home):
     _, older, newest = home
     with pytest.raises(BadValues, match="--reason"):
-        said("checkout", older)
+        answered("checkout", older)
     write_order(settings(), FeedOrder(True))
     with pytest.raises(StateError, match="bellwether feed stop"):
-        said("checkout", older, "--reason", "a bad day")
+        answered("checkout", older, "--reason", "a bad day")
     write_order(settings(), FeedOrder(False))
-    found = said("checkout", older, "--reason", "a bad day", "--by", "ann")
+    found = answered("checkout", older, "--reason", "a bad day", "--by", "ann")
     assert versioning.data_hash(settings().workspace) == older
     assert (found["next_retrain"]["data_hash"], found["next_retrain"]["newest"]) == (older, newest)
     assert "on an older version of the data" in checked_out(settings()).describe()
-    assert [one["in_workspace"] for one in said("list")["versions"]] == [True, False]  # and the newest stays so
-    assert said("checkout", "newest", "--reason", "done")["next_retrain"] is None
+    assert [one["in_workspace"] for one in answered("list")["versions"]] == [True, False]  # and the newest stays so
+    assert answered("checkout", "newest", "--reason", "done")["next_retrain"] is None
     assert checked_out(settings()) is None
     assert versioning.data_hash(settings().workspace) == newest
 
@@ -133,11 +133,11 @@ def test_a_version_whose_data_are_gone_says_so(home, tmp_path):
     folder.mkdir()
     (folder / "data.dvc").write_text("outs:\n- md5: feed0000000000000000000000000000.dir\n  hash: md5\n  path: data\n")
     try:
-        assert said("list")["versions"][-1]["symbols"] is None
+        assert answered("list")["versions"][-1]["symbols"] is None
         with pytest.raises(BellwetherError, match="neither cache nor remote"):
-            said("show", "feed")
+            answered("show", "feed")
         with pytest.raises(BellwetherError, match="not complete in cache or remote"):
-            said("export", str(tmp_path / "out"), "feed")
+            answered("export", str(tmp_path / "out"), "feed")
     finally:
         (folder / "data.dvc").unlink()
         folder.rmdir()

@@ -88,11 +88,11 @@ def states(installation):
     return {version.version: version.tags["state"] for version in installation.tracking.versions("validator")}
 
 
-def ask(installation, version, **said):
+def ask(installation, version, **tags):
     """Move the champion alias to a version as a person does, who and why first. Return the newest ledger line."""
     from mlflow import MlflowClient
 
-    for name, value in said.items():
+    for name, value in tags.items():
         MlflowClient(installation.tracking.url).set_model_version_tag("validator", version, f"bellwether.{name}", value)
     installation.tracking.set_alias("validator", "champion", version)
     promotion.reconcile(installation, ["validator"])

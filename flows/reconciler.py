@@ -26,6 +26,7 @@ from serving.inference.generation import read_generation
 
 log = logging.getLogger("bellwether.reconciler")
 POLL_INTERVAL_S = 2.0
+FORMS_INTERVAL_S = 10.0  # a person sees a symbol that was added so late in Prefect's forms
 REGISTRY_DOWN = "registry_down"
 FAULT = "watch_fault"
 DUE_FAULT = "due_fault"
@@ -176,7 +177,6 @@ def watch_in_background() -> Iterator[None]:
     installation = open_installation()
     restarted: Restarted = {}
     tried: Tried = {}
-    offered: tuple[str, ...] = ()
 
     def watch() -> None:
         """Poll once; an unknown error is an alarm until a poll succeeds."""
@@ -209,12 +209,11 @@ def watch_in_background() -> Iterator[None]:
 
     def follow_universe() -> None:
         """Offer the symbols of the universe in Prefect's forms; an error is logged, and the next call tries again."""
-        nonlocal offered
-        offered = offer_symbols(installation, offered)
+        offer_symbols(installation)
 
     with (
         run_periodically(watch, POLL_INTERVAL_S, "watch"),
         run_periodically(start_due, POLL_INTERVAL_S, "due"),
-        run_periodically(follow_universe, POLL_INTERVAL_S, "forms"),
+        run_periodically(follow_universe, FORMS_INTERVAL_S, "forms"),
     ):
         yield

@@ -13,9 +13,8 @@ from pipelines.settings import ROOT, Settings
 BLAS = "\nfrom threadpoolctl import threadpool_info\nprint(*{pool['num_threads'] for pool in threadpool_info()})"
 STAGE = """
 import contextlib, runpy, sys
-from pipelines.errors import UnknownName
 sys.argv = ["stages", "no such stage"]
-with contextlib.suppress(UnknownName):
+with contextlib.suppress(SystemExit):
     runpy.run_module("pipelines.training.stages", run_name="__main__")
 """
 

@@ -25,23 +25,23 @@ def with_symbols(schema: Mapping[str, Any], symbols: Sequence[str]) -> dict[str,
     return {**schema, "properties": {**schema["properties"], "symbol": field}}
 
 
-def offer_symbols(installation: Installation, offered: tuple[str, ...]) -> tuple[str, ...]:
-    """Offer the symbols of the universe in the forms, if they are others than those offered. Return what is offered.
+def offer_symbols(installation: Installation) -> None:
+    """Offer the symbols of the universe in the forms, where the server offers others.
 
-    A symbol that a person made the default of a deployment stays among them. Nothing is offered before the deployments
-    are registered. Raises what the Prefect client raises where its server does not answer.
+    What the server has decides: deployments that are registered again offer none. A symbol that a person made the
+    default of a deployment stays among them. Raises what the Prefect client raises where its server does not answer.
     """
     present = universe.symbols(installation)
-    if present == offered:
-        return offered
+    if not present:
+        return
     with get_client(sync_client=True) as client:
         for name in DEPLOYMENTS:
             try:
                 found = client.read_deployment_by_name(f"{name}/{name}")
-            except ObjectNotFound:
-                return offered
+            except ObjectNotFound:  # it is registered in a moment
+                continue
             default = found.parameters.get("symbol")
             choices = dict.fromkeys([*present, *([default] if default else [])])
             schema = with_symbols(found.parameter_openapi_schema, list(choices))
-            client.update_deployment(found.id, DeploymentUpdate(parameter_openapi_schema=schema))
-    return present
+            if schema != found.parameter_openapi_schema:
+                client.update_deployment(found.id, DeploymentUpdate(parameter_openapi_schema=schema))

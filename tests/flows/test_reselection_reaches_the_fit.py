@@ -55,11 +55,11 @@ def test_after_a_checkout_the_next_retrain_takes_the_older_version_as_it_is_and_
     words = (
         "on an older version of the data, 0bb4.dir, not the newest 5d11.dir: a bad day (ann, 2026-12-01T00:00:00+00:00)"
     )
-    assert retrain_module.retrain.fn("validator", force=True) == {"validator": "7"}
+    assert retrain_module.retrain.fn(["validator"], force=True) == {"validator": "7"}
     assert (ingested, proposed) == ([], [f"retrain: requested, {words}"])
     assert installation.store.retrain_requests("validator", last=1)[0].detail == f"version 7 passed the gate, {words}"
     assert checked_out(installation.settings) is None
-    retrain_module.retrain.fn("validator", force=True)
+    retrain_module.retrain.fn(["validator"], force=True)
     assert (ingested, proposed[1]) == ([{"observed": True}], "retrain: requested")
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipelines.compiled import cache_dir
 from pipelines.settings import ROOT
 
 BENTOML = Path(sys.executable).with_name("bentoml")
@@ -13,7 +14,10 @@ OUTSIDE = ("PYTHONPATH", "BELLWETHER_HOME")  # what would let a bento run on mor
 
 def bento_environment(bentoml_home):
     """Return the environment of BentoML's commands with a store of their own."""
-    own = {"BENTOML_HOME": str(bentoml_home), "BENTOML_DO_NOT_TRACK": "True", "BELLWETHER_WRITE_KEY": "test-key"}
+    own = {
+        "BENTOML_HOME": str(bentoml_home), "BENTOML_DO_NOT_TRACK": "True", "BELLWETHER_WRITE_KEY": "test-key",
+        "BELLWETHER_KERNEL_CACHE": str(cache_dir()),
+    }  # fmt: skip
     return {name: value for name, value in os.environ.items() if name not in OUTSIDE} | own
 
 

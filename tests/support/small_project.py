@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks import reference_universe
+from pipelines.compiled import cache_dir
 from pipelines.settings import ROOT, load_params
 
 SMALL = {
@@ -29,10 +30,11 @@ def git(root: Path, *words: str) -> str:
 
 def environment(root: Path) -> dict[str, str]:
     """Return the environment in which the commands of a clone run its own code, with a home inside it."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("BELLWETHER_") or k == "BELLWETHER_KERNEL_CACHE"}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("BELLWETHER_")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     own = {"PYTHONPATH": str(root), "PATH": path, "BELLWETHER_HOME": str(root / "artifacts"), "COLUMNS": "200"}
-    return kept | own | {"DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
+    shared = {"BELLWETHER_KERNEL_CACHE": str(cache_dir())}  # its code is ours, so it is compiled already
+    return kept | own | shared | {"DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def run(root: Path, *words: str) -> subprocess.CompletedProcess[str]:

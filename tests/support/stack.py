@@ -37,6 +37,7 @@ from serving.service.keys import write_key
 
 TURN_SECONDS = 600.0
 STOP_SECONDS = 60.0
+PATIENCE_S = 2 * processes.START_SECONDS  # with one command: `up` itself waits for the services so long
 PORTS = ("mlflow_port", "prefect_port", "decision_port", "model_port", "evidently_port")
 COMMAND = Path(sys.executable).with_name("bellwether")
 # splits and gate are those of the project; there are fewer days, and the families train on less, to finish sooner.
@@ -112,7 +113,13 @@ class Stack:
 
     def cli(self, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [COMMAND, *words], cwd=ROOT, env=env or self.env, capture_output=True, text=True, timeout=120, check=False
+            [COMMAND, *words],
+            cwd=ROOT,
+            env=env or self.env,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
         )
 
     def json(self, *words: str) -> Any:

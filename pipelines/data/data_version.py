@@ -142,7 +142,7 @@ def write_market(
         if frame is None:
             continue
         stamp = frame["open_time" if kind == BAR else "known_at"]
-        names = stamp.dt.strftime("%Y-%m").to_numpy()
+        names = stamp.to_numpy(dtype="datetime64[M]")  # `dt.strftime` takes seconds for a year of minutes
         edges = np.flatnonzero(names[1:] != names[:-1]) + 1
         for first, last in zip(np.r_[0, edges], np.r_[edges, len(names)], strict=True):
             if last > first:

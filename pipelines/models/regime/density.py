@@ -8,10 +8,11 @@ Source of the score: Gneiting and Raftery 2007, JASA 102(477), section 4.1.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
-from scipy.special import digamma, gammaln, logsumexp
+from scipy.special import digamma, gammaln
 
 from pipelines.contracts import Floats
 from pipelines.labels.returns import HALF_LIVES
@@ -45,7 +46,7 @@ class Density:
         """
         away = self.power * (_log_ewma(ewma, self.half_life) - self.centre)
         log_scale = np.array(self.shifts) + away[:, np.newaxis]
-        return np.asarray(-logsumexp(_weights(p, self.sharpness) - _losses(y, log_scale, self.freedom), axis=1))
+        return -_log_of_sum(_weights(p, self.sharpness) - _losses(y, log_scale, self.freedom))
 
     def to_dict(self) -> dict[str, object]:
         """Return the parameters, JSON-ready."""
@@ -65,7 +66,13 @@ def _log_ewma(ewma: Floats, half_life: float | None) -> Floats:
 def _weights(p: Floats, sharpness: float) -> Floats:
     """Return (n, R) log weights of the mixture."""
     raised = sharpness * np.log(np.maximum(p, _LEAST_P))
-    return np.asarray(raised - logsumexp(raised, axis=1, keepdims=True))
+    return np.asarray(raised - _log_of_sum(raised)[:, np.newaxis])
+
+
+def _log_of_sum(x: Floats) -> Floats:
+    """Return (n,) log of the sum of the exponentials of each row, column by column: rows are short."""
+    peak: Floats = reduce(np.maximum, x.T)
+    return np.asarray(peak + np.log(sum(np.exp(column - peak) for column in x.T)))
 
 
 def _losses(y: Floats, log_scale: Floats, freedom: float) -> Floats:
@@ -112,18 +119,19 @@ def _fit(
         freedom, sharpness = freedom_of(x[-1]), float(np.exp(x[r + 1]))
         log_scale, weights = x[:r] + x[r] * away, _weights(p, sharpness)
         joint = weights - _losses(y, log_scale, freedom)
-        each = logsumexp(joint, axis=1, keepdims=True)
-        part = share[:, np.newaxis] * np.exp(joint - each)  # probability of each regime given y, times the row's weight
+        each = _log_of_sum(joint)
+        # probability of each regime given y, times the row's weight
+        part = share[:, np.newaxis] * np.exp(joint - each[:, np.newaxis])
         z2 = (y[:, np.newaxis] * np.exp(-log_scale)) ** 2
         slope = part * (1.0 - ((freedom + 1.0) * z2 / (freedom + z2) if tails else z2))
-        sharper = (part * log_p).sum() - share @ (np.exp(weights) * log_p).sum(axis=1)
+        sharper = (part * log_p).sum() - share @ np.einsum("ij,ij->i", np.exp(weights), log_p)
         heavier = 0.0
         if tails:
             known = digamma(0.5 * freedom) - digamma(0.5 * (freedom + 1.0)) + 1.0 / freedom
             by_freedom = known + np.log1p(z2 / freedom) - (freedom + 1.0) * z2 / (freedom * (freedom + z2))
             heavier = 0.5 * float((part * by_freedom).sum()) * (freedom - 2.0)
         gradient = [slope.sum(axis=0), [(slope * away).sum(), -sharpness * sharper, heavier]]
-        return float(-(share @ each[:, 0])), np.concatenate(gradient)
+        return float(-(share @ each)), np.concatenate(gradient)
 
     own = share @ p**2
     level = 0.5 * np.log((share * y**2) @ p**2 / own)  # log spread of the returns, weighted by each regime's p²

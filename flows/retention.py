@@ -63,9 +63,10 @@ def named_versions(installation: Installation, since: datetime) -> Iterable[tupl
 
 @task
 def remove_versions(plan: VersionPlan) -> int:
-    """Delete the data versions that go, from cache and remote too, and what earlier runs computed. Return bytes freed.
+    """Delete the data versions that go, from cache and remote too. Return bytes freed.
 
-    Also where no version goes: each retrain leaves columns and labels of every market in the cache.
+    Also where no version goes: the cache then lets go of older versions that the remote has, and of what stages made
+    up to release 0.11, which cached it.
     """
     installation = open_installation()
     with workspace_lease(installation):

@@ -43,11 +43,14 @@ def is_loose(home: Path) -> bool:
 def tighten(home: Path) -> Tightened | None:
     """Remove every right of group and others under `home`; return None if they had none. Links are not followed.
 
+    What lies in a closed home was open to nobody, whatever its own mode: libraries lift the umask of our processes for
+    a moment, so a folder of another thread may be made then. It is closed as well, and not counted.
     Works from the top down: once the home is closed no other user can place a link further down.
     """
     home = home.resolve()
     if not home.is_dir():
         return None
+    open_before = is_loose(home)
     files = folders = 0
     foreign: list[Path] = []
     todo = [home]
@@ -65,7 +68,8 @@ def tighten(home: Path) -> Tightened | None:
                 if folder and found.st_mode & WRITABLE:
                     (path / SEALS).unlink(missing_ok=True)
                 path.chmod(stat.S_IMODE(found.st_mode) & ~OTHERS)
-                folders, files = folders + folder, files + (not folder)
+                if open_before:
+                    folders, files = folders + folder, files + (not folder)
             if folder:
                 todo += path.iterdir()
         except FileNotFoundError:  # another process removed it just now

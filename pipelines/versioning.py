@@ -319,18 +319,17 @@ def run_command(
 
 
 def record(workspace: Path, names: list[str]) -> None:
-    """Record in `dvc.lock` that these stages ran on the present inputs, and cache their outputs."""
+    """Record in `dvc.lock` that these stages ran on the present inputs, and the digests of their outputs."""
     with _repo_in(workspace) as repo:
         for name in names:
             repo.commit(name, force=True)
 
 
 def _command_and_outputs(workspace: Path, name: str) -> tuple[str, list[str]]:
-    """Return (command, cached outputs) of a stage, also of a `foreach`, as DVC reads the graph."""
+    """Return (command, outputs but metrics and plots) of a stage, also of a `foreach`, as DVC reads the graph."""
     with _repo_in(workspace) as repo:
         stage = repo.stage.load_one(name=name)
-        cached = [out.def_path for out in stage.outs if out.use_cache]
-        return str(stage.cmd), cached
+        return str(stage.cmd), [out.def_path for out in stage.outs if not (out.metric or out.plot)]
 
 
 def _locked(workspace: Path) -> dict[str, object]:
@@ -367,8 +366,8 @@ def forget_versions(workspace: Path, versions: Path, gone: Sequence[str]) -> int
     """Delete data versions, from their folders, the cache and the remote; return the bytes freed in the cache.
 
     The data of every version that is left stay in the remote, and once they are complete there, only those of the
-    workspace in the cache as well; with them the newest outputs of each stage. DVC's own garbage collection decides,
-    given the pointers of the versions that are left. Raises BellwetherError where DVC cannot say what is used.
+    workspace in the cache as well. DVC's own garbage collection decides, given the pointers of the versions that are
+    left. Raises BellwetherError where DVC cannot say what is used.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo

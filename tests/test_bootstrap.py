@@ -14,7 +14,7 @@ BLAS = "\nfrom threadpoolctl import threadpool_info\nprint(*{pool['num_threads']
 STAGE = """
 import contextlib, runpy, sys
 sys.argv = ["stages", "no such stage"]
-with contextlib.suppress(SystemExit):
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(sys.stderr):
     runpy.run_module("pipelines.training.stages", run_name="__main__")
 """
 

@@ -59,6 +59,12 @@ def test_an_open_home_is_closed_and_what_was_open_is_counted_links_are_not_follo
     assert permissions.tighten(open_home) is None
 
 
+def test_what_lies_open_in_a_closed_home_is_closed_and_not_counted_as_open_to_others(open_home):
+    open_home.chmod(0o700)
+    assert permissions.tighten(open_home) is None
+    assert loose(open_home) == []
+
+
 def test_the_seals_of_a_kernel_cache_others_could_write_are_removed(open_home):
     for name, bits in (("kernels", 0o755), ("shared", 0o775)):
         (open_home / name).mkdir()

@@ -32,7 +32,7 @@ def data_restore(as_json: AsJson = False) -> None:
         emit(asdict(found))
         return
     line(f"data {found.data_hash[:12]}: {found.match}, {found.came_from}")
-    line("Next: `dvc repro` computes features, labels and models; `dvc pull` brings them where your remote holds them.")
+    line("Next: `dvc repro` computes features, labels and models from them.")
 
 
 @versions.command("list")

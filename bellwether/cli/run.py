@@ -36,9 +36,12 @@ from bellwether.cli.options import (
 from bellwether.cli.output import emit, err, line, number, out, table
 from bellwether.cli.services import start_services
 from flows.support import processes
+from pipelines.errors import BellwetherError
 from pipelines.settings import settings
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from flows.support.market_access import MarketOffer
 
 app = new_group()
@@ -85,8 +88,7 @@ def run(
     if home.exists() and not home.is_dir():  # before Prefect is imported, whose message would be longer
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(home))
     from bellwether.cli.watch import printer
-    from bellwether.operations import feed_live, start_stop
-    from bellwether.operations.restore_data import restore_from_home
+    from bellwether.operations import feed_live, restore_data, start_stop
 
     if feed not in (None, NO_FEED):
         feed_live.check_source(feed)
@@ -105,13 +107,13 @@ def run(
     ours = any(s["state"] == "down" for s in processes.services(settings()).values())
     console, turned = err if as_json else out, False
     try:
+        if not offers and restore_data.is_missing(settings()):
+            bring_data(console)
         start_services(as_json, ready=False)  # a refused warm start is not ready until this turn has written a new one
         result = _turn(offers, console_is_err=as_json)
         result["seconds"] = round(time.monotonic() - began, 1)
         emit(result) if as_json else show_turn(result)
         turned = True
-        if restore_from_home(settings()) is not None:
-            console.print("data/ of this clone is what was ingested, as data.dvc says: DVC's commands work here.")
         if not once:
             console.print("Serving. Ctrl-C stops everything.")
             while feed == NO_FEED:
@@ -126,6 +128,20 @@ def run(
         if ours:
             send_queued_events()
             start_stop.down(settings())
+
+
+def bring_data(console: "Console") -> None:
+    """Bring data/ of this clone, so that DVC's commands work in it; a run goes on where it cannot, and says why."""
+    from bellwether.operations import restore_data
+
+    console.print("data/ of this clone: brought once, as data.dvc describes it, in about half a minute")
+    try:
+        done = restore_data.restore(settings())
+    except BellwetherError as error:
+        result = f"data/ of this clone stays away, and DVC's commands with it: {error}"
+    else:
+        result = f"data/ of this clone: {done.match}, {done.came_from}; DVC's commands work here"
+    console.print(result, markup=False, highlight=False, soft_wrap=True)
 
 
 def _turn(offers: "list[MarketOffer]", console_is_err: bool) -> dict[str, object]:

@@ -21,11 +21,10 @@ from pipelines.data import data_version
 from pipelines.data.data_version import MANIFEST, DataVersion
 from pipelines.data.quality import assess
 from pipelines.data.reference_year import EQUAL, SAME_MARKET, compare_markets
-from pipelines.data.sources import make_source
+from pipelines.data.sources import SimulatorSource, make_source
 from pipelines.errors import StateError
 from pipelines.params import Params
 from pipelines.settings import ROOT, Settings, load_params
-from pipelines.training.side_by_side import each_of
 
 THERE, SIMULATED = "it was there", "simulated"
 
@@ -63,19 +62,13 @@ def restore(settings: Settings, root: Path = ROOT, progress: Progress = silent) 
     return RestoredData(data_hash, SIMULATED, _simulate(root, data_hash, progress))
 
 
-def restore_from_home(settings: Settings, root: Path = ROOT) -> RestoredData | None:
-    """Bring `data/` of the repository from this home, if it ingested just that and the repository lacks it.
+def is_missing(settings: Settings, root: Path = ROOT) -> bool:
+    """Return whether a run on the universe of `params.yaml` has `data/` of the repository to bring first.
 
-    Return None where there is nothing to do: another universe was ingested, `data/` is there, or this is no clone
-    that we may write to
+    Not where it is there, this is no clone that we may write to, or the parameters are another file.
     """
-    if not _is_clone(root) or (root / "data").exists() or not os.access(root, os.W_OK):
-        return None
-    data_hash = versioning.data_hash(root)
-    if not (settings.home / "versions" / data_hash).is_dir():
-        return None
-    remote = versioning.pull_data(root, [settings.remote])
-    return None if remote is None else RestoredData(data_hash, remote, EQUAL)
+    own = settings.params_file.resolve() == (root / "params.yaml").resolve()
+    return own and _is_clone(root) and not (root / "data").exists() and os.access(root, os.W_OK)
 
 
 def _is_clone(root: Path) -> bool:
@@ -110,16 +103,18 @@ def _simulate(root: Path, data_hash: str, progress: Progress) -> str:
 
 
 def write_universe(folder: Path, params: Params) -> list[str]:
-    """Write the history of the simulated universe as a first ingest does; return a line on each market."""
-    found = each_of(_write_history, [(folder, symbol, params) for symbol in params.universe.symbols])
-    facts = {str(each["symbol"]): each for each in found}
+    """Write the history of the simulated universe as a first ingest does; return a line on each market.
+
+    The markets are made in this process, which keeps them: a turn after it need not make them again.
+    """
+    SimulatorSource(params.simulator).prepare(params.universe.symbols)
+    facts = {symbol: _write_history(folder, symbol, params) for symbol in params.universe.symbols}
     data_version.write_manifest(folder, DataVersion(facts))
     return [f"{symbol}: {each['rows']:,} bars to {each['last'][:16]}" for symbol, each in facts.items()]
 
 
-def _write_history(of: tuple[Path, str, Params]) -> dict[str, Any]:
+def _write_history(folder: Path, symbol: str, params: Params) -> dict[str, Any]:
     """Write the simulated history of one symbol into a folder, checked as `ingest` does; return its facts."""
-    folder, symbol, params = of
     through = params.simulator.start + timedelta(params.simulator.history_days)
     source = make_source("simulator", spec=params.simulator)
     frame = source.fetch(symbol, as_of=through, ingested_at=now())

@@ -235,6 +235,7 @@ def fit_family(family: str, params: Params) -> None:
     from pipelines.models.catalog import model_family
     from pipelines.training.fit import train
 
+    shutil.rmtree(OUT / family, ignore_errors=True)
     meta = read_meta(OUT)
     shared, unshared = pooled_series(meta)
     context = {name: meta[name] for name in ("data_hash", "decision_timeframe", "catalogue_hash")} | {
@@ -346,7 +347,7 @@ def evaluate(family: str, params: Params) -> None:
 
 
 def _write_json(path: Path, content: object) -> None:
-    """Write a JSON file by rename: one that DVC keeps may share its bytes with the cache."""
+    """Write a JSON file by rename: it is there whole, or as it was before."""
     draft = ensure_folder(path.parent) / f".{path.name}"
     draft.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     draft.replace(path)

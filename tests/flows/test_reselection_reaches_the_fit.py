@@ -52,6 +52,7 @@ def test_after_a_checkout_the_next_retrain_takes_the_older_version_as_it_is_and_
     monkeypatch.setattr(retrain_module, "train", lambda families, left_out: dict.fromkeys(families, "7"))
     monkeypatch.setattr(retrain_module, "evaluate", lambda name, version: True)
     monkeypatch.setattr(retrain_module, "propose", lambda name, version, reason: proposed.append(reason))
+    monkeypatch.setattr(retrain_module, "create_table_artifact", lambda **_: None)
     words = (
         "on an older version of the data, 0bb4.dir, not the newest 5d11.dir: a bad day (ann, 2026-12-01T00:00:00+00:00)"
     )

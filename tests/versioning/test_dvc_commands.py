@@ -1,6 +1,7 @@
 """DVC's own commands in the root of a clone, as its users type them, after `bellwether data restore`."""
 
 import json
+import shutil
 
 from support import small_project
 
@@ -26,6 +27,7 @@ def typed(root, *lines):
 
 def test_every_command_of_dvc_works_in_a_clone_once_its_data_are_restored(tmp_path):
     root = small_project.clone(tmp_path)
+    assert "missing data 'source': data" in small_project.run(root, "-m", "dvc", "repro").stderr
     restored = small_project.run(root, "-m", "bellwether.cli.main", "data", "restore", "--json")
     assert restored.returncode == 0, restored.stderr
     assert json.loads(restored.stdout)["match"] == "as data.dvc says"
@@ -44,3 +46,10 @@ def test_every_command_of_dvc_works_in_a_clone_once_its_data_are_restored(tmp_pa
     changed = small_project.git(root, "status", "--porcelain", "--untracked-files=all").split()
     # what `make lock` commits, and nothing else
     assert set(changed[1::2]) == {"dvc.lock", *(f"docs/results/dvc/{name}.json" for name in ("regime", "regime-saved"))}
+
+    # as in a clone of that commit: what stages made is neither here nor in a remote, and nothing looks for it
+    for made in ("features", "labels", "regime", "evaluation"):
+        shutil.rmtree(root / "artifacts" / made)
+    found = typed(root, "pull", "push", "status --json")
+    assert {line: code for line, (_, code) in found.items()} == dict.fromkeys(found, 0), found
+    assert set(json.loads(found["status --json"][0])) == {"features", "labels", "train@regime", "evaluate@regime"}

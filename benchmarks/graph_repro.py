@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.compiled import cache_dir
 from pipelines.contracts import JsonObject
 from pipelines.data.reference_year import cpu_type
 from pipelines.errors import StateError
@@ -75,7 +76,8 @@ def _numbers(found: Any, place: str = "") -> Iterator[tuple[str, float]]:
 
 def _run(root: Path, *words: str) -> None:
     """Run Python in a clone with its own code. Raises CalledProcessError."""
-    outside = {k: v for k, v in os.environ.items() if not k.startswith("BELLWETHER_") or k.endswith("KERNEL_CACHE")}
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("BELLWETHER_")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     own = {"PYTHONPATH": str(root), "BELLWETHER_HOME": str(root / "artifacts"), "PATH": path}
+    own["BELLWETHER_KERNEL_CACHE"] = str(cache_dir())  # its code is ours, so it is compiled already
     subprocess.run([sys.executable, *words], cwd=root, env=outside | own, check=True)

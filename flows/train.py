@@ -26,6 +26,7 @@ from pipelines.models.runtime import load_bundle
 from pipelines.models.tables import answers, example
 from pipelines.models.trained_on import shares_market, symbols_of
 from pipelines.settings import ROOT, load_params
+from pipelines.stage_outputs import read_timings
 from pipelines.tracking import DataSet, Version
 
 NO_COLUMNS = "none"  # in a tag: MLflow keeps no empty ones
@@ -126,7 +127,7 @@ def register(installation: Installation, family: str, digest: str, data_hash: st
         family,
         folder / family / "bundle",
         params=flat_params(load_params(installation.workspace / "params.yaml").model_dump(mode="json")),
-        metrics=flat_metrics(figures),
+        metrics=flat_metrics(figures | read_timings(folder / family)),
         points=curves(folder / family, family),
         files=[
             *provenance(installation),

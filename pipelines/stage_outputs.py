@@ -3,11 +3,13 @@
     artifacts/features/meta.json   shared: data_hash, symbols, decision_timeframe, catalogues; markets: symbol → facts
     artifacts/features/<slug>/     the arrays of one market, and warm/
     artifacts/labels/<slug>/       the outcomes of one market
+    artifacts/timings/<family>.json what the fit of a family took
 
 Stages up to release 0.10 computed one market, whose facts were the whole meta.json.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,3 +56,19 @@ def facts_of(meta: Mapping[str, Any], symbol: str | None = None) -> JsonObject:
         raise UnknownName(f"the newest features are of {', '.join(known) or 'no market'}, not of {name}")
     shared = {key: value for key, value in meta.items() if key not in ("markets", "symbols")}
     return {**shared, **meta.get("markets", {}).get(name, {}), "symbol": name}
+
+
+def timings_file(folder: Path) -> Path:
+    """Return where the fit whose stage output is `folder` keeps what it took: beside it, for no two fits take the same
+    and the digest of the output is that of the model."""
+    return folder.parent / "timings" / f"{folder.name}.json"
+
+
+def read_timings(folder: Path) -> JsonObject:
+    """Return what the fit whose stage output is `folder` took: `seconds`, and `latency_ms` of one row; NaN if unknown.
+
+    Up to release 0.11 both are in its `fit.json`.
+    """
+    file, before = timings_file(folder), folder / "fit.json"
+    held = json.loads((file if file.is_file() else before).read_text())
+    return {name: float(held.get(name, math.nan)) for name in ("latency_ms", "seconds")}

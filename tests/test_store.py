@@ -68,7 +68,7 @@ def test_opening_makes_the_folder_and_opening_again_finds_what_was_stored(url, s
 
 
 def test_the_migrations_lead_exactly_to_the_tables_of_the_code(url, store):
-    with sa.create_engine(url).connect() as connection:
+    with sa.create_engine(url, poolclass=sa.NullPool).connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
 
 
@@ -79,7 +79,7 @@ def test_schema_names_the_newest_migration():
 
 
 def test_a_store_of_a_newer_release_is_refused(url, store):
-    with sa.create_engine(url).begin() as connection:
+    with sa.create_engine(url, poolclass=sa.NullPool).begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(StateError, match="9999"):
         Store.open(url)
@@ -227,7 +227,10 @@ def test_the_promotion_ledger_only_grows(url, store):
     assert [p.action for p in store.promotions(last=1)] == ["rollback"]
     truncate = ["TRUNCATE promotions"] if url.startswith("postgresql") else []
     for statement in ("UPDATE promotions SET actor = 'x'", "DELETE FROM promotions", *truncate):
-        with pytest.raises(sa.exc.DBAPIError, match="append-only"), sa.create_engine(url).begin() as connection:
+        with (
+            pytest.raises(sa.exc.DBAPIError, match="append-only"),
+            sa.create_engine(url, poolclass=sa.NullPool).begin() as connection,
+        ):
             connection.exec_driver_sql(statement)
     assert len(store.promotions()) == 2
 

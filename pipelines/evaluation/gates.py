@@ -25,6 +25,7 @@ from pipelines.evaluation.report import SIMPLEST, arrays_with_prefix, read_oof, 
 from pipelines.models.losses import brier_losses
 from pipelines.params import Params
 from pipelines.renamed_keys import current_names
+from pipelines.stage_outputs import read_timings
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Evidence:
     trials         number of candidates of this family ever tried, this one included
     trial_sharpes  Sharpe ratios of the lift of those whose figures are stored, per row
     parity_gap     largest difference between the exported and the native model
-    latency_ms     median time of one row through the exported model
+    latency_ms     median time of one row through the exported model; NaN = unknown
     schema_coverage, novel_share   shares of rows with all columns, and of the newest rows beyond the novelty limit
     single_column_auc  {column: AUC} of the column that ranks the outcome best by itself
     symbol     (n,) code of each row's market in `symbols`; None = all rows are of one
@@ -123,7 +124,8 @@ def evidence_of(
         symbol=oof.get("symbol"),
         known=shared_moments(oof),
         incomparable=incomparable,
-        **{key: fit[key] for key in ("parity_gap", "latency_ms", "schema_coverage", "novel_share")},
+        latency_ms=read_timings(folder)["latency_ms"],
+        **{key: fit[key] for key in ("parity_gap", "schema_coverage", "novel_share")},
     )
 
 
@@ -152,7 +154,7 @@ def judge(evidence: Evidence, params: Params) -> Verdict:
     checks.append(
         _plain("export_parity", e.parity_gap <= g.max_parity_gap, e.parity_gap, f"<= {g.max_parity_gap:g}", n)
     )
-    checks.append(_plain("latency_ms", e.latency_ms <= g.max_latency_ms, e.latency_ms, f"<= {g.max_latency_ms:g}", n))
+    checks.append(quick(e, params))
     covered = e.schema_coverage >= g.min_schema_coverage
     checks.append(_plain("schema_coverage", covered, e.schema_coverage, f">= {g.min_schema_coverage}", n))
     familiar = e.novel_share <= g.max_novel_share
@@ -163,6 +165,14 @@ def judge(evidence: Evidence, params: Params) -> Verdict:
         detail = f"{e.incomparable}; a candidate replaces only a champion that it was compared with"
         checks.append(Check("compared_with_champion", False, None, None, None, "rows of a shared market", 0, detail))
     return _verdict(e.family, checks)
+
+
+def quick(e: Evidence, params: Params) -> Check:
+    """Check that a row takes no longer than allowed; unknown where what the fit took is gone."""
+    allowed, n = params.gate.max_latency_ms, len(e.loss)
+    if np.isnan(e.latency_ms):
+        return _unknown("latency_ms", n, "what this fit took is gone from artifacts/timings; train it again")
+    return _plain("latency_ms", e.latency_ms <= allowed, e.latency_ms, f"<= {allowed:g}", n)
 
 
 def least_gain(e: Evidence, params: Params) -> float:

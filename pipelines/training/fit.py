@@ -34,6 +34,7 @@ from pipelines.models.edge import measure_edge
 from pipelines.models.export import write_bundle, write_json
 from pipelines.models.runtime import load_bundle
 from pipelines.params import Params
+from pipelines.stage_outputs import timings_file
 
 LATENCY_ROWS = 200  # the median of fewer moves with the machine
 GOLDEN_POOL = 512  # evenly spaced training rows, from which golden rows and the parity check are taken
@@ -254,6 +255,8 @@ def train(
 ) -> str:
     """Measure out of fold, fit on all rows, export; write `bundle/`, `oof.npz`, `importance.json` and `fit.json`.
 
+    What it took goes beside `out`, see `timings_file`.
+
     context    provenance for schema and card: catalogue hash, timeframe, markets, and the data hash if known
     embargo_s  seconds between training labels and test rows
     reference  files of the drift references of the training inputs, which the bundle keeps
@@ -321,14 +324,15 @@ def train(
             "single_column_auc": single_column_auc(newest, data.y, data.columns),
             "reselection": importance_report["reselection"]["line"],
             "parity_gap": parity_gap(model, fitted, pool),
-            "latency_ms": _latency_ms(model, pool),
             "schema_coverage": prepared.share,
             "left_out": [name for name in left_out if name in dropped],
             "decay": decay,
             "novel_share": _novel_share(model_family, newest, params),
-            "seconds": round(time.monotonic() - started, 1),
         },
     )
+    timings = timings_file(out)
+    timings.parent.mkdir(parents=True, exist_ok=True)
+    write_json(timings, {"latency_ms": _latency_ms(model, pool), "seconds": round(time.monotonic() - started, 1)})
     return digest
 
 

@@ -7,6 +7,7 @@ features/   meta.json, and of each market <slug>/: base.npy (n, 9), decision.npy
 labels/     of each market <slug>/: <name>.npz (one per entry of labelling.LABELS), traditional.json; no service reads
             outcomes from here
 <family>/   bundle/, oof.npz, importance.json, fit.json
+timings/    <family>.json: what the fit took. No output of a stage, whose digest is the same wherever it ran
 paired/     <family>.npz: losses of the family's recipe fitted up to the end of the champion's data; not in dvc.yaml,
             as it depends on the champion
 evaluation/ <family>.json: every figure with n, interval and cost

@@ -10,6 +10,7 @@ from pipelines.evaluation.calibration import calibration_error
 from pipelines.evaluation.gates import Evidence, against_champion, calibrated, evidence_of, lift, luck
 from pipelines.evaluation.metrics import lift_of
 from pipelines.settings import load_params
+from pipelines.stage_outputs import timings_file
 
 PARAMS = load_params()
 GATE = PARAMS.gate
@@ -136,7 +137,7 @@ def test_the_spread_of_the_trials_known_is_what_deflates_the_sharpe_ratio():
 def test_the_gate_reads_folds_ranks_and_presence_from_what_the_stage_wrote(tmp_path):
     """Each is optional in the evidence, so one that is not read would be missed by no one."""
     fit = {
-        "family": "pattern", "loss_name": "Brier", "classes": ["a", "b"], "parity_gap": 0.0, "latency_ms": 0.1,
+        "family": "pattern", "loss_name": "Brier", "classes": ["a", "b"], "parity_gap": 0.0,
         "schema_coverage": 1.0, "novel_share": 0.0,
     }  # fmt: skip
     two = np.arange(6.0).reshape(3, 2)
@@ -144,9 +145,15 @@ def test_the_gate_reads_folds_ranks_and_presence_from_what_the_stage_wrote(tmp_p
         "loss": np.zeros(3), "p": two / 10.0, "y": np.ones((3, 2)), "fold": np.array([1, 1, 2]), "rank": two / 6.0,
         "extra_direction": np.array([[1.0, 0.0], [0.0, 0.0], [-1.0, 1.0]]),
     }  # fmt: skip
-    (tmp_path / "fit.json").write_text(json.dumps(fit))
-    np.savez(tmp_path / "oof.npz", **arrays)
-    read = evidence_of(tmp_path, None, 3, trial_sharpes=[0.1, 0.2])
+    folder = tmp_path / "pattern"
+    for file, content in ((folder / "fit.json", fit), (timings_file(folder), {"latency_ms": 0.1, "seconds": 9.0})):
+        file.parent.mkdir()
+        file.write_text(json.dumps(content))
+    np.savez(folder / "oof.npz", **arrays)
+    read = evidence_of(folder, None, 3, trial_sharpes=[0.1, 0.2])
+    assert read.latency_ms == 0.1
+    timings_file(folder).unlink()
+    assert np.isnan(evidence_of(folder, None, 3).latency_ms)
     assert read.fold.tolist() == [1, 1, 2]
     assert read.rank.tolist() == arrays["rank"].tolist()
     assert read.present.tolist() == [[True, False], [False, False], [True, True]]

@@ -23,6 +23,7 @@ from pipelines.models.runtime import check_golden, load_bundle
 from pipelines.models.views import VIEWS
 from pipelines.settings import ROOT
 from pipelines.signals.regimes import rule_regime
+from pipelines.stage_outputs import read_timings
 from pipelines.training.fit import out_of_fold, train
 
 EMBARGO_S = 500 * 900.0
@@ -187,9 +188,22 @@ def test_a_bundle_of_release_0_5_loads_and_gives_its_golden_predictions(bundle, 
     assert check_golden(model) == 0.0
 
 
-def test_the_same_rows_give_the_same_bundle_on_one_machine(simulated, bundle, tmp_path):
-    again = train(REGIME, simulated[0], tmp_path, SMALL, {"symbol": "SIM/USDT"}, EMBARGO_S, quiet)
+def test_the_same_rows_give_the_same_output_on_one_machine_and_what_the_fit_took_is_none_of_it(
+    simulated, bundle, tmp_path
+):
+    out = tmp_path / "regime"
+    out.mkdir()
+    again = train(REGIME, simulated[0], out, SMALL, {"symbol": "SIM/USDT"}, EMBARGO_S, quiet)
     assert again == bundle[0].digest
+    assert contents(out) == contents(bundle[3])
+    took = read_timings(out)
+    assert took["seconds"] > 0.0
+    assert took["latency_ms"] > 0.0
+
+
+def contents(folder):
+    """Return name → bytes of all files under a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_too_short_a_history_is_refused(simulated):

@@ -69,7 +69,7 @@ def alembic_to(url, revision, downgrade=False):
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     if url.startswith("sqlite"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url)
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         (command.downgrade if downgrade else command.upgrade)(config, revision)
@@ -79,7 +79,7 @@ def alembic_to(url, revision, downgrade=False):
 def release_010(url):
     """Create the store of release 0.1.0 at `url`."""
     alembic_to(url, SCHEMA_010)
-    engine = sa.create_engine(url)
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
     zone = "+00" if engine.dialect.name == "postgresql" else ""
     written = _rows(lambda time: f"2024-01-01 {time if '.' in time else time + '.000000'}{zone}")
     with engine.begin() as connection:
@@ -110,7 +110,7 @@ def add_json_decision(store, record, **changes):
 
 def contents(url):
     """Return table → every row as the driver returns it, ordered by its first columns; without Alembic's table."""
-    engine = sa.create_engine(url)
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.connect() as connection:
         tables = sorted(set(sa.inspect(connection).get_table_names()) - {"alembic_version"})
         found = {t: connection.exec_driver_sql(f"SELECT * FROM {t} ORDER BY 1, 2").all() for t in tables}

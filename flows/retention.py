@@ -65,8 +65,8 @@ def named_versions(installation: Installation, since: datetime) -> Iterable[tupl
 def remove_versions(plan: VersionPlan) -> int:
     """Delete the data versions that go, from cache and remote too. Return bytes freed.
 
-    Also where no version goes: the cache then lets go of older versions that the remote has, and of what stages made
-    up to release 0.11, which cached it.
+    Also where no version goes: older versions that the remote has leave the cache, and what stages made up to release
+    0.11, which cached it.
     """
     installation = open_installation()
     with workspace_lease(installation):

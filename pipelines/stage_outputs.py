@@ -59,8 +59,8 @@ def facts_of(meta: Mapping[str, Any], symbol: str | None = None) -> JsonObject:
 
 
 def timings_file(folder: Path) -> Path:
-    """Return where the fit whose stage output is `folder` keeps what it took: beside it, for no two fits take the same
-    and the digest of the output is that of the model."""
+    """Return where the fit whose stage output is `folder` keeps what it took: next to it, because no two fits take the
+    same time, and the same fit has the same digest."""
     return folder.parent / "timings" / f"{folder.name}.json"
 
 

@@ -134,11 +134,11 @@ def bring_data(console: "Console") -> None:
     """Bring data/ of this clone, so that DVC's commands work in it; a run goes on where it cannot, and says why."""
     from bellwether.operations import restore_data
 
-    console.print("data/ of this clone: brought once, as data.dvc describes it, in about half a minute")
+    console.print("restoring data/ of this clone, as data.dvc describes it: once, about half a minute")
     try:
         done = restore_data.restore(settings())
     except BellwetherError as error:
-        result = f"data/ of this clone stays away, and DVC's commands with it: {error}"
+        result = f"data/ of this clone could not be restored, so DVC's commands do not work in it: {error}"
     else:
         result = f"data/ of this clone: {done.match}, {done.came_from}; DVC's commands work here"
     console.print(result, markup=False, highlight=False, soft_wrap=True)

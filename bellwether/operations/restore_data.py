@@ -21,7 +21,7 @@ from pipelines.data import data_version
 from pipelines.data.data_version import MANIFEST, DataVersion
 from pipelines.data.quality import assess
 from pipelines.data.reference_year import EQUAL, SAME_MARKET, compare_markets
-from pipelines.data.sources import SimulatorSource, make_source
+from pipelines.data.sources import SimulatorSource
 from pipelines.errors import StateError
 from pipelines.params import Params
 from pipelines.settings import ROOT, Settings, load_params
@@ -107,16 +107,16 @@ def write_universe(folder: Path, params: Params) -> list[str]:
 
     The markets are made in this process, which keeps them: a turn after it need not make them again.
     """
-    SimulatorSource(params.simulator).prepare(params.universe.symbols)
-    facts = {symbol: _write_history(folder, symbol, params) for symbol in params.universe.symbols}
+    source = SimulatorSource(params.simulator)
+    source.prepare(params.universe.symbols)
+    facts = {symbol: _write_history(folder, symbol, source, params) for symbol in params.universe.symbols}
     data_version.write_manifest(folder, DataVersion(facts))
     return [f"{symbol}: {each['rows']:,} bars to {each['last'][:16]}" for symbol, each in facts.items()]
 
 
-def _write_history(folder: Path, symbol: str, params: Params) -> dict[str, Any]:
+def _write_history(folder: Path, symbol: str, source: SimulatorSource, params: Params) -> dict[str, Any]:
     """Write the simulated history of one symbol into a folder, checked as `ingest` does; return its facts."""
     through = params.simulator.start + timedelta(params.simulator.history_days)
-    source = make_source("simulator", spec=params.simulator)
     frame = source.fetch(symbol, as_of=through, ingested_at=now())
     report = assess(frame, grid_of_file(source, frame, None), now(), rules=params.data.quality)
     return write_market(

@@ -255,7 +255,7 @@ def train(
 ) -> str:
     """Measure out of fold, fit on all rows, export; write `bundle/`, `oof.npz`, `importance.json` and `fit.json`.
 
-    What it took goes beside `out`, see `timings_file`.
+    Writes what it took next to `out`, see `timings_file`.
 
     context    provenance for schema and card: catalogue hash, timeframe, markets, and the data hash if known
     embargo_s  seconds between training labels and test rows

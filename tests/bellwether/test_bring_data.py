@@ -47,6 +47,6 @@ def test_where_they_cannot_be_brought_the_reason_is_one_line_and_the_run_goes_on
     printed = io.StringIO()
     bring_data(Console(file=printed, width=80))
     assert printed.getvalue().splitlines()[-1] == (
-        "data/ of this clone stays away, and DVC's commands with it: "
+        "data/ of this clone could not be restored, so DVC's commands do not work in it: "
         "params.yaml simulates another universe than data.dvc describes"
     )

@@ -381,7 +381,7 @@ def test_a_stage_output_of_release_0_5_is_read_under_the_names_of_today(tmp_path
     np.savez(tmp_path / "oof.npz", loss=np.zeros(3), p=np.full(3, 0.5), y=np.ones(3), more_gross_bps=np.arange(3.0))
     read = evidence_of(tmp_path, None, 1)
     assert read.single_column_auc == {"rsi_14": 0.9}
-    assert read.latency_ms == 0.1  # beside the output from 0.12.0 on
+    assert read.latency_ms == 0.1  # next to the output from 0.12.0 on
     assert read.gross_bps.tolist() == [0.0, 1.0, 2.0]
 
 

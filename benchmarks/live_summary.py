@@ -252,9 +252,8 @@ def _case_tables(case: JsonObject) -> list[str]:
         f"starts and which end, took {case['jobs_mb']:,.0f} MB at most and are not counted with it.",
         table(["service", "MB at the end", "growth, MB"], memory),
         "The home, where it was smallest in the first fifth and in the last; files with several links count once. "
-        f"It held {' to '.join(f'{size:,}' for size in case['home_mb'])} MB, the most while a retrain ran: what an "
-        "earlier one computed goes with the next retention, within a market day. A half hour that ends while a "
-        "retrain runs therefore shows a larger growth from the first sample to the last.",
+        f"It held {' to '.join(f'{size:,}' for size in case['home_mb'])} MB, the most while a retrain ran: a half "
+        "hour that ends while one runs shows a larger growth from the first sample to the last.",
         table(["folder", "growth, MB an hour"], folders),
     ]
     if case["differences"]:

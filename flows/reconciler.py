@@ -26,7 +26,7 @@ from serving.inference.generation import read_generation
 
 log = logging.getLogger("bellwether.reconciler")
 POLL_INTERVAL_S = 2.0
-FORMS_INTERVAL_S = 10.0  # a person sees a symbol that was added so late in Prefect's forms
+FORMS_INTERVAL_S = 10.0  # within which a symbol that was added appears in Prefect's forms
 REGISTRY_DOWN = "registry_down"
 FAULT = "watch_fault"
 DUE_FAULT = "due_fault"

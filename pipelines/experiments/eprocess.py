@@ -78,11 +78,12 @@ def block_means(
     return BlockScores(np.asarray(origin_s + blocks * period, dtype=np.float64), means, counts)
 
 
-def e_process(excess: Floats, room: float) -> Floats:
+def e_process(excess: Floats, room: float, shares: tuple[float, ...] = BET_SHARES) -> Floats:
     """Return the e-value after each block of the test that the mean excess is at most zero, whatever came before.
 
     excess   (..., b) block means minus the largest mean that the hypothesis allows, in time order
     room     how far below zero an excess can lie, fixed before the first block (never estimated from the scores)
+    shares   of the largest bet that cannot ruin, fixed before the first block; the stake is split evenly between them
     Returns  (..., b) wealth of one unit of money betted on a positive excess; 1 / alpha or more at any time rejects
              at level alpha, and a hypothesis that holds is rejected with a chance of at most alpha
     Raises   BadValues if an excess lies below -room: the bound was not one
@@ -92,8 +93,8 @@ def e_process(excess: Floats, room: float) -> Floats:
     if excess.size and not excess.min() >= -room * (1.0 + 1e-12):
         raise BadValues(f"an excess is {excess.min():.4g}, under the bound of {-room:.4g} fixed beforehand")
     wealth = np.zeros(excess.shape)
-    for share in BET_SHARES:
-        wealth += np.exp(np.cumsum(np.log1p(share / room * excess), axis=-1)) / len(BET_SHARES)
+    for share in shares:
+        wealth += np.exp(np.cumsum(np.log1p(share / room * excess), axis=-1)) / len(shares)
     return wealth
 
 

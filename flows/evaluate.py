@@ -13,6 +13,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows.support import backtest
 from flows.support.installation import Installation, open_installation
+from flows.support.live_outcomes import longest_horizon_s
 from flows.support.progress import line_progress, report_progress, step
 from flows.support.promotion import challenge, fetch_bundle, publish
 from flows.support.run_names import run_name
@@ -20,6 +21,7 @@ from flows.support.version_tags import comparison
 from pipelines import versioning
 from pipelines.contracts import Bools, Floats, Ints, Model, Verdict
 from pipelines.errors import StateError
+from pipelines.evaluation.experiment_basis import experiment_basis
 from pipelines.evaluation.gates import Evidence, evidence_of, judge
 from pipelines.evaluation.report import figure_rows, flat_metrics, read_oof, write_page
 from pipelines.evaluation.verdicts import MARKS, state_of, verdict_record, verdict_state
@@ -185,7 +187,10 @@ def judge_candidate(installation: Installation, candidate: Version) -> bool:
     figures = json.loads((installation.workspace / "artifacts" / "evaluation" / f"{family}.json").read_text())
     traded = backtest.figures(backtest.run(installation, family)) if model_family(family).is_decision_model else None
     log_evidence(installation, candidate, verdict, evidence.trials, figures, traded)
-    challenge(installation, candidate, verdict, figure_rows(figures, traded), actor="gate")
+    oof = read_oof(installation.workspace / "artifacts" / family)
+    horizon_s = longest_horizon_s(installation, family, installation.symbols)
+    basis = experiment_basis(evidence, oof["known"], horizon_s, installation.params)
+    challenge(installation, candidate, verdict, figure_rows(figures, traded), "gate", basis.to_dict() if basis else None)
     create_markdown_artifact(
         key=f"verdict-{family}",
         markdown=verdict_markdown(verdict, version, installation.tracking.run_link(candidate.run_id), figures),

@@ -14,15 +14,17 @@ import numpy as np
 from prefect import flow, task
 from prefect.events import emit_event
 
-from flows.support import promotion
+from flows.promote import begin_queued, promote_winner
+from flows.support import experiments, promotion
 from flows.support.alarms import end_alarm, end_others, keep_alarm
 from flows.support.drift_reports import report_drift, report_page
+from flows.support.experiment_pages import write_pages
 from flows.support.frozen import frozen
 from flows.support.installation import Installation, now, open_installation
 from flows.support.live_outcomes import Resolved, live_losses, resolve_market
 from flows.support.market_time import learning_now, learning_time_at
 from flows.support.monitor_summary import events_in, markets_of, publish_summary, summary_of
-from flows.support.progress import step
+from flows.support.progress import report_progress, step
 from flows.support.run_names import run_name
 from flows.support.watched import WatchedModel
 from flows.support.watches import (
@@ -39,7 +41,7 @@ from flows.support.watches import (
 from pipelines.contracts import Estimate, JsonObject
 from pipelines.data.timeframes import Grid
 from pipelines.experiments.eprocess import LEAST_BLOCKS, block_means
-from pipelines.families import DECISION_FAMILY
+from pipelines.families import DECISION_FAMILY, FAMILIES
 from pipelines.monitoring.loss import harm
 from pipelines.monitoring.triggers import (
     KINDS,
@@ -67,6 +69,7 @@ class MonitorResult(TypedDict):
     retrain_families, reasons   families with a reason to be trained again now, and each family's reasons
     markets         symbol → {resolved, family_outcomes, drift: family → what was found, fault: None or what failed}
     losses          live loss of each champion and challenger, as `LiveLoss.to_dict`
+    experiments     a line on each that was decided or begun now
     """
 
     resolved: int
@@ -77,6 +80,7 @@ class MonitorResult(TypedDict):
     family_outcomes: int
     markets: dict[str, JsonObject]
     losses: list[JsonObject]
+    experiments: list[str]
 
 
 def universe(installation: Installation, symbol: str | None) -> tuple[str, ...]:
@@ -188,6 +192,25 @@ def traded_lately(installation: Installation, watched: FamilyWatch) -> Estimate 
     newest = blocks.since(float(blocks.start_s[-wanted]))
     mean = newest.interval()
     return Estimate(mean.value, mean.low, mean.high, int(newest.n.sum()), float(cost.mean()))
+
+
+@task
+def compare_arms() -> list[str]:
+    """Score the experiments that run, promote winners, and begin what waited. Return a line for each that changed.
+
+    A fault of one family is alarmed, and the others go on.
+    """
+    installation, lines = open_installation(), []
+    for family in (*FAMILIES, experiments.POLICY_ARMS):
+        with promotion.isolate_fault(installation, family, promotion.EXPERIMENT):
+            lines += experiments.advance(installation, family)
+            if family != experiments.POLICY_ARMS:
+                promote_winner(installation, family)
+                begin_queued(installation, family)
+            write_pages(installation, family)
+    for line in lines:
+        report_progress(line)
+    return lines
 
 
 @task(timeout_seconds=600)
@@ -328,6 +351,8 @@ def monitor(symbol: str | None = None) -> MonitorResult:
     with step("monitor: drift and loss"):
         watches, reasons = watch(symbols)
         losses = live_losses(installation, symbols)
+    with step("monitor: experiments"):
+        compared = compare_arms()
     deciding = next((w for w in watches if w.model.family == DECISION_FAMILY), None)
     requested = request_retrains(reasons) if frozen(installation.settings, "retrain") is None else []
     tripped = trip_model(installation, deciding)
@@ -336,7 +361,7 @@ def monitor(symbol: str | None = None) -> MonitorResult:
     page = pages.get(DECISION_FAMILY) or next(iter(pages.values()), None)
     faulty = [family for family in watched_families(installation) if family not in reasons]
     summary = summary_of(watches, tripped, faulty)
-    publish_summary(installation, summary, resolved, losses, pages)
+    publish_summary(installation, summary, resolved, losses, pages, compared)
     markets = markets_of(watches, resolved)
     return {
         "resolved": events_in(resolved),
@@ -347,4 +372,5 @@ def monitor(symbol: str | None = None) -> MonitorResult:
         "family_outcomes": sum(market["family_outcomes"] for market in markets.values()),
         "markets": markets,
         "losses": [each.to_dict() for each in losses],
+        "experiments": compared,
     }

@@ -12,11 +12,12 @@ from prefect.input import RunInput
 from prefect.runtime import deployment, flow_run
 from pydantic import Field
 
-from flows.support import promotion
+from flows.support import experiments, promotion
 from flows.support.frozen import frozen
 from flows.support.installation import Installation, now, open_installation
 from flows.support.progress import report_progress, step
 from flows.support.run_names import run_name
+from pipelines.errors import GateRefused
 from pipelines.families import Family
 from pipelines.store import Alarm
 
@@ -93,15 +94,59 @@ def request_approval(family: str, version: str, reason: str, wait_hours: float =
 
 
 def propose(family: str, version: str, reason: str) -> None:
-    """Promote a version that passed the gate by policy, or request a person's approval, as `retrain.approval` says.
+    """Propose a version that passed the gate: where a champion serves it begins an experiment, or waits for the one
+    that runs; else it is promoted.
+    """
+    installation = open_installation()
+    champion = installation.store.slots(family).champion
+    if champion is None:
+        make_champion(installation, family, version, reason)
+    elif champion.to_version != version:
+        compare(installation, family, version, reason)
+
+
+def compare(installation: Installation, family: str, version: str, reason: str) -> None:
+    """Begin the experiment of a version that passed the gate, or say what it waits for."""
+    if (other := experiments.running(installation, family)) is not None:
+        report_progress(f"{family} version {version} passed the gate and waits for {experiments.title_of(other)}")
+        return
+    try:
+        begun = promotion.begin_experiment(installation, family, version, promotion.POLICY, reason)
+    except GateRefused as refusal:
+        report_progress(str(refusal))
+        return
+    report_progress(
+        f"{experiments.title_of(begun)} begins; it spends {begun.alpha:.2g} of the year's budget of false promotions, "
+        f"{experiments.budget_left(installation):.2g} are left"
+    )
+
+
+def begin_queued(installation: Installation, family: str) -> None:
+    """Begin the experiment of a family's newest candidate that waited for the one before."""
+    if experiments.running(installation, family) is None and (line := experiments.queued(installation, family)):
+        compare(installation, family, str(line.to_version), "it waited for the experiment before")
+
+
+def promote_winner(installation: Installation, family: str) -> None:
+    """Promote the challenger of a family that has won its experiment, once; one that waits for a person waits on."""
+    challenger = installation.store.slots(family).challenger
+    experiment = challenger and experiments.won(installation, family, str(challenger.digest))
+    if not experiment:
+        return
+    waits = f"{family} version {experiment.challenger} waits "  # as `await_approval` writes it
+    if not any(alarm.detail.startswith(waits) for alarm in open_approvals(installation)):
+        make_champion(installation, family, experiment.challenger, f"won experiment {experiment.number}")
+
+
+def make_champion(installation: Installation, family: str, version: str, reason: str) -> None:
+    """Promote a version by policy, or request a person's approval, as `retrain.approval` says.
 
     While promotions are frozen neither: the version stays challenger until a person promotes it.
     """
-    installation = open_installation()
     if (why := frozen(installation.settings, "promotion")) is not None:
         report_progress(
-            f"{family} version {version} passed the gate and is not promoted: {why.describe()}, or a person promotes "
-            f"it by `bellwether promote {family} {version}`"
+            f"{family} version {version} ({reason}) is not promoted: {why.describe()}, or a person promotes it by "
+            f"`bellwether promote {family} {version}`"
         )
     elif installation.params.retrain.approval == "auto":
         promote(family, version, reason=reason)

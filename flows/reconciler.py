@@ -77,9 +77,15 @@ def registry_answers(installation: Installation) -> bool:
 
 
 def moved(installation: Installation) -> set[str]:
-    """Return the families whose champion alias is not where the ledger says."""
-    aliases = installation.tracking.aliases("champion")
-    return {family for family, (version, _) in champions_of(installation).items() if aliases.get(family) != version}
+    """Return the families whose alias champion or challenger is not where the ledger says."""
+    champions, challengers = (installation.tracking.aliases(arm) for arm in ("champion", "challenger"))
+    slots = {family: installation.store.slots(family) for family in FAMILIES}
+    return {
+        family
+        for family, found in slots.items()
+        if champions.get(family) != (found.champion.to_version if found.champion else None)
+        or challengers.get(family) != (found.challenger.to_version if found.challenger else None)
+    }
 
 
 def is_behind_ledger(installation: Installation, skipped: Collection[str] = ()) -> bool:

@@ -144,6 +144,25 @@ class GateParams(FrozenParams):
     min_paired: int = Field(ge=60)
 
 
+class ExperimentParams(FrozenParams):
+    """Set how a challenger that passed the gate is compared with its champion; docs/results/ab.md has the reasons.
+
+    year_budget        expected false promotions in a market year, all families together, at most
+    budget_share       of what the year has left: the alpha that an experiment spends when it begins
+    block_horizons     length of a block; one more is left out after each
+    bound_deviations   block means are clipped to so many of their standard deviations, as the gate's rows had it
+    futility_alpha     chance of stopping a challenger that gains `gate.min_improvement_share` of the champion's skill
+    expires_after_blocks  blocks without a verdict after which an experiment ends
+    """
+
+    year_budget: float = Field(default=1.0, gt=0)
+    budget_share: float = Field(default=0.02, gt=0, lt=1)
+    block_horizons: int = Field(default=5, ge=5)
+    bound_deviations: float = Field(default=5.0, gt=1)
+    futility_alpha: float = Field(default=0.1, ge=0, lt=1)
+    expires_after_blocks: int = Field(default=120, ge=1)
+
+
 class ImportanceParams(FrozenParams):
     """Define the permutation importance and the selection of columns."""
 
@@ -419,6 +438,7 @@ class Params(FrozenParams):
     regime: RegimeParams
     ensemble: EnsembleParams
     gate: GateParams
+    experiment: ExperimentParams = ExperimentParams()
     importance: ImportanceParams
     fusion: FusionParams
     learning: LearningParams

@@ -37,6 +37,7 @@ COMMANDS = {  # name → (module, help). `bellwether --help` reads this and load
     "verify": ("store", "Verify that the ledger is as it was written"),
     "audit": ("store", "Prove a day of decisions to somebody else"),
     "lineage": ("decisions", "Trace a decision to its models, code and data"),
+    "ab": ("ab", "Compare challengers with champions: list, show, start, stop"),
     "promote": ("models", "Make a version champion of its family"),
     "rollback": ("models", "Restore the previous champion of a family"),
     "retrain": ("models", "Train new challengers on everything observed so far"),

@@ -55,9 +55,10 @@ def findings(watched: FamilyWatch) -> list[str]:
 
 def publish_summary(
     installation: Installation, summary: str, resolved: Mapping[str, Resolved | str], losses: Sequence[LiveLoss],
-    pages: Mapping[str, Path],
+    pages: Mapping[str, Path], compared: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Write summary, outcomes by market, live losses and drift reports to the run's artifacts and progress lines."""
+    """Write summary, outcomes by market, live losses, experiments and drift reports to the run's artifacts and progress
+    lines."""
     rows = []
     for symbol, found in resolved.items():
         counts = f"{found.events} | {found.families}" if isinstance(found, Resolved) else f"{found} |"
@@ -67,6 +68,8 @@ def publish_summary(
         "| market | outcomes of events | of the families' labels |", "|---|---|---|", *rows, "",
         "## Live loss", "",
         *([f"- {each.describe()}" for each in losses] or ["no outcome of a family's own label yet"]), "",
+        "## Experiments", "",
+        *([f"- {each}" for each in compared] or ["none ended or began; `bellwether ab list` shows those that run"]), "",
         "## Drift reports", "",
         *([f"- {family}: {page}" for family, page in pages.items()] or ["no block was judged yet"]),
     ]  # fmt: skip

@@ -13,26 +13,30 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from flows.support import experiments
 from flows.support.installation import Installation, hold_lease, now
 from flows.support.ledger_chain import anchor, require_intact
 from flows.support.version_tags import PROMOTED, QUEUED, REFUSED, REQUEST, answer, asked_by, mark_states
-from pipelines.contracts import Verdict
+from pipelines.contracts import JsonObject, Verdict
 from pipelines.errors import BundleError, ChainBroken, GateRefused, LeaseHeld, StateError, UnknownName
-from pipelines.evaluation.verdicts import verdict_record
+from pipelines.evaluation.verdicts import is_leak_suspected, verdict_record
 from pipelines.families import FAMILIES
 from pipelines.models.trained_on import symbols_of
 from pipelines.stage_outputs import as_stored, features_of, labels_of, symbols_in
-from pipelines.store import Alarm, Promotion, Store
+from pipelines.store import NO_ARM, Alarm, Experiment, Promotion, Store
 from pipelines.tracking import Version
 from serving.inference.generation import read_generation, write_generation
 
 log = logging.getLogger("bellwether.promotion")
 FAULT = "family_fault"
 DELETED = "version_deleted"
+WITHOUT_EXPERIMENT = "promoted_without_experiment"
 BUNDLE = "its bundle in this home"
 POLICY = "policy"  # the actor of a promotion that no person made
 REMOVED = "the alias champion is moved, not removed; `bellwether rollback` goes back to the version before"
-WATCH = "watch"  # what of a family has the fault: its alias, its bundle, or the watch for drift and loss
+SHADOW_REMOVED = "the alias challenger is moved, not removed; `bellwether ab stop` ends an experiment"
+# what of a family has the fault, besides its alias and its bundle: the watch for drift and loss, or its experiment
+WATCH, EXPERIMENT = "watch", "experiment"
 
 Arm = Mapping[str, Any]  # a slot as the generation file names it: version, digest, run, data, verdict
 Arms = dict[str, Arm | None]  # champion, challenger
@@ -57,33 +61,81 @@ def _line(
 
 
 def challenge(
-    installation: Installation, version: Version, verdict: Verdict, figures: list[list[str]], actor: str
+    installation: Installation,
+    version: Version,
+    verdict: Verdict,
+    figures: list[list[str]],
+    actor: str,
+    basis: JsonObject | None = None,
 ) -> None:
     """Write the gate's verdict on a candidate and its figures to the ledger; it becomes challenger, in shadow.
 
+    Not while an experiment of the family runs, whose challenger stays, and not if a leak is suspected: such a version
+    is judged and serves nowhere.
+
     figures  rows of (figure, value, 95 % interval, n) for people
+    basis    of an experiment with this version, `ExperimentBasis.to_dict`; None if its rows make none
     """
-    slots = installation.store.slots(version.family)
-    replaced, champion = slots.challenger, slots.champion
-    reason = "passed the gate" if verdict.passed else "refused by the gate: " + "; ".join(verdict.reasons)
-    line = _line(
-        version,
-        "challenge",
-        "challenger",
-        actor,
-        reason,
-        replaced.to_version if replaced else None,
-        verdict.passed,
-        {
-            **verdict_record(verdict),
-            "figures": figures,
-            "symbols": list(symbols_of(version.tags)),
-            "compared_with": str(champion.digest) if champion else "",
-        },
-    )
-    installation.store.add_promotion(line)
-    installation.tracking.set_alias(version.family, "challenger", version.version)
-    mark_states(installation, version.family)
+    with promotion_lease(installation):  # the alias may not be taken for a person's request meanwhile
+        slots = installation.store.slots(version.family)
+        replaced, champion = slots.challenger, slots.champion
+        serves = experiments.running(installation, version.family) is None and not is_leak_suspected(verdict.reasons)
+        reason = "passed the gate" if verdict.passed else "refused by the gate: " + "; ".join(verdict.reasons)
+        line = _line(
+            version,
+            "challenge",
+            "challenger" if serves else NO_ARM,
+            actor,
+            reason,
+            replaced.to_version if replaced and serves else None,
+            verdict.passed,
+            {
+                **verdict_record(verdict),
+                "figures": figures,
+                "symbols": list(symbols_of(version.tags)),
+                "compared_with": str(champion.digest) if champion else "",
+                "experiment": basis,
+            },
+        )
+        installation.store.add_promotion(line)
+        if serves:
+            installation.tracking.set_alias(version.family, "challenger", version.version)
+        mark_states(installation, version.family)
+
+
+def begin_experiment(installation: Installation, family: str, version: str, actor: str, reason: str) -> Experiment:
+    """Compare a version that passed the gate with the champion from now on; it becomes challenger, in shadow.
+
+    Raises  GateRefused with what stands in the way, StateError while another experiment of the family runs, ChainBroken
+    """
+    with promotion_lease(installation):
+        return _begin_experiment(installation, family, version, actor, reason)
+
+
+def _begin_experiment(installation: Installation, family: str, version: str, actor: str, reason: str) -> Experiment:
+    """Begin an experiment, under the lease of the caller."""
+    require_intact(installation)
+    wanted = installation.tracking.version(family, version)
+    verdict = installation.store.verdict(family, version, wanted.digest)
+    slots = installation.store.slots(family)
+    if (why := experiments.obstacle(installation, verdict, slots.champion)) is not None:
+        raise GateRefused(f"{family} version {version} begins no experiment: {why}")
+    assert verdict is not None
+    if (other := experiments.running(installation, family)) is not None:
+        raise StateError(
+            f"{family} version {version} begins no experiment: {experiments.title_of(other)} still runs. "
+            f"`bellwether ab stop {other.number}` ends it"
+        )
+    fetch_bundle(installation, wanted)
+    begun = experiments.begin(installation, verdict, actor, reason)
+    if slots.challenger is None or slots.challenger.digest != wanted.digest:
+        replaced = slots.challenger.to_version if slots.challenger else None
+        evidence = {"experiment": begun.number, "verdict": verdict.id}
+        installation.store.add_promotion(_line(wanted, "shadow", "challenger", actor, reason, replaced, True, evidence))
+        installation.tracking.set_alias(family, "challenger", version)
+    _publish(installation)
+    mark_states(installation, family)
+    return begun
 
 
 def champions(store: Store, family: str) -> list[str]:
@@ -113,7 +165,7 @@ def promote(installation: Installation, family: str, version: str, actor: str, r
 
 
 def _promote(
-    installation: Installation, family: str, version: str, actor: str, reason: str, asked: Mapping[str, str]
+    installation: Installation, family: str, version: str, actor: str, reason: str, asked: Mapping[str, Any]
 ) -> Promotion:
     """Make a version champion, under the lease of the caller; `asked` goes on the ledger as evidence."""
     require_intact(installation)
@@ -136,6 +188,18 @@ def _promote(
             f"{family} version {version} is not promoted by itself: {why}. `bellwether retrain {family}` makes a "
             "candidate that is; a person may promote this one."
         )
+    experiment = experiments.won(installation, family, wanted.digest)
+    if actor == POLICY and champion and champion.digest != wanted.digest and experiment is None:
+        why = f"it has won no experiment against version {old}"
+        installation.store.add_promotion(_line(wanted, "refuse", "champion", actor, why, old, False, {}))
+        raise GateRefused(
+            f"{family} version {version} is not promoted by itself: {why}. `bellwether ab list` shows what is "
+            "compared; a person may promote this one."
+        )
+    if experiment is not None:
+        asked = {**asked, "experiment": experiment.number}
+    elif champion and champion.digest != wanted.digest:
+        asked = {**asked, "without_experiment": True}
     fetch_bundle(installation, wanted)  # verified and smoke-tested before anything moves
     line = _line(wanted, "promote", "champion", actor, reason, old, True, {"verdict": verdict.id, **asked})
     _move(installation, line)
@@ -163,10 +227,19 @@ def rollback(installation: Installation, family: str, actor: str, reason: str) -
 
 
 def _move(installation: Installation, line: Promotion) -> None:
-    """Move the champion: alias first, so that after a stop half-way `reconcile` finishes the move."""
+    """Move the champion: alias first, so that after a stop half-way `reconcile` finishes the move.
+
+    An experiment that runs has lost its champion and is closed.
+    """
     family = line.family
     installation.tracking.set_alias(family, "champion", line.to_version)
     installation.store.add_promotion(line)
+    moved = f"version {line.to_version} became champion by {line.action}: {line.reason}"
+    closed = experiments.override(installation, family, line.actor, moved)
+    if closed is not None or line.evidence.get("without_experiment"):
+        ended = f"; {experiments.title_of(closed)} is overridden" if closed else ""
+        detail = f"{family} {moved} ({line.actor}), without an experiment{ended}"
+        installation.store.raise_alarm(WITHOUT_EXPERIMENT, "warning", detail, now())
     there = {version.version for version in installation.tracking.versions(family)}
     previous = [version for version in champions(installation.store, family)[-2:-1] if version in there]
     installation.tracking.set_alias(family, "previous", next(iter(previous), None))
@@ -178,10 +251,11 @@ def _move(installation: Installation, line: Promotion) -> None:
 
 
 def reconcile(installation: Installation, families: Iterable[str] = FAMILIES) -> list[str]:
-    """Compare the `champion` aliases with the ledger. A moved alias is a request to promote.
+    """Compare the aliases with the ledger. A moved `champion` is a request to promote, a moved `challenger` one to
+    begin an experiment.
 
-    With a passing verdict it becomes a promotion, by whom the version's tags name, else by `mlflow-ui`; without one it
-    is put back, with an alarm. Either way the version says so in its tags. Return what was done, one line each.
+    With a passing verdict it is done, by whom the version's tags name, else by `mlflow-ui`; without one the alias is
+    put back, with an alarm. Either way the version says so in its tags. Return what was done, one line each.
     """
     with ExitStack() as lease:  # an alias that another process is moving right now is not a request
         try:
@@ -195,6 +269,8 @@ def reconcile(installation: Installation, families: Iterable[str] = FAMILIES) ->
         for family in families:
             with isolate_fault(installation, family, "alias"):
                 if line := _reconcile(installation, family):
+                    done.append(line)
+                if line := _reconcile_challenger(installation, family):
                     done.append(line)
         return done
 
@@ -216,9 +292,9 @@ def isolate_fault(installation: Installation, family: str, what: str) -> Iterato
 
 
 def faulty(installation: Installation) -> set[str]:
-    """Return the families with an open fault of alias or bundle: one of the watch changes nothing that is served."""
+    """Return the families with an open fault of alias or bundle: the others change nothing that is served."""
     found = [_about(alarm) for alarm in installation.store.alarms() if alarm.kind == FAULT]
-    return {family for family, what in found if what != WATCH}
+    return {family for family, what in found if what not in (WATCH, EXPERIMENT)}
 
 
 def _about(alarm: Alarm) -> tuple[str, str]:
@@ -260,6 +336,32 @@ def _reconcile(installation: Installation, family: str) -> str | None:
     if asked or not deleted:
         answer(installation, asked or installation.tracking.version(family, str(fact)), f"{REFUSED}: {why_not}")
     return None if deleted else line  # there is nothing to point at; the alarm names it
+
+
+def _reconcile_challenger(installation: Installation, family: str) -> str | None:
+    """Compare one family's `challenger` alias with the ledger; return what was done, None if they agree."""
+    alias = installation.tracking.version_by_alias(family, "challenger")
+    challenger = installation.store.slots(family).challenger
+    fact = challenger.to_version if challenger else None
+    if (alias.version if alias else None) == fact:
+        return None
+    if alias is not None:
+        by, why = asked_by(alias)
+        try:
+            begun = _begin_experiment(installation, family, alias.version, by, why)
+            answer(installation, alias, f"{PROMOTED} to challenger, experiment {begun.number}")
+            return f"{family}: {experiments.title_of(begun)} begun on request of the MLflow UI"
+        except (GateRefused, StateError, ChainBroken, BundleError) as refusal:
+            installation.store.raise_alarm("alias_refused", "warning", str(refusal), now())
+            answer(installation, alias, f"{REFUSED}: {refusal}")
+            line = f"{family}: alias challenger put back to {fact or 'nothing'}: {refusal}"
+    else:
+        line = f"{family}: alias challenger was removed by hand, put back to version {fact}: {SHADOW_REMOVED}"
+    there = {version.version for version in installation.tracking.versions(family)}
+    if fact is not None and fact not in there:
+        return None  # its version was deleted in MLflow: nothing can point at it
+    installation.tracking.set_alias(family, "challenger", fact)
+    return line
 
 
 def _deleted(installation: Installation, champion: Promotion) -> bool:

@@ -22,6 +22,7 @@ from pipelines.evaluation.deflation import best_by_luck, deflated_sharpe, sharpe
 from pipelines.evaluation.intervals import POWER, Measurement, holm, mean_of
 from pipelines.evaluation.metrics import auc_of, chosen, lift_of, lift_of_spread, ranks_within
 from pipelines.evaluation.report import SIMPLEST, arrays_with_prefix, read_oof, shared_moments, symbols_in
+from pipelines.evaluation.verdicts import LEAK
 from pipelines.models.losses import brier_losses
 from pipelines.params import Params
 from pipelines.renamed_keys import current_names
@@ -242,7 +243,7 @@ def no_leak(e: Evidence, params: Params) -> list[Check]:
     why = f"{g.leak_auc_low} or less shows as much with chance {chance:.2g}"
     if suspected:
         single = [f"; {name} alone ranks it with an AUC of {auc:.3f}" for name, auc in e.single_column_auc.items()]
-        why = f"LEAK_SUSPECTED: direction is not this predictable, {why}" + "".join(single)
+        why = f"{LEAK}: direction is not this predictable, {why}" + "".join(single)
     elif high:
         why = f"too few rows to tell a leak from luck: {why}, needs under {g.leak_chance:g}"
     passed = False if suspected else None if high else True
@@ -361,7 +362,8 @@ def luck(e: Evidence, params: Params) -> list[Check]:
 def against_champion(e: Evidence, params: Params) -> Check:
     """Check the candidate against the champion, on rows outside both trainings, as `gate.against_champion` states.
 
-    Shares are of the champion's own skill: its gain over the family's simplest baseline there, 0 if negative.
+    Shares are of the family's skill, see `family_skill`. Whether the candidate is better is not asked here unless
+    `gate.against_champion` is "superior": that is the question of the experiment.
     """
     g = params.gate
     assert e.champion_loss is not None
@@ -372,7 +374,7 @@ def against_champion(e: Evidence, params: Params) -> Check:
         detail = f"{count} rows after the champion's data that both could score, needs {g.min_paired}; wait for more"
         return _unknown(name, count, f"{detail} outcomes")
     gain = mean_of((e.champion_loss - challenger)[paired], e.moments(paired))
-    own = max(0.0, float((e.baseline_losses[SIMPLEST[e.family]] - e.champion_loss)[paired].mean()))
+    own = family_skill(e)
     bounds = gain.estimate()
     if np.isnan(gain.error):
         return _unknown(name, count, gain.why)
@@ -383,12 +385,20 @@ def against_champion(e: Evidence, params: Params) -> Check:
         needed = -g.non_inferiority_share * own
         shown, threshold = bounds.low > needed, f"low > {needed:.2g}"
     passed = _decide(shown, bounds.high, needed)
-    detail = f"in {e.loss_name}; the champion's own gain over {SIMPLEST[e.family]} is {own:.2g} here"
+    detail = f"in {e.loss_name}; the family's gain over {SIMPLEST[e.family]} is {own:.2g}"
     if passed is None:
         detail += f"; {_too_few(gain, needed)}"
     elif not passed:
         detail += f"; no gain of {needed:.2g} or more: the interval ends at {bounds.high:.2g}"
     return _bounded(name, bounds, passed, threshold, detail, gain.detectable)
+
+
+def family_skill(e: Evidence) -> float:
+    """Return the candidate's gain over the family's simplest baseline on all its out-of-fold rows, 0 if negative.
+
+    Of all rows, not of the few that champion and candidate share: on those it is mostly noise.
+    """
+    return max(0.0, float((e.baseline_losses[SIMPLEST[e.family]] - e.loss).mean()))
 
 
 def _taken(e: Evidence, params: Params) -> Bools:

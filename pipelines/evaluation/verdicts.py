@@ -1,11 +1,13 @@
 """The three states of a check and of a verdict, by name: passed, refused, or too few rows to decide."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Literal
 
 from pipelines.contracts import JsonObject, Verdict
 
 State = Literal["passed", "refused", "too few"]
+LEAK = "LEAK_SUSPECTED"  # in the reason of a check
 MARKS: dict[State, str] = {"passed": "✓", "refused": "✗", "too few": "?"}  # on pages
 
 
@@ -25,3 +27,8 @@ def verdict_record(verdict: Verdict) -> JsonObject:
     """Return the verdict JSON-ready, with its state and that of every check."""
     checks = [asdict(check) | {"state": state_of(check.passed)} for check in verdict.checks]
     return asdict(verdict) | {"state": verdict_state(verdict), "checks": checks}
+
+
+def is_leak_suspected(reasons: Iterable[str]) -> bool:
+    """Return whether the reasons of a verdict suspect a leak."""
+    return any(LEAK in reason for reason in reasons)

@@ -11,7 +11,7 @@ from sqlalchemy.types import TypeDecorator
 
 from pipelines.errors import BadTimes
 
-SCHEMA = "0012"  # the revision these tables belong to
+SCHEMA = "0013"  # the revision these tables belong to
 
 
 class NaiveTime(BadTimes, DontWrapMixin):
@@ -301,4 +301,55 @@ family_outcomes_through = sa.Table(
     METADATA,
     sa.Column("symbol", sa.String(64), primary_key=True),
     sa.Column("through", UtcTime, nullable=False),
+)
+
+experiments = sa.Table(
+    "experiments",  # append-only, chained: what was fixed when a challenger began to be compared with its champion
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("family", sa.String(32), nullable=False),  # or "policy", of the standing arms
+    sa.Column("champion", sa.String(64), nullable=False),  # version
+    sa.Column("champion_digest", sa.String(64), nullable=False),
+    sa.Column("challenger", sa.String(64), nullable=False),
+    sa.Column("challenger_digest", sa.String(64), nullable=False),
+    sa.Column("unit", sa.String(32), nullable=False),  # of a gain
+    sa.Column("origin_s", sa.Double, nullable=False),  # start of the first block, market time in epoch seconds
+    sa.Column("horizon_s", sa.Double, nullable=False),
+    sa.Column("horizons", sa.Integer, nullable=False),  # length of a block
+    sa.Column("alpha", sa.Double, nullable=False),  # spent of the year's budget
+    sa.Column("bound", sa.Double, nullable=False),  # block means are clipped to it
+    sa.Column("least_gain", sa.Double, nullable=False),
+    sa.Column("futility_alpha", sa.Double, nullable=False),
+    sa.Column("max_blocks", sa.Integer, nullable=False),
+    sa.Column("evidence", sa.JSON, nullable=False),  # what the bound and the least gain rest on
+    sa.Index("experiments_family", "family", "id"),
+)
+
+transitions = sa.Table(
+    "transitions",  # append-only, chained: the states of an experiment, the last one is its present one
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("experiment", sa.Integer, sa.ForeignKey("experiments.id"), nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("as_of_s", sa.Double, nullable=False),  # market time, epoch seconds
+    sa.Column("state", sa.String(16), nullable=False),  # shadow | won | stopped | refused | expired | overridden
+    sa.Column("actor", sa.String(64), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("evidence", sa.JSON, nullable=False),
+    sa.Index("transitions_experiment", "experiment", "id"),
+)
+
+block_scores = sa.Table(
+    "block_scores",  # append-only, chained, never pruned: what a verdict is computed from
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("experiment", sa.Integer, sa.ForeignKey("experiments.id"), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),  # of the block, from 0
+    sa.Column("start_s", sa.Double, nullable=False),  # market time, epoch seconds
+    sa.Column("n", sa.Integer, nullable=False),  # outcomes that both arms scored
+    sa.Column("mean", sa.Double),  # gain of the challenger, not clipped; NULL = void
+    sa.Column("void", sa.Text, nullable=False),  # why the block does not count; empty where it does
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Index("block_scores_number", "experiment", "number", unique=True),
 )

@@ -22,26 +22,32 @@ from pipelines.store.engine import (
     damage,
     exists,
 )
+from pipelines.store.experiments import RUNNING, BlockScore, Experiment, ExperimentState, ExperimentStore, Transition
 from pipelines.store.family_outcomes import FamilyOutcome, FamilyOutcomeStore
 from pipelines.store.leases import Lease, LeaseStore
 from pipelines.store.parameters import ParameterStore
-from pipelines.store.promotions import LedgerSlots, Promotion, PromotionStore
+from pipelines.store.promotions import NO_ARM, LedgerSlots, Promotion, PromotionStore
 from pipelines.store.retention import Retention
 from pipelines.store.retrain_queue import ATTEMPTS, RetrainAnswer, RetrainQueue, RetrainRequest
 
 __all__ = [
     "ATTEMPTS",
     "FLOW_WAIT_MS",
+    "NO_ARM",
     "OUTAGES",
+    "RUNNING",
     "SERVICE_WAIT_MS",
     "Alarm",
     "Anchor",
     "BarBatch",
+    "BlockScore",
     "BreakerTrip",
     "Change",
     "ContextValue",
     "Correction",
     "DecisionRecord",
+    "Experiment",
+    "ExperimentState",
     "FamilyOutcome",
     "Fault",
     "Fill",
@@ -61,6 +67,7 @@ __all__ = [
     "StoredDay",
     "StoredDecision",
     "Transaction",
+    "Transition",
     "Verified",
     "damage",
     "decision_of",
@@ -80,6 +87,7 @@ class Store(
     BarStore,
     CorrectionStore,
     DecisionStore,
+    ExperimentStore,
     FamilyOutcomeStore,
     PromotionStore,
     RetrainQueue,

@@ -24,7 +24,10 @@ from pipelines.store.engine import lock_table
 
 CHAIN = "main"  # a store has one chain; the column is there for stores that are joined later
 GENESIS, DECISIONS, PRUNED, ACCEPTED = "genesis", "decisions", "pruned", "accepted"
-CHAINED = {table.name: table for table in (t.promotions, t.outcomes, t.corrections)}  # in the order of genesis
+CHAINED = {  # in the order of genesis
+    table.name: table
+    for table in (t.promotions, t.outcomes, t.corrections, t.experiments, t.transitions, t.block_scores)
+}
 ROWS_AT_ONCE = 1000
 NO_LINE = "0" * 64  # what the first line has before it
 

@@ -115,6 +115,15 @@ class DecisionStore(RecordParts):
         query = query.order_by(t.decisions.c.as_of.desc(), t.decisions.c.ingested_at.desc()).limit(last)
         return self._records(self._rows(query)[::-1])
 
+    def decided_closes(self, since: datetime, until: datetime) -> dict[str, list[datetime]]:
+        """Return symbol → closes decided on, since <= close < until, ascending, each once; without their records."""
+        d = t.decisions.c
+        query = between(sa.select(d.symbol, d.as_of).distinct(), d.as_of, since, until)
+        found: dict[str, list[datetime]] = {}
+        for row in self._rows(query.order_by(d.symbol, d.as_of)):
+            found.setdefault(row["symbol"], []).append(row["as_of"])
+        return found
+
     def _records(self, rows: Sequence[RowMapping]) -> list[DecisionRecord]:
         """Return the records of rows of `decisions`, whichever release wrote them."""
         parts = self.parts_of({part_digest(row["record"]) for row in rows if row["record"] is not None})

@@ -12,14 +12,20 @@ from pipelines.migrations import tables as t
 from pipelines.store.chain_lines import chain_row, proven_rows
 from pipelines.store.engine import Database, insert_row, known
 
+NO_ARM = "none"  # of a candidate that was judged and serves in no slot
+
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """Hold one line of the promotion ledger: who, why, from, to, and the evidence."""
+    """Hold one line of the promotion ledger: who, why, from, to, and the evidence.
+
+    challenge  the gate's verdict; with the arm "challenger" the version serves in shadow, with NO_ARM it does not
+    shadow     a version that was judged before takes the challenger's slot
+    """
 
     at: datetime
     actor: str
-    action: Literal["promote", "rollback", "refuse", "challenge"]
+    action: Literal["promote", "rollback", "refuse", "challenge", "shadow"]
     family: str
     arm: str
     from_version: str | None
@@ -77,7 +83,7 @@ class PromotionStore(Database):
         champion: Promotion | None = None
         challenger: Promotion | None = None
         for line in self.proven_promotions(family, known_by):
-            if line.action == "challenge":
+            if line.action == "shadow" or (line.action == "challenge" and line.arm != NO_ARM):
                 challenger = line
             elif line.action in ("promote", "rollback"):
                 champion = line

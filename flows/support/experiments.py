@@ -1,0 +1,372 @@
+"""Experiments: which challenger is compared with the champion of a family, by which rules, and how it ends.
+
+One runs at a time a family. It begins when a candidate passes the gate while a champion serves, or when a person starts
+it; the newest candidate that passed waits for the one that runs. What it spends of the year's budget of false
+promotions is spent when it begins. Scores of blocks: `flows.support.experiment_blocks`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from math import isclose
+from pathlib import Path
+
+import numpy as np
+
+from flows.support.alarms import end_alarm, keep_alarm
+from flows.support.installation import Installation, hold_lease, now
+from flows.support.market_time import learning_now
+from pipelines.compiled import cpu_type
+from pipelines.contracts import Floats, JsonObject, finite_or_none, utc
+from pipelines.errors import GateRefused, StateError
+from pipelines.evaluation.experiment_view import ExperimentView
+from pipelines.evaluation.verdicts import is_leak_suspected
+from pipelines.experiments.budget import alpha_left, next_alpha
+from pipelines.experiments.verdict import CLIPPED_FLAG, Progress, progress_of
+from pipelines.families import DECISION_FAMILY
+from pipelines.store import RUNNING, BlockScore, Experiment, ExperimentState, Promotion, Transition
+
+POLICY_ARMS = "policy"  # in place of the family, of a standing arm
+LIVE = "live policy"
+NO_MODEL = "no_model"  # every event of the signals is taken
+STANDING = (NO_MODEL,)
+OTHER_CPU = 1e-12  # relative; math libraries of two CPU types differ in the last bit
+CLIPPED = "experiment_clipped"
+PAGES = "experiments"  # folder of the pages: under the home's reports, and in a run's artifacts
+
+
+# ---- which there are ------------------------------------------------------------------------------------------------
+
+
+def running(installation: Installation, family: str) -> Experiment | None:
+    """Return the experiment of a family that runs; None without one."""
+    store = installation.store
+    found = [e for e in store.experiments(family) if store.experiment_state(e.number) == RUNNING]
+    return found[-1] if found else None
+
+
+def won(installation: Installation, family: str, digest: str) -> Experiment | None:
+    """Return the experiment that these bytes have won against the champion that serves now; None without one."""
+    champion = installation.store.slots(family).champion
+    for experiment in reversed(installation.store.experiments(family)):
+        same = champion is not None and experiment.champion_digest == champion.digest
+        if same and experiment.challenger_digest == digest:
+            return experiment if installation.store.experiment_state(experiment.number) == "won" else None
+    return None
+
+
+def queued(installation: Installation, family: str) -> Promotion | None:
+    """Return the verdict of the newest candidate that may begin the family's next experiment; None without one.
+
+    It passed the gate against the champion that serves now, and no experiment with it ever began. A newer candidate
+    replaces an older one.
+    """
+    store = installation.store
+    champion = store.slots(family).champion
+    if champion is None:
+        return None
+    began = {e.challenger_digest for e in store.experiments(family) if e.champion_digest == champion.digest}
+    for line in reversed(store.proven_promotions(family)):
+        if line.action == "challenge" and obstacle(installation, line, champion) is None:
+            return None if line.digest in began else line
+    return None
+
+
+def obstacle(installation: Installation, verdict: Promotion | None, champion: Promotion | None) -> str | None:
+    """Return why a version may not begin an experiment, by the gate's verdict on it; None if it may."""
+    if champion is None:
+        return "the family has no champion to be compared with: a version that passed the gate is promoted"
+    if verdict is None:
+        return "the gate never judged this digest"
+    if is_leak_suspected(verdict.evidence.get("reasons", [verdict.reason])):
+        return f"a leak is suspected: {verdict.reason}"
+    if not verdict.verdict_passed:
+        return f"it may serve in shadow and can never win: {verdict.reason}"
+    if verdict.digest == champion.digest:
+        return "it is the champion"
+    if verdict.evidence.get("compared_with") != champion.digest:
+        return f"it was judged against another champion than version {champion.to_version}"
+    if not verdict.evidence.get("experiment"):
+        return "its verdict does not state what an experiment rests on: too few rows, or a release before 0.13.0"
+    return None
+
+
+# ---- how one begins -------------------------------------------------------------------------------------------------
+
+
+def begin(installation: Installation, verdict: Promotion, actor: str, reason: str) -> Experiment:
+    """Begin the experiment of the version that this verdict of the gate is of. The ledger's slot is the caller's.
+
+    Raises  GateRefused with the obstacle, StateError while another one of the family runs
+    """
+    from flows.support.live_outcomes import longest_horizon_s  # labels and kernels, which `status` does not wait for
+
+    champion = installation.store.slots(verdict.family).champion
+    if (why := obstacle(installation, verdict, champion)) is not None:
+        raise GateRefused(
+            f"{verdict.family} version {verdict.to_version} begins no experiment: {why}. "
+            f"`bellwether retrain {verdict.family}` makes a new candidate"
+        )
+    assert champion is not None
+    basis, params = verdict.evidence["experiment"], installation.params
+    at, symbols = learning_now(installation), installation.symbols
+    rules = params.experiment
+    alpha = next_alpha(spent(installation), at, rules.year_budget, rules.budget_share)
+    return installation.store.begin_experiment(
+        Experiment(
+            at=now(), family=verdict.family,
+            champion=str(champion.to_version), champion_digest=str(champion.digest),
+            challenger=str(verdict.to_version), challenger_digest=str(verdict.digest),
+            unit=basis["unit"], origin_s=at.timestamp(),
+            horizon_s=longest_horizon_s(installation, verdict.family, symbols), horizons=rules.block_horizons,
+            alpha=alpha, bound=basis["bound"], least_gain=basis["least_gain"], futility_alpha=rules.futility_alpha,
+            max_blocks=rules.expires_after_blocks,
+            evidence={
+                **basis, "symbols": list(symbols), "verdict": verdict.id,
+                "year_budget": rules.year_budget, "budget_share": rules.budget_share, "cpu": cpu_type(),
+            },
+        ),
+        actor, reason,
+    )  # fmt: skip
+
+
+def spent(installation: Installation) -> list[tuple[datetime, float]]:
+    """Return (begin in market time, alpha) of every experiment."""
+    return [(e.begun, e.alpha) for e in installation.store.experiments()]
+
+
+def budget_left(installation: Installation) -> float:
+    """Return what the present market year has left of its budget of false promotions."""
+    rules = installation.params.experiment
+    return alpha_left(spent(installation), learning_now(installation), rules.year_budget)
+
+
+def begin_standing(installation: Installation) -> list[Experiment]:
+    """Begin the arms that never end, once a champion decides: they spend nothing and can win nothing."""
+    from flows.support.live_outcomes import longest_horizon_s  # labels and kernels, which `status` does not wait for
+
+    champion = installation.store.slots(DECISION_FAMILY).champion
+    there = {e.challenger for e in installation.store.experiments(POLICY_ARMS)}
+    missing = [arm for arm in STANDING if arm not in there]
+    if champion is None or not missing:
+        return []
+    verdict = installation.store.verdict(DECISION_FAMILY, str(champion.to_version), str(champion.digest))
+    basis = (verdict.evidence.get("experiment") if verdict else None) or {}
+    bound = basis.get("trade_bound_bps")
+    if bound is None:
+        return []  # a champion of an earlier release: the next one that is judged states it
+    origin = learning_now(installation)
+    horizon_s = longest_horizon_s(installation, DECISION_FAMILY, installation.symbols)
+    return [
+        installation.store.begin_experiment(
+            Experiment(
+                at=now(), family=POLICY_ARMS, champion=LIVE, champion_digest="", challenger=arm, challenger_digest="",
+                unit="bps an event", origin_s=origin.timestamp(), horizon_s=horizon_s,
+                horizons=installation.params.experiment.block_horizons, alpha=0.0, bound=bound, least_gain=0.0,
+                futility_alpha=0.0, max_blocks=0, evidence={"symbols": list(installation.symbols)},
+            ),
+            "policy", "a standing arm: it never ends",
+        )
+        for arm in missing
+    ]  # fmt: skip
+
+
+# ---- how one goes on ------------------------------------------------------------------------------------------------
+
+
+def scored(blocks: Sequence[BlockScore]) -> Floats:
+    """Return (b,) means of the blocks that count, in their order."""
+    return np.array([block.mean for block in blocks if block.mean is not None], dtype=np.float64)
+
+
+def evidence_of(experiment: Experiment, blocks: Sequence[BlockScore], found: Progress) -> JsonObject:
+    """Return the figures of an experiment after its newest block, JSON-ready; null before the first."""
+    means = scored(blocks)
+    last: Mapping[str, float | None] = dict.fromkeys(("e_value", "futility", "low", "high", "gain"))
+    if len(means):
+        last = {
+            "e_value": float(found.e_values[-1]), "futility": float(found.futility[-1]),
+            "low": float(found.low[-1]), "high": float(found.high[-1]),
+            "gain": float(np.clip(means, -experiment.bound, experiment.bound).mean()),
+        }  # fmt: skip
+    return {
+        "blocks": len(means), "void": sum(block.mean is None for block in blocks),
+        "outcomes": sum(block.n for block in blocks if block.mean is not None),
+        "clipped_share": found.clipped_share,
+        **{name: finite_or_none(value) if value is not None else None for name, value in last.items()},
+    }  # fmt: skip
+
+
+def view_of(installation: Installation, experiment: Experiment) -> ExperimentView:
+    """Return an experiment as its stored rows have it."""
+    blocks = installation.store.block_scores(experiment.number)
+    progress = progress_of(scored(blocks), experiment.rules)
+    return ExperimentView(
+        experiment, installation.store.transitions(experiment.number), blocks, progress,
+        evidence_of(experiment, blocks, progress), budget_left(installation),
+    )  # fmt: skip
+
+
+def page_of(installation: Installation, experiment: Experiment) -> Path:
+    """Return where the page of an experiment is, or will be."""
+    return installation.settings.home / "reports" / PAGES / str(experiment.number) / "experiment.html"
+
+
+def advance(installation: Installation, family: str) -> list[str]:
+    """Score the whole blocks of a family's experiments that run, and end those that are decided. Return a line
+    for each.
+
+    family  or POLICY_ARMS. A winner is not promoted here, see `flows.promote.promote_winner`. One process at a time;
+            another one waits
+    """
+    with hold_lease(installation, "experiments", timedelta(minutes=2), 30.0):
+        lines = []
+        if family == POLICY_ARMS:
+            lines = [f"{title_of(each)} begins" for each in begin_standing(installation)]
+        for experiment in installation.store.experiments(family):
+            if installation.store.experiment_state(experiment.number) == RUNNING:
+                lines += _advance(installation, experiment)
+        return lines
+
+
+def _advance(installation: Installation, experiment: Experiment) -> list[str]:
+    """Score the new blocks of one experiment and move it on."""
+    from flows.support.experiment_blocks import new_blocks  # as above
+
+    store = installation.store
+    store.add_block_scores(new_blocks(installation, experiment))
+    blocks = store.block_scores(experiment.number)
+    found = progress_of(scored(blocks), experiment.rules)
+    figures = evidence_of(experiment, blocks, found)
+    _watch_clipping(installation, experiment, found)
+    if found.state == "running":
+        return []
+    at = found.decided_at
+    assert at is not None
+    reason = {
+        "won": f"e-value {found.e_values[at]:.3g} reached {1 / experiment.alpha:.3g} after {at + 1} blocks",
+        "stopped": f"a gain of {experiment.least_gain:.2g} or more is ruled out after {at + 1} blocks",
+        "expired": f"no verdict after {at + 1} blocks",
+    }[found.state]
+    end(installation, experiment, found.state, "policy", reason, {**figures, "decided_at": at, "cpu": cpu_type()})
+    return [f"{title_of(experiment)} {found.state}: {reason}"]
+
+
+def end(
+    installation: Installation, experiment: Experiment, state: ExperimentState, actor: str, reason: str,
+    evidence: JsonObject | None = None,
+) -> None:  # fmt: skip
+    """End an experiment. Raises StateError if it has ended otherwise."""
+    as_of_s = learning_now(installation).timestamp()
+    installation.store.move_experiment(
+        Transition(experiment.number, now(), as_of_s, state, actor, reason, evidence or {})
+    )
+    end_alarm(installation.store, CLIPPED, title_of(experiment), now())
+
+
+def override(installation: Installation, family: str, actor: str, reason: str) -> Experiment | None:
+    """Close the running experiment of a family whose champion changes without it; return it."""
+    experiment = running(installation, family)
+    if experiment is not None:
+        end(installation, experiment, "overridden", actor, reason)
+    return experiment
+
+
+def stop(installation: Installation, number: int, actor: str, reason: str) -> Experiment:
+    """Stop an experiment on a person's request. Raises UnknownName, StateError if it has ended or is a standing arm."""
+    experiment = installation.store.experiment(number)
+    if experiment.family == POLICY_ARMS:
+        raise StateError(f"experiment {number} is the standing arm {experiment.challenger}: it never ends")
+    state = installation.store.experiment_state(number)
+    if state != RUNNING:
+        raise StateError(f"experiment {number} has ended: {state}")
+    end(installation, experiment, "stopped", actor, reason)
+    return experiment
+
+
+def title_of(experiment: Experiment) -> str:
+    """Return an experiment in words."""
+    if experiment.family == POLICY_ARMS:
+        return f"experiment {experiment.number}: {experiment.challenger} against the {LIVE}"
+    versions = f"version {experiment.challenger} against champion version {experiment.champion}"
+    return f"experiment {experiment.number}: {experiment.family} {versions}"
+
+
+def _watch_clipping(installation: Installation, experiment: Experiment, found: Progress) -> None:
+    """Keep the alarm of an experiment whose bound was too small: its test sees less than what happened."""
+    if found.clipped_share > CLIPPED_FLAG and int(found.clipped.sum()) > 1:
+        detail = (
+            f"{found.clipped_share:.1%} of {len(found.clipped)} blocks were clipped to ±{experiment.bound:g}; the "
+            "bound was measured on the gate's rows and live losses are wider"
+        )
+        keep_alarm(installation.store, CLIPPED, "warning", title_of(experiment), detail, now())
+    else:
+        end_alarm(installation.store, CLIPPED, title_of(experiment), now())
+
+
+# ---- the verdict, computed again ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputed:
+    """Hold a verdict computed again from the stored scores of blocks.
+
+    state      that the scores give: running, won, stopped or expired; `recorded` is the last one that they decided
+    same       whether they agree; differs: names of figures that are not the recorded ones
+    blocks     that count; outcomes_gone: of those, the ones whose outcomes were pruned; wrong: numbers of the blocks
+               whose mean is another one than their outcomes give
+    cpu        type that recorded the verdict; figures are compared to the last bit on the same, else to OTHER_CPU
+    """
+
+    state: str
+    recorded: str
+    differs: tuple[str, ...]
+    blocks: int
+    outcomes_gone: int
+    wrong: tuple[int, ...]
+    cpu: str
+
+    @property
+    def same(self) -> bool:
+        """Return whether the verdict, its figures and the means of the blocks are those recorded."""
+        return self.state == self.recorded and not self.differs and not self.wrong
+
+
+def recompute(installation: Installation, number: int) -> Recomputed:
+    """Compute the verdict of an experiment again, and the means of its blocks where their outcomes are still stored.
+
+    Raises  UnknownName
+    """
+    from flows.support.experiment_blocks import mean_gains  # as above
+
+    store = installation.store
+    experiment, blocks = store.experiment(number), store.block_scores(number)
+    decided = [t for t in store.transitions(number) if "decided_at" in t.evidence]
+    found = progress_of(scored(blocks), experiment.rules)
+    figures, recorded = evidence_of(experiment, blocks, found), "running"
+    cpu = str(experiment.evidence.get("cpu", cpu_type()))
+    differs: list[str] = []
+    if decided:
+        recorded, cpu = str(decided[-1].state), str(decided[-1].evidence["cpu"])
+        figures |= {"decided_at": found.decided_at}
+        stored = decided[-1].evidence
+        differs = [name for name in figures if not _equal(figures[name], stored.get(name), cpu == cpu_type())]
+    gone, wrong = 0, []
+    counting = [block for block in blocks if block.mean is not None]
+    if counting:
+        end_s = counting[-1].start_s + (experiment.horizons + 1) * experiment.horizon_s
+        means = mean_gains(installation, experiment, experiment.begun, utc(end_s), end_s)
+        for block in counting:
+            mean, n = means.get(block.number, (None, 0))
+            if n < block.n:
+                gone += 1
+            elif (n, mean) != (block.n, block.mean) and not _equal(mean, block.mean, cpu == cpu_type()):
+                wrong.append(block.number)
+    return Recomputed(found.state, recorded, tuple(differs), len(counting), gone, tuple(wrong), cpu)
+
+
+def _equal(one: object, other: object, to_the_last_bit: bool) -> bool:
+    """Return whether two figures are the same, on another CPU type within OTHER_CPU."""
+    if to_the_last_bit or not (isinstance(one, float) and isinstance(other, float)):
+        return one == other
+    return isclose(one, other, rel_tol=OTHER_CPU)

@@ -1,0 +1,59 @@
+"""An experiment as its stored rows have it, for pages and commands."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines.contracts import JsonObject, utc
+from pipelines.experiments.verdict import Progress
+from pipelines.store import BlockScore, Experiment, Transition
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentView:
+    """Hold an experiment as its stored rows have it, with its test after each block that counts.
+
+    figures  of the newest block, JSON-ready; alpha_left: of the present market year
+    """
+
+    experiment: Experiment
+    transitions: Sequence[Transition]
+    blocks: Sequence[BlockScore]
+    progress: Progress
+    figures: JsonObject
+    alpha_left: float
+
+    @property
+    def state(self) -> str:
+        """Return the present state."""
+        return self.transitions[-1].state
+
+    def next_step(self) -> str:
+        """Return what happens next, in a sentence."""
+        e, state = self.experiment, self.state
+        if e.alpha <= 0.0:
+            return "A standing arm: it is compared for as long as this home lives, spends nothing and wins nothing."
+        if state == "shadow":
+            left = e.max_blocks - len(self.progress.e_values)
+            return (
+                f"It wins when the e-value reaches {1 / e.alpha:.3g}, stops when a gain of {e.least_gain:.2g} is ruled "
+                f"out, and expires after {left} more blocks. Until then both arms score every decision and the "
+                "champion decides."
+            )
+        return {
+            "won": f"Version {e.challenger} is promoted, by itself or by a person, as retrain.approval says.",
+            "stopped": f"Version {e.challenger} serves on in shadow until another candidate takes its place.",
+            "expired": f"Version {e.challenger} serves on in shadow until another candidate takes its place.",
+            "refused": f"Version {e.challenger} won and was refused when it was promoted: see the reason.",
+            "overridden": "The champion changed without this experiment: nothing of it counts for another one.",
+        }[state]
+
+    def summary(self) -> JsonObject:
+        """Return the experiment in a row, JSON-ready."""
+        e, last = self.experiment, self.transitions[-1]
+        return {
+            "id": e.number, "family": e.family, "champion": e.champion, "challenger": e.challenger,
+            "state": self.state, "since": utc(last.as_of_s).isoformat(), "by": last.actor, "reason": last.reason,
+            "begun": e.begun.isoformat(), "unit": e.unit, **self.figures, "alpha": e.alpha, "bound": e.bound,
+            "least_gain": e.least_gain, "futility_alpha": e.futility_alpha, "max_blocks": e.max_blocks,
+            "next": self.next_step(),
+        }  # fmt: skip

@@ -18,7 +18,7 @@ from flows.support.installation import Installation, hold_lease, now
 from flows.support.market_time import learning_now
 from pipelines.compiled import cpu_type
 from pipelines.contracts import Floats, JsonObject, finite_or_none, utc
-from pipelines.errors import GateRefused, StateError
+from pipelines.errors import ChainBroken, GateRefused, StateError
 from pipelines.evaluation.experiment_view import ExperimentView
 from pipelines.evaluation.verdicts import is_leak_suspected
 from pipelines.experiments.budget import alpha_left, next_alpha
@@ -236,6 +236,12 @@ def _advance(installation: Installation, experiment: Experiment) -> list[str]:
     store = installation.store
     store.add_block_scores(new_blocks(installation, experiment))
     blocks = store.block_scores(experiment.number)
+    lost = set(range(blocks[-1].number + 1)) - {block.number for block in blocks} if blocks else set()
+    if lost:
+        raise ChainBroken(
+            f"{title_of(experiment)}: block {min(lost)} is not as it was written, and without it the verdict would be "
+            "another one. `bellwether verify` names what was edited"
+        )
     found = progress_of(scored(blocks), experiment.rules)
     figures = evidence_of(experiment, blocks, found)
     _watch_clipping(installation, experiment, found)

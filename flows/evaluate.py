@@ -190,7 +190,9 @@ def judge_candidate(installation: Installation, candidate: Version) -> bool:
     oof = read_oof(installation.workspace / "artifacts" / family)
     horizon_s = longest_horizon_s(installation, family, installation.symbols)
     basis = experiment_basis(evidence, oof["known"], horizon_s, installation.params)
-    challenge(installation, candidate, verdict, figure_rows(figures, traded), "gate", basis.to_dict() if basis else None)
+    challenge(
+        installation, candidate, verdict, figure_rows(figures, traded), "gate", basis.to_dict() if basis else None
+    )
     create_markdown_artifact(
         key=f"verdict-{family}",
         markdown=verdict_markdown(verdict, version, installation.tracking.run_link(candidate.run_id), figures),

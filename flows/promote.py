@@ -12,7 +12,7 @@ from prefect.input import RunInput
 from prefect.runtime import deployment, flow_run
 from pydantic import Field
 
-from flows.support import experiments, promotion
+from flows.support import aliases, experiments, promotion
 from flows.support.frozen import frozen
 from flows.support.installation import Installation, now, open_installation
 from flows.support.progress import report_progress, step
@@ -235,7 +235,7 @@ def reconcile() -> list[str]:
     With a passing verdict it becomes a promotion; without one it is put back, with an alarm. Return what was done.
     """
     installation = open_installation()
-    done = [*promotion.reconcile(installation), *clear_lapsed_approvals(installation)]
+    done = [*aliases.reconcile(installation), *clear_lapsed_approvals(installation)]
     for line in done:
         report_progress(line)
     return done

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from prefect.deployments import run_deployment
 
-from flows.support import market_runs, processes, promotion
+from flows.support import aliases, market_runs, processes, promotion
 from flows.support.frozen import freezes, frozen
 from flows.support.installation import Installation, is_gone, now, open_installation, run_periodically
 from flows.support.market_time import learning_now
@@ -54,7 +54,7 @@ def poll(installation: Installation, restarted: Restarted, tried: Tried | None =
             if generation != before:
                 done.append(f"generation {generation} published: the file was behind the ledger")
         due = [family for family in FAMILIES if family in (doubtful | moved(installation)) - cooling]
-        done += promotion.reconcile(installation, due) if due else []
+        done += aliases.reconcile(installation, due) if due else []
         still = promotion.faulty(installation)
         for family in (still - cooling) | (tried.keys() - still):
             tried.pop(family, None)

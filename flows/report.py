@@ -15,6 +15,7 @@ import numpy as np
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
+from flows.support import experiments
 from flows.support.installation import Installation, now, open_installation
 from flows.support.market_time import ingested_markets, is_market_clocked, learning_now
 from flows.support.progress import report_progress, step
@@ -23,7 +24,8 @@ from pipelines.contracts import Decision, Floats, JsonObject, Outcome, json_read
 from pipelines.errors import BadTimes
 from pipelines.evaluation.day_report import write_day_page
 from pipelines.evaluation.metrics import mean_estimate
-from pipelines.store import Alarm, DecisionRecord
+from pipelines.experiments.verdict import progress_of
+from pipelines.store import RUNNING, Alarm, DecisionRecord
 
 DAY = timedelta(days=1)
 WATCHES = ("drift", "missing", "loss", "age", "predates", "overdue")  # kinds of alarm that the monitor raises
@@ -123,8 +125,30 @@ def gather(installation: Installation, day: date) -> JsonObject:
             for each in store.promotions()
             if span.came <= each.at < span.went
         ],
+        "experiments": compared(installation, span),
         "data_versions": data_versions(installation, span),
     }  # fmt: skip
+
+
+def compared(installation: Installation, span: Span) -> list[JsonObject]:
+    """Return a row for each experiment and standing arm that ran on the day, with its figures after its newest block
+    of the day; null before the first.
+    """
+    rows, end_s = [], span.end.timestamp()
+    for experiment in installation.store.experiments():
+        moves = [each for each in installation.store.transitions(experiment.number) if each.as_of_s < end_s]
+        ended = moves[-1].as_of_s if moves and moves[-1].state != RUNNING else np.inf
+        if not moves or ended < span.begin.timestamp():
+            continue
+        blocks = [b for b in installation.store.block_scores(experiment.number) if b.start_s < end_s]
+        figures = experiments.evidence_of(experiment, blocks, progress_of(experiments.scored(blocks), experiment.rules))
+        kept = {name: figures[name] for name in ("blocks", "gain", "low", "high", "e_value")}
+        rows.append({
+            "id": experiment.number, "family": experiment.family, "champion": experiment.champion,
+            "challenger": experiment.challenger, "state": moves[-1].state, "unit": experiment.unit, **kept,
+            "e_value": kept["e_value"] if experiment.alpha else None,
+        })  # fmt: skip
+    return rows
 
 
 def results_of(decisions: Sequence[Decision], resolved: Sequence[Resolved]) -> JsonObject:
@@ -215,7 +239,8 @@ def summary_line(found: JsonObject) -> str:
         f"{found['day']}: {every['decisions']:,} decisions of {len(found['symbols'])} symbols, {every['emitted']} "
         f"emitted, {every['trades_closed']} trades closed for {every['equity_bps']:+.2f} bps of equity "
         f"({every['source']}), {len(found['drift'])} of drift, {len(found['retrains'])} retrains, "
-        f"{len(found['promotions'])} lines of promotion, {len(found['alarms'])} alarms"
+        f"{len(found['promotions'])} lines of promotion, {len(found['experiments'])} experiments, "
+        f"{len(found['alarms'])} alarms"
     )
 
 

@@ -16,11 +16,29 @@ from pipelines.backup import MANIFEST, back_up, examine, restore
 from pipelines.contracts import Outcome
 from pipelines.errors import StateError, UnreadableFile, WouldOverwrite
 from pipelines.migrations.tables import METADATA, SCHEMA
-from pipelines.store import BarBatch, FamilyOutcome, Fill, Promotion, Signed, Store
+from pipelines.store import BarBatch, BlockScore, Experiment, FamilyOutcome, Fill, Promotion, Signed, Store
 from pipelines.store.chain_lines import sha256_of
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 KEY = b"k" * 32
+EXPERIMENT = Experiment(
+    T0,
+    "validator",
+    "1",
+    "a" * 64,
+    "2",
+    "b" * 64,
+    "nats",
+    0.1,
+    14_400.0,
+    5,
+    0.02,
+    0.15,
+    0.002,
+    0.1,
+    120,
+    {"skill": 1 / 3},
+)
 FILES = {"serving/generation.json": b'{"generation": 3}'}
 
 
@@ -43,6 +61,8 @@ def source(url):
     store.add_parameters(sha256_of("{}"), "{}", T0)
     outcome = FamilyOutcome("d1", "regime", "BTC/USDT", T0, T0, 0.1 + 0.2, {"a" * 64: 1 / 3})
     store.add_family_outcomes("BTC/USDT", [outcome], T0, T0)
+    begun = store.begin_experiment(EXPERIMENT, "policy", "passed the gate")
+    store.add_block_scores([BlockScore(begun.number, 0, 0.1, 12, 1 / 3, "", T0)])
     store.close()
     return url
 
@@ -100,7 +120,7 @@ def test_a_restored_store_holds_every_row_bit_for_bit_whichever_database_it_came
     for store in stores:
         store.close()
     restored = Store.open(empty, chain_key=KEY)
-    assert (restored.verify_chain().faults, restored.verify_chain().rows) == ((), 4)
+    assert (restored.verify_chain().faults, restored.verify_chain().rows) == ((), 7)
     restored.close()
 
 

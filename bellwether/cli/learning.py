@@ -90,7 +90,7 @@ def show_report(found: JsonObject, page: str) -> None:
     line(f"drawn in {page}")
 
 
-_COUNTED = ("drift", "retrains", "promotions", "alarms", "data_versions")
+_COUNTED = ("drift", "retrains", "promotions", "experiments", "alarms", "data_versions")
 
 
 def _net(estimate: JsonObject) -> str | None:

@@ -10,8 +10,10 @@ from math import floor
 
 import numpy as np
 
+from flows.support.experiments import NO_MODEL, POLICY_ARMS, TRADITIONAL
 from flows.support.installation import Installation, now
 from flows.support.live_outcomes import decision_grid
+from flows.support.traditional_arm import of_traditional
 from pipelines.contracts import Floats, utc
 from pipelines.experiments.eprocess import GAP_HORIZONS, block_means
 from pipelines.monitoring.loss import pooled_until
@@ -57,7 +59,7 @@ def mean_gains(
     installation: Installation, experiment: Experiment, since: datetime, until: datetime, until_s: float
 ) -> dict[int, tuple[float, int]]:
     """Return number of a block → (mean gain, outcomes), of the whole blocks between two moments that have outcomes."""
-    pairs = PAIRS.get(experiment.family, of_versions)
+    pairs = ARMS[experiment.challenger] if experiment.family == POLICY_ARMS else of_versions
     at_s, gains = np.array(list(pairs(installation, experiment, since, until)), dtype=np.float64).reshape(-1, 2).T
     blocks = block_means(
         at_s, gains, origin_s=experiment.origin_s, until_s=until_s, horizon_s=experiment.horizon_s,
@@ -93,7 +95,7 @@ def of_every_event(
         yield record.decision.as_of.timestamp(), 0.0 if taken else outcome.net_bps
 
 
-PAIRS: Mapping[str, Pairs] = {"policy": of_every_event}
+ARMS: Mapping[str, Pairs] = {NO_MODEL: of_every_event, TRADITIONAL: of_traditional}
 
 
 def void(installation: Installation, start_s: float, end_s: float, horizon_s: float) -> str:

@@ -29,7 +29,8 @@ from pipelines.store import RUNNING, BlockScore, Experiment, ExperimentState, Pr
 POLICY_ARMS = "policy"  # in place of the family, of a standing arm
 LIVE = "live policy"
 NO_MODEL = "no_model"  # every event of the signals is taken
-STANDING = (NO_MODEL,)
+TRADITIONAL = "traditional"  # the policy of tier 3, see flows.support.traditional_arm
+STANDING = (TRADITIONAL, NO_MODEL)
 OTHER_CPU = 1e-12  # relative; math libraries of two CPU types differ in the last bit
 CLIPPED = "experiment_clipped"
 PAGES = "experiments"  # folder of the pages: under the home's reports, and in a run's artifacts

@@ -7,8 +7,8 @@ rests on is the ledger's own `challenge` line with the same digest: a tag edited
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from typing import Any
 from flows.support import experiments
 from flows.support.installation import Installation, hold_lease, now
 from flows.support.ledger_chain import anchor, require_intact
-from flows.support.version_tags import PROMOTED, QUEUED, REFUSED, REQUEST, answer, asked_by, mark_states
+from flows.support.version_tags import mark_states
 from pipelines.contracts import JsonObject, Verdict
-from pipelines.errors import BundleError, ChainBroken, GateRefused, LeaseHeld, StateError, UnknownName
+from pipelines.errors import BundleError, GateRefused, StateError, UnknownName
 from pipelines.evaluation.verdicts import is_leak_suspected, verdict_record
 from pipelines.families import FAMILIES
 from pipelines.models.trained_on import symbols_of
@@ -29,12 +29,8 @@ from serving.inference.generation import read_generation, write_generation
 
 log = logging.getLogger("bellwether.promotion")
 FAULT = "family_fault"
-DELETED = "version_deleted"
 WITHOUT_EXPERIMENT = "promoted_without_experiment"
-BUNDLE = "its bundle in this home"
 POLICY = "policy"  # the actor of a promotion that no person made
-REMOVED = "the alias champion is moved, not removed; `bellwether rollback` goes back to the version before"
-SHADOW_REMOVED = "the alias challenger is moved, not removed; `bellwether ab stop` ends an experiment"
 # what of a family has the fault, besides its alias and its bundle: the watch for drift and loss, or its experiment
 WATCH, EXPERIMENT = "watch", "experiment"
 
@@ -109,10 +105,10 @@ def begin_experiment(installation: Installation, family: str, version: str, acto
     Raises  GateRefused with what stands in the way, StateError while another experiment of the family runs, ChainBroken
     """
     with promotion_lease(installation):
-        return _begin_experiment(installation, family, version, actor, reason)
+        return begin_under_lease(installation, family, version, actor, reason)
 
 
-def _begin_experiment(installation: Installation, family: str, version: str, actor: str, reason: str) -> Experiment:
+def begin_under_lease(installation: Installation, family: str, version: str, actor: str, reason: str) -> Experiment:
     """Begin an experiment, under the lease of the caller."""
     require_intact(installation)
     wanted = installation.tracking.version(family, version)
@@ -161,10 +157,10 @@ def promote(installation: Installation, family: str, version: str, actor: str, r
     """Make a version champion. Raises GateRefused, and records it, without a passing verdict on its digest; ChainBroken
     on a ledger that is not as it was written."""
     with promotion_lease(installation):
-        return _promote(installation, family, version, actor, reason, {})
+        return promote_under_lease(installation, family, version, actor, reason, {})
 
 
-def _promote(
+def promote_under_lease(
     installation: Installation, family: str, version: str, actor: str, reason: str, asked: Mapping[str, Any]
 ) -> Promotion:
     """Make a version champion, under the lease of the caller; `asked` goes on the ledger as evidence."""
@@ -250,31 +246,6 @@ def _move(installation: Installation, line: Promotion) -> None:
     mark_states(installation, family)
 
 
-def reconcile(installation: Installation, families: Iterable[str] = FAMILIES) -> list[str]:
-    """Compare the aliases with the ledger. A moved `champion` is a request to promote, a moved `challenger` one to
-    begin an experiment.
-
-    With a passing verdict it is done, by whom the version's tags name, else by `mlflow-ui`; without one the alias is
-    put back, with an alarm. Either way the version says so in its tags. Return what was done, one line each.
-    """
-    with ExitStack() as lease:  # an alias that another process is moving right now is not a request
-        try:
-            lease.enter_context(promotion_lease(installation, 0.0))
-        except LeaseHeld:
-            for family in families:
-                if alias := _request(installation, family):
-                    answer(installation, alias, QUEUED)
-            lease.enter_context(promotion_lease(installation))
-        done = []
-        for family in families:
-            with isolate_fault(installation, family, "alias"):
-                if line := _reconcile(installation, family):
-                    done.append(line)
-                if line := _reconcile_challenger(installation, family):
-                    done.append(line)
-        return done
-
-
 @contextmanager
 def isolate_fault(installation: Installation, family: str, what: str) -> Iterator[None]:
     """Log and alarm a fault of one family once, and go on with the others; clear the alarm when the fault is gone."""
@@ -301,77 +272,6 @@ def _about(alarm: Alarm) -> tuple[str, str]:
     """Return (family, what) of a fault, from the start of the detail as `isolate_fault` writes it."""
     family, _, what = alarm.detail.partition(":")[0].partition(" ")
     return family, what
-
-
-def _request(installation: Installation, family: str) -> Version | None:
-    """Return the version that the `champion` alias of a family names and the ledger does not."""
-    alias = installation.tracking.version_by_alias(family, "champion")
-    champion = installation.store.slots(family).champion
-    return alias if alias and (champion is None or alias.version != champion.to_version) else None
-
-
-def _reconcile(installation: Installation, family: str) -> str | None:
-    """Compare one family's alias with the ledger; return what was done, None if they agree."""
-    alias = installation.tracking.version_by_alias(family, "champion")
-    champion = installation.store.slots(family).champion
-    fact = champion.to_version if champion else None
-    if (alias.version if alias else None) == fact:
-        if alias and alias.tags.get(REQUEST) == QUEUED:  # another process has promoted it meanwhile
-            answer(installation, alias, PROMOTED)
-        return None
-    if alias is not None:
-        by, why = asked_by(alias)
-        try:
-            _promote(installation, family, alias.version, by, why, {"asked_in": "MLflow", "asked_because": why})
-            answer(installation, alias, PROMOTED)
-            return f"{family}: version {alias.version} promoted on request of the MLflow UI"
-        except (GateRefused, ChainBroken, BundleError) as refusal:
-            installation.store.raise_alarm("alias_refused", "warning", str(refusal), now())
-            line, asked, why_not = f"{family}: alias put back to {fact or 'nothing'}: {refusal}", alias, str(refusal)
-    else:
-        line, asked, why_not = f"{family}: alias was removed by hand, put back to version {fact}", None, REMOVED
-    deleted = champion is not None and _deleted(installation, champion)
-    if not deleted:
-        installation.tracking.set_alias(family, "champion", fact)
-    if asked or not deleted:
-        answer(installation, asked or installation.tracking.version(family, str(fact)), f"{REFUSED}: {why_not}")
-    return None if deleted else line  # there is nothing to point at; the alarm names it
-
-
-def _reconcile_challenger(installation: Installation, family: str) -> str | None:
-    """Compare one family's `challenger` alias with the ledger; return what was done, None if they agree."""
-    alias = installation.tracking.version_by_alias(family, "challenger")
-    challenger = installation.store.slots(family).challenger
-    fact = challenger.to_version if challenger else None
-    if (alias.version if alias else None) == fact:
-        return None
-    if alias is not None:
-        by, why = asked_by(alias)
-        try:
-            begun = _begin_experiment(installation, family, alias.version, by, why)
-            answer(installation, alias, f"{PROMOTED} to challenger, experiment {begun.number}")
-            return f"{family}: {experiments.title_of(begun)} begun on request of the MLflow UI"
-        except (GateRefused, StateError, ChainBroken, BundleError) as refusal:
-            installation.store.raise_alarm("alias_refused", "warning", str(refusal), now())
-            answer(installation, alias, f"{REFUSED}: {refusal}")
-            line = f"{family}: alias challenger put back to {fact or 'nothing'}: {refusal}"
-    else:
-        line = f"{family}: alias challenger was removed by hand, put back to version {fact}: {SHADOW_REMOVED}"
-    there = {version.version for version in installation.tracking.versions(family)}
-    if fact is not None and fact not in there:
-        return None  # its version was deleted in MLflow: nothing can point at it
-    installation.tracking.set_alias(family, "challenger", fact)
-    return line
-
-
-def _deleted(installation: Installation, champion: Promotion) -> bool:
-    """Return whether MLflow no longer has the champion's version; raise an alarm then. Its bundle here serves on."""
-    family = champion.family
-    if any(version.version == champion.to_version for version in installation.tracking.versions(family)):
-        return False
-    detail = f"{family} version {champion.to_version} is champion and was deleted in MLflow; it serves on from {BUNDLE}"
-    installation.store.raise_alarm(DELETED, "high", detail, now())
-    return True
 
 
 def fetch_bundle(installation: Installation, version: Version) -> Path:

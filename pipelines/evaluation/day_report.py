@@ -28,6 +28,7 @@ def write_day_page(path: Path, found: JsonObject) -> Path:
         + _section("Drift", found["drift"])
         + _section("Retrains", found["retrains"])
         + _section("Promotions", found["promotions"])
+        + _section("Experiments and standing arms", found["experiments"])
         + _section("Alarms", found["alarms"])
         + _section("Data versions", found["data_versions"])
     )

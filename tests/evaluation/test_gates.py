@@ -272,15 +272,16 @@ def compared(e: Evidence, champion: np.ndarray, mode: str):
     return against_champion(replace(e, champion_loss=champion), PARAMS.model_copy(update={"gate": gate}))
 
 
-def test_a_challenger_must_beat_the_champion_by_a_share_of_its_own_skill():
+def test_superiority_asks_for_a_share_of_the_familys_skill():
     e = evidence(0.28, n=9000)
     assert not compared(e, e.loss.copy(), "superior").passed
     base = e.baselines["base_rate"]
     faint = log_losses(base + 0.15 * (e.p - base), e.y)
     line = compared(e, faint, "superior")
     assert line.passed
-    assert "champion's own gain over base_rate is 0.0" in line.detail
-    demanding = PARAMS.model_copy(update={"gate": PARAMS.gate.model_copy(update={"min_improvement_share": 50.0})})
+    assert "family's gain over base_rate is 0.01" in line.detail
+    share = {"min_improvement_share": 50.0, "against_champion": "superior"}
+    demanding = PARAMS.model_copy(update={"gate": PARAMS.gate.model_copy(update=share)})
     assert not against_champion(replace(e, champion_loss=faint), demanding).passed
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from flows.support import promotion
+from flows.support import aliases
 from flows.support.installation import Installation
 from pipelines.settings import Settings, load_params
 from pipelines.store import Promotion
@@ -46,10 +46,10 @@ def test_a_deleted_champion_is_alarmed_once_and_stays_on_the_ledger(installation
     client.create_registered_model("validator")
     client.create_model_version("validator", "file:///nowhere", tags={"digest": "ab" * 32})
     installation.tracking.set_alias("validator", "champion", "1")
-    assert promotion.reconcile(installation, ["validator"]) == []
+    assert aliases.reconcile(installation, ["validator"]) == []
     client.delete_model_version("validator", "1")
     for _ in range(2):
-        assert promotion.reconcile(installation, ["validator"]) == []
+        assert aliases.reconcile(installation, ["validator"]) == []
     (alarm,) = installation.store.alarms()
     assert (alarm.kind, "serves on from its bundle" in alarm.detail) == ("version_deleted", True)
     assert installation.store.slots("validator").champion.to_version == "1"

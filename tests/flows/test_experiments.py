@@ -9,7 +9,7 @@ from support.compared_home import BASIS, BTC, ETH, LEAKED, REFUSED, ComparedHome
 from support.stack import quiet
 
 from flows import promote as promote_module
-from flows.support import experiment_pages, experiments, promotion
+from flows.support import aliases, experiment_pages, experiments, promotion
 from pipelines.errors import ChainBroken, GateRefused, StateError
 from pipelines.experiments.verdict import progress_of
 from pipelines.migrations import tables as t
@@ -194,7 +194,7 @@ def test_the_alias_challenger_moved_in_mlflow_begins_an_experiment_and_one_that_
     with quiet():
         tracking.tag_version(version, {"bellwether.by": "ann", "bellwether.reason": "a second look"})
         tracking.set_alias("validator", "challenger", version.version)
-        (line,) = promotion.reconcile(home.installation, ["validator"])
+        (line,) = aliases.reconcile(home.installation, ["validator"])
     assert "begun on request" in line
     begun = home.running()
     first = home.store.transitions(begun.number)[0]
@@ -203,14 +203,14 @@ def test_the_alias_challenger_moved_in_mlflow_begins_an_experiment_and_one_that_
     assert tags["bellwether.request"] == f"promoted to challenger, experiment {begun.number}"
     with quiet():
         tracking.set_alias("validator", "challenger", refused.version)
-        (line,) = promotion.reconcile(home.installation, ["validator"])
+        (line,) = aliases.reconcile(home.installation, ["validator"])
     assert tracking.aliases("challenger") == {"validator": version.version}
     assert tracking.version("validator", refused.version).tags["bellwether.request"].startswith("refused: ")
     with quiet():
         tracking.set_alias("validator", "challenger", None)
-        promotion.reconcile(home.installation, ["validator"])
+        aliases.reconcile(home.installation, ["validator"])
     assert tracking.aliases("challenger") == {"validator": version.version}
-    assert promotion.reconcile(home.installation, ["validator"]) == []
+    assert aliases.reconcile(home.installation, ["validator"]) == []
 
 
 def test_one_experiment_runs_at_a_time_and_a_person_ends_one(home):

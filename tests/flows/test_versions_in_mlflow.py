@@ -12,7 +12,7 @@ import pytest
 from support.serving_fixture import make_bundle
 from support.stack import quiet, until
 
-from flows.support import promotion, version_tags
+from flows.support import aliases, promotion, version_tags
 from flows.support.installation import Installation, now
 from pipelines.contracts import Check, Point, Verdict
 from pipelines.models.runtime import load_bundle
@@ -95,7 +95,7 @@ def ask(installation, version, **tags):
     for name, value in tags.items():
         MlflowClient(installation.tracking.url).set_model_version_tag("validator", version, f"bellwether.{name}", value)
     installation.tracking.set_alias("validator", "champion", version)
-    promotion.reconcile(installation, ["validator"])
+    aliases.reconcile(installation, ["validator"])
     return installation.store.promotions("validator")[-1]
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DatabaseError
 from support.stack import COMMAND, register_again, until
 
 from bellwether.operations import start_stop
-from flows.support import ledger_chain, processes, promotion
+from flows.support import aliases, ledger_chain, processes, promotion
 from pipelines.errors import ChainBroken, GateRefused, UnknownName
 from pipelines.sealed_folder import MANIFEST, sha256
 from pipelines.settings import ROOT
@@ -65,7 +65,7 @@ def test_a_verdict_tag_edited_by_hand_proves_nothing(stack, first, refused):
     client = MlflowClient(stack.settings.mlflow_url)
     client.set_model_version_tag("validator", refused, "gate_verdict", "passed")
     stack.alias(refused)
-    promotion.reconcile(stack.installation)
+    aliases.reconcile(stack.installation)
     client.set_model_version_tag("validator", refused, "gate_verdict", "refused")
     assert stack.installation.tracking.version_by_alias("validator", "champion").version == first
     assert stack.champion() == first
@@ -155,7 +155,7 @@ def register_spoiled(stack, first, bundle, spoil):
 
 def test_the_removed_alias_is_put_back(stack, first):
     stack.alias(None)
-    promotion.reconcile(stack.installation)
+    aliases.reconcile(stack.installation)
     assert stack.installation.tracking.version_by_alias("validator", "champion").version == first
     assert stack.champion() == first
 
@@ -173,7 +173,7 @@ def test_the_database_itself_refuses_to_rewrite_the_ledger(stack, statement):
 
 def test_the_alias_moved_to_a_passing_version_is_a_promotion_by_mlflow_ui_and_rollback_undoes_it(stack, first, second):
     stack.alias(second)
-    promotion.reconcile(stack.installation)
+    aliases.reconcile(stack.installation)
     promoted = lines(stack, "promote")[-1]
     assert (promoted.actor, promoted.from_version, promoted.to_version) == ("mlflow-ui", first, second)
     assert stack.champion() == second

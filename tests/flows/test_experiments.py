@@ -9,7 +9,7 @@ from support.compared_home import BASIS, BTC, ETH, LEAKED, REFUSED, ComparedHome
 from support.stack import quiet
 
 from flows import promote as promote_module
-from flows.support import aliases, experiment_pages, experiments, promotion
+from flows.support import aliases, experiment_pages, experiments, promotion, traditional_arm
 from pipelines.errors import ChainBroken, GateRefused, StateError
 from pipelines.experiments.verdict import progress_of
 from pipelines.migrations import tables as t
@@ -300,22 +300,27 @@ def test_without_an_approval_a_winner_waits_and_without_a_basis_nothing_begins(h
     assert asked == [("validator", version, f"won experiment {number}")]
 
 
-def test_the_standing_arm_takes_every_event_and_never_ends(home):
+def test_the_standing_arms_are_compared_at_every_event_and_never_end(home, monkeypatch):
     installation = home.installation
-    (line,) = experiments.advance(installation, experiments.POLICY_ARMS)
-    assert "no_model" in line
-    (standing,) = home.store.experiments(experiments.POLICY_ARMS)
-    assert (standing.alpha, standing.bound) == (0.0, BASIS["trade_bound_bps"])
+    took = {}  # what the policy of tier 3 would have taken
+    monkeypatch.setattr(traditional_arm, "taken_by_tradition", lambda installation, symbol, records: took)
+    lines = experiments.advance(installation, experiments.POLICY_ARMS)
+    assert [line.split(": ")[1].split(" ")[0] for line in lines] == ["traditional", "no_model"]
+    traditional, no_model = home.store.experiments(experiments.POLICY_ARMS)
+    assert {(arm.alpha, arm.bound) for arm in (traditional, no_model)} == {(0.0, BASIS["trade_bound_bps"])}
     assert experiments.budget_left(installation) == 1.0
     home.live(3)
-    for record in home.store.decisions():
-        home.resolve(record.decision.id, -6.0)
+    decisions = [record.decision for record in home.store.decisions()]
+    for decision in decisions:
+        home.resolve(decision.id, -6.0)
+    took |= {decision.as_of: 4.0 for decision in decisions[::2]}
     experiments.advance(installation, experiments.POLICY_ARMS)
-    view = experiments.view_of(installation, standing)
-    assert (view.figures["blocks"], view.figures["gain"]) == (3, pytest.approx(-6.0))
-    assert view.state == "shadow"
+    figures = [experiments.view_of(installation, arm).figures for arm in (traditional, no_model)]
+    assert [one["blocks"] for one in figures] == [3, 3]
+    assert [one["gain"] for one in figures] == [pytest.approx(2.0), pytest.approx(-6.0)]  # the live policy took none
+    assert {home.state(arm.number) for arm in (traditional, no_model)} == {"shadow"}
     with pytest.raises(StateError, match="standing arm"):
-        experiments.stop(installation, standing.number, "ann", "enough")
+        experiments.stop(installation, no_model.number, "ann", "enough")
 
 
 def test_the_page_shows_rules_evidence_and_what_happens_next(home, monkeypatch):

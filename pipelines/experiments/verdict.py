@@ -123,7 +123,7 @@ def clip_bound(block_means: Floats, deviations: float) -> float:
     Raises  BadValues where there is no deviation to take
     """
     spread = float(np.std(block_means, ddof=1)) if len(block_means) > 1 else float("nan")
-    if not (np.isfinite(spread) and spread > 0.0):
+    if not (np.isfinite(spread) and spread > 1e-12 * np.abs(block_means).max()):  # equal means spread by rounding
         raise BadValues(f"{len(block_means)} block means have no spread: the two arms answer the same")
     return round_up(deviations * spread)
 

@@ -31,11 +31,11 @@ FAMILY_STREAMS = ("labels", "AR .3", "GARCH", "AR .6")
 YEAR_FUTILITY = 0.2
 GAINS = {0.002: 800, 0.005: 500, 0.010: 400, 0.030: 400}  # nats → blocks that are simulated
 POWER_LEVELS = (0.05, 0.02, 0.005)
-POWER_RUNS, POWER_SEEDS = 200, 5
+POWER_RUNS, POWER_SEEDS = 200, 3
 TARGET = 0.8  # power of the fixed-n test
 SKILLS = (SKILL, 0.018, 0.030)
 FUTILITY_LEVELS = (0.05, 0.1, 0.2)
-FUTILITY_RUNS, FUTILITY_SEEDS = 500, 4
+FUTILITY_RUNS, FUTILITY_SEEDS = 500, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,32 +283,43 @@ def median_of(firsts: Sequence[int]) -> JsonObject:
 
 # ---- futility --------------------------------------------------------------------------------------------------------
 
-# the challenger → its stream, and its gain in skills of the champion
-CHALLENGERS = {
-    "worse by the skill": ("worse", 1.0), "equal": ("labels", 0.0), "least gain": ("better", LEAST_SHARE),
-    "least gain, skewed": ("GARCH, skewed", LEAST_SHARE), "better by the skill": ("better", 1.0),
-}  # fmt: skip
+# the challenger → its stream, its gain in skills of the champion, and the skills, nats
+CHALLENGERS: dict[str, tuple[str, float, tuple[float, ...]]] = {
+    "worse by the skill": ("worse", 1.0, SKILLS),
+    "equal": ("labels", 0.0, (SKILL,)),
+    "least gain": ("better", LEAST_SHARE, (SKILL, 0.030)),
+    "least gain, skewed": ("GARCH, skewed", LEAST_SHARE, (SKILL,)),
+    "better by the skill": ("better", 1.0, (SKILL, 0.030)),
+}
 
 
 def futility_cases() -> tuple[str, ...]:
     """Return every case of `futility`: a challenger, the champion's skill and a seed, between bars."""
-    return tuple(f"{who}|{skill:g}|{seed}" for who in CHALLENGERS for skill in SKILLS for seed in range(FUTILITY_SEEDS)
-                 if skill == SKILL or "equal" not in who)  # fmt: skip
+    return tuple(
+        f"{who}|{skill:g}|{seed}"
+        for who, (_, _, skills) in CHALLENGERS.items()
+        for skill in skills
+        for seed in range(FUTILITY_SEEDS)
+    )
 
 
 def futility(case: str, runs: int = FUTILITY_RUNS) -> JsonObject:
-    """Run experiments at ALPHA with each futility level; return of each run the blocks until it is stopped, 0 = it wins
-    or expires.
+    """Run experiments at ALPHA with each futility level.
+
+    stopped  level → blocks of each run until it is stopped, 0 = it wins or expires; signal: by how much the mean gain
+             is below the least gain, in standard deviations of a block
     """
     who, skill, seed = case.split("|")
-    kind, share = CHALLENGERS[who]
+    kind, share, _ = CHALLENGERS[who]
     least = LEAST_SHARE * float(skill)
     stops: dict[str, list[int]] = {f"{level:g}": [] for level in FUTILITY_LEVELS}
+    moments: list[tuple[float, float]] = []
     for stream in streams(kind, 2000 + int(seed), runs, GATE_BLOCKS + MAX_BLOCKS, share * float(skill)):
         means = stream.means()
         if "skewed" in who:  # the rare large gains are the challenger's here
             means = least - means
         found = blocks_of(means)
+        moments += zip(means.mean(axis=1).tolist(), means.var(axis=1, ddof=1).tolist(), strict=True)
         won = np.array(first_at(win_evidence(found.scaled, 1.0), ALPHA))
         for level in FUTILITY_LEVELS:
             bounds = found.bounds[:, 0]
@@ -317,15 +328,18 @@ def futility(case: str, runs: int = FUTILITY_RUNS) -> JsonObject:
             ])  # fmt: skip
             stopped = np.array(first_at(evidence, level))
             stops[f"{level:g}"] += [int(at) for at in np.where((won > 0) & (won <= stopped), 0, stopped)]
-    return {"runs": runs, "stopped": stops}
+    mean, variance = np.mean(moments, axis=0)
+    return {"runs": runs, "stopped": stops, "signal": float((least - mean) / np.sqrt(variance))}
 
 
 def futility_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
-    """Return by challenger, skill and level the share stopped and the median blocks until then."""
+    """Return by challenger and skill the signal, and by level the share stopped and the median blocks until then."""
     figures: dict[str, JsonObject] = {}
-    for who in CHALLENGERS:
-        for skill in SKILLS:
+    for who, (_, _, skills) in CHALLENGERS.items():
+        for skill in skills:
             cases = [case for case in found if case["case"].startswith(f"{who}|{skill:g}|")]
+            if cases:
+                figures[f"{who}|{skill:g}|signal"] = over_cases([case["signal"] for case in cases])
             for level in FUTILITY_LEVELS if cases else ():
                 stops = np.array([at for case in cases for at in case["stopped"][f"{level:g}"]])
                 key = f"{who}|{skill:g}|{level:g}"

@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import (
+    ab,
     faults,
     file_turns,
     graph_repro,
@@ -293,6 +294,13 @@ PARTS = {
                            live_summary.live_figures, jobs=1, code=RUNNING),
     "predictor_100_epochs": Part("log loss of the default predictor less that of the stated 100 epochs", tuple(MARKETS),
                                  epochs_compared, gains),
+    "ab_false_promotions": Part("experiments whose challenger gains nothing, promoted all the same", ab.null_cases(),
+                                ab.false_promotions, ab.null_figures),
+    "ab_years": Part("years of experiments whose challengers gain nothing", seeds(ab.YEAR_SEEDS), ab.years,
+                     ab.year_figures),
+    "ab_power": Part("experiments whose challenger has a known gain: blocks until it is promoted", ab.power_cases(),
+                     ab.power, ab.power_figures),
+    "ab_futility": Part("experiments stopped for futility", ab.futility_cases(), ab.futility, ab.futility_figures),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
 }  # fmt: skip
 
@@ -305,6 +313,8 @@ OTHERS = (
     "flows/monitor.py",
     "flows/support/watches.py",
     "flows/evaluate.py",
+    "benchmarks/ab.py",
+    "benchmarks/ab_streams.py",
     "benchmarks/fixture.py",
     "benchmarks/evidence.py",
     "benchmarks/predictor_epochs.py",
@@ -407,7 +417,7 @@ def main() -> None:
         parser.error(f"no case {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
     folder, progress = Settings().home / "evidence", Console(stderr=True)
     if options.write:
-        from benchmarks import gate_results, results, results_drift
+        from benchmarks import ab_page, gate_results, results, results_drift
 
         for name, parts, make in (
             ("faults", results.PARTS, results.faults_page),
@@ -415,6 +425,7 @@ def main() -> None:
             ("drift", results_drift.PARTS, results_drift.drift_page),
             ("universe", ("universe_turns",), universe_turns.page_of),
             ("live", ("live_half_hour",), live_summary.page_of),
+            ("ab", ab_page.PARTS, ab_page.ab_page),
         ):
             print(results.write_page(ROOT / "docs" / "results" / f"{name}.md", folder, parts, make))
         return

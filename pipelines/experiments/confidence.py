@@ -9,9 +9,10 @@ import numpy as np
 
 from pipelines.contracts import Floats
 from pipelines.errors import BadValues
-from pipelines.experiments.eprocess import e_process
+from pipelines.experiments.eprocess import BET_SHARES
 
-HALVINGS = 40  # of the range of possible means, for each bound: 1e-12 of it
+TOLERANCE = 1e-13  # of the bound: a step of the search that is smaller ends it
+STEPS = 100  # of the search, at most; it takes about six
 
 
 def confidence_sequence(means: Floats, bound: float, alpha: float) -> tuple[Floats, Floats]:
@@ -27,29 +28,41 @@ def confidence_sequence(means: Floats, bound: float, alpha: float) -> tuple[Floa
         raise BadValues(f"bound={bound}, alpha={alpha}: the bound must be positive and alpha between 0 and 1")
     if means.size and not np.abs(means).max() <= bound * (1.0 + 1e-12):
         raise BadValues(f"a block mean is {means[np.abs(means).argmax()]:.4g}, outside of -{bound:g} to {bound:g}")
-    return _lower(means, bound, alpha / 2.0), -_lower(-means, bound, alpha / 2.0)
+    return _lower(means, float(bound), alpha / 2.0), -_lower(-means, float(bound), alpha / 2.0)
 
 
 def _lower(means: Floats, bound: float, alpha: float) -> Floats:
     """Return (b,) the largest mean that has been rejected as "at most so much" at level alpha, after each block."""
-    found = np.full(len(means), -bound)
+    found, low = np.full(len(means), -bound), 0.0
     for last in range(len(means)):
-        low, high = found[last - 1] if last else -bound, bound
-        if not _is_rejected(means[: last + 1], low + 1e-9 * bound, bound, alpha):
-            found[last] = low  # not even a hair above the bound of the block before
-            continue
-        for _ in range(HALVINGS):
-            middle = 0.5 * (low + high)
-            low, high = (middle, high) if _is_rejected(means[: last + 1], middle, bound, alpha) else (low, middle)
-        found[last] = low
+        low = _rejected_up_to(means[: last + 1] + bound, low, bound, alpha)
+        found[last] = low - bound
     return found
 
 
-def _is_rejected(means: Floats, mean: float, bound: float, alpha: float) -> bool:
-    """Return whether the wealth of a bet against "the mean is at most this" has reached 1 / alpha at the last block.
+def _rejected_up_to(heights: Floats, low: float, bound: float, alpha: float) -> float:
+    """Return the largest height whose bet has won 1 / alpha at the last block, or `low` if that is larger.
 
-    The wealth falls as the mean rises: what is rejected here is rejected for every smaller mean.
+    Heights are means plus the bound, 0 to 2 bounds. The logarithm of the wealth falls with the height and is convex, so
+    that Newton's steps from below never pass the height at which it is log(1 / alpha): the bound is never too high.
     """
-    if mean >= bound:
-        return False
-    return bool(e_process(means - mean, bound + mean)[-1] >= 1.0 / alpha)
+    height = low + 1e-9 * bound
+    for step in range(STEPS):
+        excess, slope = _log_wealth(heights, height)
+        excess += np.log(alpha)
+        if excess < 0.0 and step == 0:
+            return low  # not even a hair above the bound of the block before
+        if excess <= 0.0 or excess < -slope * TOLERANCE * bound:
+            break
+        height -= excess / slope
+    return height
+
+
+def _log_wealth(heights: Floats, height: float) -> tuple[float, float]:
+    """Return the logarithm of the last wealth of `e_process` against a mean of `height`, and its slope in `height`."""
+    shares = np.array(BET_SHARES)[:, np.newaxis]
+    kept = (1.0 - shares) * height + shares * heights
+    logs = np.log(kept / height).sum(axis=1)
+    slopes = ((1.0 - shares) / kept - 1.0 / height).sum(axis=1)
+    parts = np.exp(logs - logs.max())
+    return float(logs.max() + np.log(parts.mean())), float(parts @ slopes / parts.sum())

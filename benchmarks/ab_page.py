@@ -1,0 +1,198 @@
+"""The page docs/results/ab.md, made from stored evidence by `python -m benchmarks.evidence --write`."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks import ab
+from benchmarks.ab_streams import EVENTS_A_DAY, HORIZON, HORIZONS, NULLS, SYMBOLS
+from benchmarks.results import machines, table
+from pipelines.contracts import JsonObject
+from pipelines.experiments.eprocess import BET_SHARES
+from pipelines.experiments.verdict import FUTILITY_BETS, FUTILITY_CLIP, WIN_BETS
+
+PARTS = ("ab_false_promotions", "ab_years", "ab_power", "ab_futility")
+EXPECTED = {0.002: (219, 380), 0.005: (79, 120), 0.010: (36, 60), 0.030: (13, 22)}  # blocks, at .05 and .005
+INTRODUCTION = """\
+Made by `python -m benchmarks.evidence --write` from what a run stored; nothing here was typed in. Repeat it with
+`python -m benchmarks.evidence {parts}`, then write the page. Everything is simulated with a known truth
+(`benchmarks/ab_streams.py`), no market's result is in here. Seeds are 0, 1, 2 … in the order of their cases; none was
+left out."""
+SETTING = """\
+{symbols} symbols of correlation .5, {events} decisions a market day each; an outcome takes {horizon} bars of 15
+minutes. A block is {horizons} horizons and a gap of one: a market day. The bound of block means is {deviations:g}
+standard deviations of {before} earlier blocks. An experiment wins by bets of {win} of the largest bet that cannot ruin,
+and is stopped for futility by one of {futility}, with gains clipped at {clip:g} of the bound. All are fixed before the
+first block. Intervals are of 95 %: Wilson's of shares, of order statistics of medians."""
+NULL_TEXT = """\
+No challenger gains anything here. *Ours*: share of {runs:,} experiments a stream that are promoted, looked at after
+each of {blocks} blocks, with the upper end of its interval. The other two are what must not be done: a one-sided t-test
+after every block from the {first}th on, and the same bets on every decision. *AR*: autocorrelation of the noise from
+bar to bar; *GARCH*: its spread follows its own past; *skewed*: the challenger's losses are rare and large; *labels*:
+two predictors with different errors of the same size, on outcomes that overlap."""
+YEAR_TEXT = """\
+{years} market years of four families whose challengers gain nothing. Each family's next experiment begins where its
+last one ends, after {blocks} blocks at most; it takes {share:g} of what is left of a budget of {budget:g}. Experiments
+begun in the year count. False promotions with an exact Poisson interval; the others with the least and the most."""
+POWER_TEXT = """\
+The challenger knows the true chances, the champion knows them with an error that costs it the gain. *Signal*: mean gain
+of a block in its standard deviations. *Blocks*: median until promotion. *Fixed*: blocks of a one-sided t-test of the
+same level, looked at once, with a power of {target:.0%} on the same block means. *Price*: ratio of the two. *Four
+bets*: blocks with bets of {four}, as the watch of the loss uses them. *Expected*: what was expected before anything was
+simulated. {runs:,} experiments a gain."""
+PRICE_TEXT = """\
+Promised prices: at most 1.6 where a fixed-n test needs 150 blocks or more, {long}; at most 3 where it needs about 30
+(20 to 45), {short}."""
+SPLIT_TEXT = """\
+*Split*: each block on one arm alone, the arms compared unpaired. Samples for the same power are in the ratio of the
+variance of a block's paired difference to twice the sum of the arms' own variances."""
+FUTILITY_TEXT = """\
+Experiments at a level of {alpha:g} for promotion, at most {blocks} blocks. A challenger is stopped when the bets say at
+`futility_alpha` that its gain is under the least gain, {least:.0%} of the champion's skill. The columns give the share
+stopped and the median blocks of all. A challenger with exactly the least gain should be stopped in at most a share of
+`futility_alpha`; *skewed*: one whose gains are rare and large. *Signal*: by how much the mean gain is below the least,
+in standard deviations of a block; the best bet on normal gains, without a bound, wins half its square a block in the
+logarithm, and *best bet* is the number of blocks in which it would win 1 / .2."""
+
+
+def ab_page(found: JsonObject, incomplete: Sequence[str]) -> str:
+    """Return the page of the parts found; `incomplete` names those missing or not finished."""
+    blocks = [
+        "# Experiments: false promotions, power and price, futility",
+        INTRODUCTION.format(parts=" ".join(PARTS)),
+        *machines(found),
+        SETTING.format(
+            symbols=SYMBOLS, events=EVENTS_A_DAY, horizon=HORIZON, horizons=HORIZONS, deviations=ab.DEVIATIONS,
+            before=ab.GATE_BLOCKS, win=_listed(WIN_BETS), futility=_listed(FUTILITY_BETS), clip=FUTILITY_CLIP,
+        ),
+    ]  # fmt: skip
+    if incomplete:
+        blocks.append(f"**Not run, or not to its end: {', '.join(incomplete)}.**")
+    for name, section in zip(PARTS, (null_section, year_section, power_section, futility_section), strict=True):
+        if name in found:
+            blocks += section(found[name]["figures"])
+    return "\n\n".join(blocks) + "\n"
+
+
+def null_section(figures: JsonObject) -> list[str]:
+    """Return the section on false promotions."""
+    rows, worst = [], dict.fromkeys(ab.LEVELS, 0.0)
+    for kind in NULLS:
+        if f"{kind}|clipped" not in figures:
+            continue
+        for level in ab.LEVELS:
+            ours, t_test, each = (figures[f"{kind}|{way}|{level:g}"] for way in ("ours", "t_test", "each"))
+            worst[level] = max(worst[level], ours["high"])
+            rows.append([
+                kind, f"{level:g}", f"{ours['value']:.2%}, at most {ours['high']:.2%}", f"{t_test['value']:.1%}",
+                f"{each['value']:.1%}", f"{figures[f'{kind}|clipped']['value']:.3%}", f"{ours['n']:,}",
+            ])  # fmt: skip
+    words = "; ".join(f"{level:g}: at most {high:.2%}, {_held(high <= level)}" for level, high in worst.items())
+    heads = ["stream", "level", "ours", "t-test, repeated", "bet on every decision", "blocks clipped", "runs"]
+    text = NULL_TEXT.format(runs=ab.NULL_RUNS * ab.NULL_SEEDS, blocks=ab.MAX_BLOCKS, first=ab.FIRST_TEST)
+    return ["## False promotions", text, table(heads, rows), f"Promised: the upper bound is under the level. {words}."]
+
+
+def year_section(figures: JsonObject) -> list[str]:
+    """Return the section on years."""
+    names = {
+        "won": "false promotions", "alpha": "sum of the levels spent", "experiments": "experiments begun",
+        "stopped": "stopped for futility", "expired": "expired",
+    }  # fmt: skip
+    rows = [[words, f"{e['value']:.3g}", f"{e['low']:.3g} to {e['high']:.3g}"]
+            for name, words in names.items() if (e := figures.get(name))]  # fmt: skip
+    if not rows:
+        return []
+    text = YEAR_TEXT.format(
+        years=figures["won"]["n"], blocks=ab.MAX_BLOCKS, share=ab.BUDGET_SHARE, budget=ab.YEAR_BUDGET
+    )
+    held = f"Promised: the interval is under 1 a year. {_held(figures['won']['high'] <= 1.0).capitalize()}."
+    return ["## A year of experiments", text, table(["a year", "mean", "interval"], rows), held]
+
+
+def power_section(figures: JsonObject) -> list[str]:
+    """Return the section on power, its price, and paired against split."""
+    rows, prices, splits = [], [], []
+    for gain in ab.GAINS:
+        if f"{gain:g}|gain" not in figures:
+            continue
+        for level in ab.POWER_LEVELS:
+            key = f"{gain:g}|{level:g}"
+            fixed, price = figures[f"{key}|fixed"]["value"], figures.get(f"{key}|price", {}).get("value")
+            prices.append((fixed, price))
+            expected = dict(zip((0.05, 0.005), EXPECTED[gain], strict=True)).get(level)
+            rows.append([
+                f"{gain:g}", f"{figures[f'{gain:g}|signal']['value']:.3f}", f"{level:g}",
+                _median(figures[f"{key}|median"], ab.GAINS[gain]), f"{expected or '–'}",
+                f"{figures[f'{key}|{ab.MAX_BLOCKS}']['value']:.0%}", f"{figures[f'{key}|400']['value']:.0%}",
+                f"{fixed or f'over {ab.GAINS[gain]}'}", "–" if price is None else f"{price:.2f}",
+                _median(figures[f"{key}|four_bets"], ab.GAINS[gain], interval=False),
+            ])  # fmt: skip
+        split = figures[f"{gain:g}|split"]
+        splits.append([f"{gain:g}", f"{split['value']:.3f}", f"{split['low']:.3f} to {split['high']:.3f}"])
+    heads = ["gain, nats", "signal", "level", "blocks", "expected", f"promoted in {ab.MAX_BLOCKS}", "in 400", "fixed",
+             "price", "four bets"]  # fmt: skip
+    long = [price for fixed, price in prices if fixed and price and fixed >= 150]
+    short = [price for fixed, price in prices if fixed and price and 20 <= fixed <= 45]
+    runs = next((e["n"] for name, e in figures.items() if name.endswith("|median")), 0)
+    most_split = max(figures[name]["value"] for name in figures if name.endswith("|split"))
+    return [
+        "## Power and its price",
+        POWER_TEXT.format(target=ab.TARGET, four=_listed(BET_SHARES), runs=runs), table(heads, rows),
+        PRICE_TEXT.format(long=_most(long, 1.6), short=_most(short, 3.0)),
+        "### Paired in shadow, against a split", SPLIT_TEXT,
+        table(["gain, nats", "samples of paired over those of split", "least and most of the seeds"], splits),
+        f"Goal: at most a quarter; the most is {most_split:.3f}, {_held(most_split <= 0.25)}.",
+    ]  # fmt: skip
+
+
+def futility_section(figures: JsonObject) -> list[str]:
+    """Return the section on futility."""
+    rows, slowest, wrong = [], {}, dict.fromkeys(ab.FUTILITY_LEVELS, 0.0)
+    for who, (_, _, skills) in ab.CHALLENGERS.items():
+        for skill in skills:
+            if f"{who}|{skill:g}|signal" not in figures:
+                continue
+            signal, cells = figures[f"{who}|{skill:g}|signal"]["value"], []
+            for level in ab.FUTILITY_LEVELS:
+                stopped, median = (figures[f"{who}|{skill:g}|{level:g}|{name}"] for name in ("stopped", "median"))
+                shares = f"{stopped['value']:.1%} ({stopped['low']:.1%} to {stopped['high']:.1%})"
+                cells.append(f"{shares}; {_median(median, ab.MAX_BLOCKS, interval=False)}")
+                if "worse" in who:
+                    slowest[skill, level] = median["value"] or np.inf
+                if "least" in who:
+                    wrong[level] = max(wrong[level], stopped["value"])
+            best = f"{np.log(1.0 / 0.2) / (0.5 * signal**2):.0f}" if signal > 0.1 else "–"
+            rows.append([who, f"{skill:g}", f"{signal:.2f}", *cells, best])
+    heads = ["challenger", "champion's skill, nats", "signal", *(f"at {level:g}" for level in ab.FUTILITY_LEVELS),
+             "best bet"]  # fmt: skip
+    text = FUTILITY_TEXT.format(alpha=ab.ALPHA, blocks=ab.MAX_BLOCKS, least=ab.LEAST_SHARE)
+    words = ["Promised: a challenger worse by the whole skill is stopped after a median of 10 blocks or fewer."]
+    words += [f"Skill {skill:g} at {level:g}: {blocks:.0f}, {_held(blocks <= 10)}." for (skill, level), blocks in
+              slowest.items() if level == max(ab.FUTILITY_LEVELS)]  # fmt: skip
+    words.append("Promised: with the least gain at most `futility_alpha` are stopped.")
+    words += [f"At {level:g}: {most:.1%}, {_held(most <= level)}." for level, most in wrong.items()]
+    return ["## Futility", text, table(heads, rows), " ".join(words)]
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    """Return numbers in a sentence."""
+    words = [f"{number:g}" for number in numbers]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _held(true: bool) -> str:
+    """Return whether a promise holds, in a word."""
+    return "kept" if true else "**not kept**"
+
+
+def _most(prices: Sequence[float], limit: float) -> str:
+    """Return the highest price and whether it is within the limit."""
+    return f"{max(prices):.2f}, {_held(max(prices) <= limit)}" if prices else "no such row"
+
+
+def _median(e: JsonObject, simulated: int, interval: bool = True) -> str:
+    """Return a median in blocks with its interval; one after the blocks that were simulated is "over" them."""
+    value, low, high = (f"{e[name]:.0f}" if e[name] is not None else f"over {simulated}" for name in
+                        ("value", "low", "high"))  # fmt: skip
+    return f"{value} ({low} to {high})" if interval else value

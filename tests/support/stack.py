@@ -284,9 +284,14 @@ def second(stack):
 
 
 def register_again(
-    installation: Installation, original: Version, evidence: dict[str, Any], bundle: Path | None = None
-) -> str:
-    """Register a version with the tags of another and a passing verdict; of its bytes, or of those in `bundle`."""
+    installation: Installation, original: Version, evidence: dict[str, Any], bundle: Path | None = None,
+    digest: str | None = None, basis: dict[str, Any] | None = None,
+) -> str:  # fmt: skip
+    """Register a version with the tags of another and a passing verdict; of its bytes, or of those in `bundle`.
+
+    digest  of the bytes in `bundle`, where they are what is claimed; basis: what an experiment with it rests on
+    """
+    tags = {name: value for name, value in original.tags.items() if not name.startswith("bellwether.")}
     model = load_bundle(installation.settings.bundles / original.digest, original.digest)
     asked = example(model)
     with quiet():
@@ -297,14 +302,14 @@ def register_again(
             metrics=installation.tracking.metrics(original.run_id),
             points=[],
             files=[],
-            tags={name: value for name, value in original.tags.items() if not name.startswith("bellwether.")},
+            tags=tags | ({"digest": digest} if digest else {}),
             title="",
             example=(asked, answers(model, asked)),
             data=[],
         )
     checks = tuple(Check(**{k: v for k, v in check.items() if k != "state"}) for check in evidence["checks"])
     verdict = Verdict(original.family, evidence["passed"], checks, tuple(evidence["reasons"]))
-    promotion.challenge(installation, made, verdict, [], actor="gate")
+    promotion.challenge(installation, made, verdict, [], "gate", basis)
     if bundle is None:
         promotion.publish(installation)
     return made.version

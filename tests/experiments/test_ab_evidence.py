@@ -1,6 +1,7 @@
 """The evidence on experiments, with small counts; docs/results/ab.md repeats it with thousands."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from benchmarks.ab_streams import (
 )
 from pipelines.experiments.eprocess import block_means
 from pipelines.experiments.verdict import progress_of, win_evidence
+from pipelines.settings import ROOT
 
 BAR_S = 900.0
 
@@ -140,3 +142,12 @@ def test_the_page_shows_what_was_stored_and_names_what_is_missing_or_not_kept(tm
 
 def test_every_part_of_the_page_is_a_part_of_the_evidence() -> None:
     assert set(ab_page.PARTS) <= set(evidence.PARTS)
+
+
+def test_the_measured_page_has_the_words_of_its_writer() -> None:
+    page = " ".join((ROOT / "docs" / "results" / "ab.md").read_text().split())
+    texts = [value for name, value in vars(ab_page).items() if name.isupper() and isinstance(value, str)]
+    parts = [" ".join(part.split()) for text in texts for part in re.split(r"\{[^}]*\}", text)]
+    assert len(parts) > 20
+    assert [part for part in parts if part not in page] == []
+    assert "Not run" not in page

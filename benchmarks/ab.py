@@ -235,7 +235,7 @@ def power(case: str, runs: int = POWER_RUNS, blocks: int | None = None) -> JsonO
 
 
 def power_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
-    """Return by gain and level: median blocks, shares promoted, blocks of a fixed-n test, price; paired over split."""
+    """Return by gain and level: median blocks, shares promoted, blocks of a fixed-n test, prices; paired over split."""
     figures: dict[str, JsonObject] = {}
     for gain in GAINS:
         cases = [case for case in found if float(case["case"].split("|")[0]) == gain]
@@ -261,6 +261,9 @@ def power_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
             if fixed:
                 price = {each: median[each] and median[each] / fixed for each in ("value", "low", "high")}
                 figures[f"{key}|price"] = price | {"n": runs}
+                same = float(np.quantile(np.where(firsts > 0, firsts, np.inf), TARGET, method="higher"))
+                power_price = same / fixed if np.isfinite(same) else None
+                figures[f"{key}|same_power"] = {"value": power_price, "low": None, "high": None, "n": runs}
     return figures
 
 

@@ -1,8 +1,10 @@
 """The page docs/results/ab.md, made from stored evidence by `python -m benchmarks.evidence --write`."""
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import numpy as np
+from scipy.stats import invgauss
 
 from benchmarks import ab
 from benchmarks.ab_streams import EVENTS_A_DAY, HORIZON, HORIZONS, NULLS, SYMBOLS
@@ -37,12 +39,12 @@ begun in the year count. False promotions with an exact Poisson interval; the ot
 POWER_TEXT = """\
 The challenger knows the true chances, the champion knows them with an error that costs it the gain. *Signal*: mean gain
 of a block in its standard deviations. *Blocks*: median until promotion. *Fixed*: blocks of a one-sided t-test of the
-same level, looked at once, with a power of {target:.0%} on the same block means. *Price*: ratio of the two. *Four
-bets*: blocks with bets of {four}, as the watch of the loss uses them. *Expected*: what was expected before anything was
-simulated. {runs:,} experiments a gain."""
+same level, looked at once, with a power of {target:.0%} on the same block means. *Price*: ratio of the two; *same
+power*: of the blocks until {target:.0%} are promoted. *Four bets*: blocks with bets of {four}, as the watch of the loss
+uses them. *Expected*: what was expected before anything was simulated. {runs:,} experiments a gain."""
 PRICE_TEXT = """\
-Promised prices: at most 1.6 where a fixed-n test needs 150 blocks or more, {long}; at most 3 where it needs about 30
-(20 to 45), {short}."""
+Promised: a price of at most 1.6 where a fixed-n test needs 150 blocks or more, and of at most 3 where it needs about 30
+(20 to 45). The highest of either column: {long}; {short}."""
 SPLIT_TEXT = """\
 *Split*: each block on one arm alone, the arms compared unpaired. Samples for the same power are in the ratio of the
 variance of a block's paired difference to twice the sum of the arms' own variances."""
@@ -50,9 +52,10 @@ FUTILITY_TEXT = """\
 Experiments at a level of {alpha:g} for promotion, at most {blocks} blocks. A challenger is stopped when the bets say at
 `futility_alpha` that its gain is under the least gain, {least:.0%} of the champion's skill. The columns give the share
 stopped and the median blocks of all. A challenger with exactly the least gain should be stopped in at most a share of
-`futility_alpha`; *skewed*: one whose gains are rare and large. *Signal*: by how much the mean gain is below the least,
-in standard deviations of a block; the best bet on normal gains, without a bound, wins half its square a block in the
-logarithm, and *best bet* is the number of blocks in which it would win 1 / .2."""
+`futility_alpha`; *skewed*: one whose gains are rare and large, so that clipping takes some of them away. *Signal*: by
+how much the mean gain is below the least, in standard deviations of a block. *Best*: median blocks at .2 of the one bet
+that is best for a normal gain of this signal, without a bound: no test that may be looked at after every block needs
+much less."""
 
 
 def ab_page(found: JsonObject, incomplete: Sequence[str]) -> str:
@@ -71,7 +74,7 @@ def ab_page(found: JsonObject, incomplete: Sequence[str]) -> str:
     for name, section in zip(PARTS, (null_section, year_section, power_section, futility_section), strict=True):
         if name in found:
             blocks += section(found[name]["figures"])
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join(block if block[0] in "#|-" else fill(block, 120) for block in blocks) + "\n"
 
 
 def null_section(figures: JsonObject) -> list[str]:
@@ -118,20 +121,21 @@ def power_section(figures: JsonObject) -> list[str]:
             continue
         for level in ab.POWER_LEVELS:
             key = f"{gain:g}|{level:g}"
-            fixed, price = figures[f"{key}|fixed"]["value"], figures.get(f"{key}|price", {}).get("value")
-            prices.append((fixed, price))
+            fixed = figures[f"{key}|fixed"]["value"]
+            prices += [(fixed, figures.get(f"{key}|{name}", {}).get("value")) for name in ("price", "same_power")]
             expected = dict(zip((0.05, 0.005), EXPECTED[gain], strict=True)).get(level)
             rows.append([
                 f"{gain:g}", f"{figures[f'{gain:g}|signal']['value']:.3f}", f"{level:g}",
                 _median(figures[f"{key}|median"], ab.GAINS[gain]), f"{expected or '–'}",
                 f"{figures[f'{key}|{ab.MAX_BLOCKS}']['value']:.0%}", f"{figures[f'{key}|400']['value']:.0%}",
-                f"{fixed or f'over {ab.GAINS[gain]}'}", "–" if price is None else f"{price:.2f}",
+                f"{fixed or f'over {ab.GAINS[gain]}'}", _ratio(figures.get(f"{key}|price")),
+                _ratio(figures.get(f"{key}|same_power")),
                 _median(figures[f"{key}|four_bets"], ab.GAINS[gain], interval=False),
             ])  # fmt: skip
         split = figures[f"{gain:g}|split"]
         splits.append([f"{gain:g}", f"{split['value']:.3f}", f"{split['low']:.3f} to {split['high']:.3f}"])
     heads = ["gain, nats", "signal", "level", "blocks", "expected", f"promoted in {ab.MAX_BLOCKS}", "in 400", "fixed",
-             "price", "four bets"]  # fmt: skip
+             "price", "same power", "four bets"]  # fmt: skip
     long = [price for fixed, price in prices if fixed and price and fixed >= 150]
     short = [price for fixed, price in prices if fixed and price and 20 <= fixed <= 45]
     runs = next((e["n"] for name, e in figures.items() if name.endswith("|median")), 0)
@@ -160,19 +164,45 @@ def futility_section(figures: JsonObject) -> list[str]:
                 cells.append(f"{shares}; {_median(median, ab.MAX_BLOCKS, interval=False)}")
                 if "worse" in who:
                     slowest[skill, level] = median["value"] or np.inf
-                if "least" in who:
+                if who == "least gain":
                     wrong[level] = max(wrong[level], stopped["value"])
-            best = f"{np.log(1.0 / 0.2) / (0.5 * signal**2):.0f}" if signal > 0.1 else "–"
-            rows.append([who, f"{skill:g}", f"{signal:.2f}", *cells, best])
+            rows.append(
+                [who, f"{skill:g}", f"{round(signal, 2) + 0.0:.2f}", *cells, _best(signal, max(ab.FUTILITY_LEVELS))]
+            )
     heads = ["challenger", "champion's skill, nats", "signal", *(f"at {level:g}" for level in ab.FUTILITY_LEVELS),
-             "best bet"]  # fmt: skip
+             "best"]  # fmt: skip
     text = FUTILITY_TEXT.format(alpha=ab.ALPHA, blocks=ab.MAX_BLOCKS, least=ab.LEAST_SHARE)
     words = ["Promised: a challenger worse by the whole skill is stopped after a median of 10 blocks or fewer."]
     words += [f"Skill {skill:g} at {level:g}: {blocks:.0f}, {_held(blocks <= 10)}." for (skill, level), blocks in
               slowest.items() if level == max(ab.FUTILITY_LEVELS)]  # fmt: skip
     words.append("Promised: with the least gain at most `futility_alpha` are stopped.")
     words += [f"At {level:g}: {most:.1%}, {_held(most <= level)}." for level, most in wrong.items()]
+    level = max(ab.FUTILITY_LEVELS)
+    lost = [
+        e["value"] for name, e in figures.items() if name.startswith("better") and name.endswith(f"|{level:g}|stopped")
+    ]
+    if lost:
+        words.append(f"At {level:g}, which stops harm soonest, {max(lost):.1%} of those better by the skill are lost.")
+    words.append("Skewed gains are not promised: their level holds for the mean of the clipped gains.")
     return ["## Futility", text, table(heads, rows), " ".join(words)]
+
+
+def _best(signal: float, level: float) -> str:
+    """Return the median blocks in which the best bet on a normal gain wins 1 / level; a dash where there is no signal.
+
+    The logarithm of its wealth moves by half the squared signal a block with the signal as its deviation: the time to a
+    level is inverse Gaussian.
+    """
+    if signal < 0.1:
+        return "–"
+    height = np.log(1.0 / level)
+    mean, shape = 2.0 * height / signal**2, height**2 / signal**2
+    return f"{invgauss(mean / shape, scale=shape).median():.0f}"
+
+
+def _ratio(e: JsonObject | None) -> str:
+    """Return a price; a dash where one of the two was not reached."""
+    return "–" if e is None or e["value"] is None else f"{e['value']:.2f}"
 
 
 def _listed(numbers: Sequence[float]) -> str:

@@ -62,7 +62,7 @@ def test_the_mean_is_inside_at_all_blocks_together() -> None:
         mean = BOUND * (2.0 * chance - 1.0)
         outside = 0
         for _ in range(runs):
-            low, high = confidence_sequence(np.where(rng.random(40) < chance, BOUND, -BOUND), BOUND, alpha)
+            low, high = confidence_sequence(np.where(rng.random(30) < chance, BOUND, -BOUND), BOUND, alpha)
             outside += bool((low > mean).any() or (high < mean).any())
         missed[chance] = outside / runs
     assert max(missed.values()) <= alpha

@@ -21,7 +21,7 @@ from pipelines.experiments.verdict import (
 
 RULES = Rules(alpha=0.05, bound=1.0, least_gain=0.1, futility_alpha=0.2, max_blocks=120)
 UNDECIDED = np.tile([0.45, -0.35], 250)  # mean .05, between nothing and the least gain, and spread widely
-BLOCKS = 12
+BLOCKS = 10
 PATHS = np.array(list(product((-1.0, 1.0), repeat=BLOCKS)))  # every sequence of two points, each as likely
 
 

@@ -159,7 +159,7 @@ class ExperimentParams(FrozenParams):
     budget_share: float = Field(default=0.02, gt=0, lt=1)
     block_horizons: int = Field(default=5, ge=5)
     bound_deviations: float = Field(default=5.0, gt=1)
-    futility_alpha: float = Field(default=0.1, ge=0, lt=1)
+    futility_alpha: float = Field(default=0.2, ge=0, lt=1)
     expires_after_blocks: int = Field(default=120, ge=1)
 
 

@@ -17,7 +17,7 @@ from flows.support.frozen import frozen
 from flows.support.installation import Installation, now, open_installation
 from flows.support.progress import report_progress, step
 from flows.support.run_names import run_name
-from pipelines.errors import GateRefused
+from pipelines.errors import BundleError, GateRefused
 from pipelines.families import Family
 from pipelines.store import Alarm
 
@@ -134,8 +134,13 @@ def promote_winner(installation: Installation, family: str) -> None:
     if not experiment:
         return
     waits = f"{family} version {experiment.challenger} waits "  # as `await_approval` writes it
-    if not any(alarm.detail.startswith(waits) for alarm in open_approvals(installation)):
+    if any(alarm.detail.startswith(waits) for alarm in open_approvals(installation)):
+        return
+    try:
         make_champion(installation, family, experiment.challenger, f"won experiment {experiment.number}")
+    except (GateRefused, BundleError) as refusal:  # it will not pass the next time either
+        experiments.end(installation, experiment, "refused", promotion.POLICY, str(refusal))
+        report_progress(f"{experiments.title_of(experiment)} is not promoted: {refusal}")
 
 
 def make_champion(installation: Installation, family: str, version: str, reason: str) -> None:

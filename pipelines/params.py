@@ -151,7 +151,7 @@ class ExperimentParams(FrozenParams):
     budget_share       of what the year has left: the alpha that an experiment spends when it begins
     block_horizons     length of a block; one more is left out after each
     bound_deviations   block means are clipped to so many of their standard deviations, as the gate's rows had it
-    futility_alpha     chance of stopping a challenger that gains `gate.min_improvement_share` of the champion's skill
+    futility_alpha     chance of stopping a challenger that gains `gate.min_improvement_share` of the family's skill
     expires_after_blocks  blocks without a verdict after which an experiment ends
     """
 

@@ -300,6 +300,19 @@ def test_without_an_approval_a_winner_waits_and_without_a_basis_nothing_begins(h
     assert asked == [("validator", version, f"won experiment {number}")]
 
 
+def test_a_winner_whose_bundle_is_damaged_is_refused_and_stays_challenger(home):
+    version = home.candidate()
+    propose(home, version.version)
+    number = home.running().number
+    (home.installation.settings.bundles / version.digest / "model.onnx").write_bytes(b"not what was judged")
+    home.live(40, gain=0.03)
+    advance(home)
+    assert (home.state(number), champion(home), challenger(home)) == ("refused", "1", version.version)
+    assert [each.state for each in home.store.transitions(number)] == ["shadow", "won", "refused"]
+    advance(home)
+    assert home.state(number) == "refused"
+
+
 def test_the_standing_arms_are_compared_at_every_event_and_never_end(home, monkeypatch):
     installation = home.installation
     took = {}  # what the policy of tier 3 would have taken

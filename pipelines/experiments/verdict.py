@@ -16,8 +16,8 @@ from pipelines.experiments.confidence import confidence_sequence
 from pipelines.experiments.eprocess import e_process, rejected_at
 
 State = Literal["running", "won", "stopped", "expired"]
-# Shares of the largest bet, as `e_process` takes them. A gain that 120 blocks show needs a large one; the second finds it
-# where blocks spread twice as far as on the rows that set the bound. Four bets need a fifth more blocks.
+# Shares of the largest bet, as `e_process` takes them. A gain that 120 blocks show needs a large one; the second finds
+# it where blocks spread twice as far as on the rows that set the bound. Four bets need a fifth more blocks.
 WIN_BETS = (0.9, 0.45)
 FUTILITY_BETS = (0.9,)  # one large bet: what is stopped early is harm, and a small one costs little until it expires
 # of the bound, three deviations: larger gains count as so much for futility, so that the bet can be larger. This takes

@@ -91,6 +91,7 @@ def test_it_is_the_same_in_either_direction_and_in_any_unit() -> None:
     in_bps = confidence_sequence(1e4 * means, 1e4 * BOUND, ALPHA)
     assert in_bps[0] == pytest.approx(1e4 * low, rel=1e-9)
     whole = confidence_sequence(means / BOUND, 1, ALPHA)  # a bound without a point is no reason to cut off decimals
+    assert whole[0] == pytest.approx(low / BOUND, rel=1e-9)
     assert whole[1] == pytest.approx(high / BOUND, rel=1e-9)
 
 

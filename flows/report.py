@@ -24,7 +24,6 @@ from pipelines.contracts import Decision, Floats, JsonObject, Outcome, json_read
 from pipelines.errors import BadTimes
 from pipelines.evaluation.day_report import write_day_page
 from pipelines.evaluation.metrics import mean_estimate
-from pipelines.experiments.verdict import progress_of
 from pipelines.store import RUNNING, Alarm, DecisionRecord
 
 DAY = timedelta(days=1)
@@ -141,7 +140,7 @@ def compared(installation: Installation, span: Span) -> list[JsonObject]:
         if not moves or ended < span.begin.timestamp():
             continue
         blocks = [b for b in installation.store.block_scores(experiment.number) if b.start_s < end_s]
-        figures = experiments.evidence_of(experiment, blocks, progress_of(experiments.scored(blocks), experiment.rules))
+        figures = experiments.evidence_of(experiment, blocks, experiments.progress_on(experiment, blocks))
         kept = {name: figures[name] for name in ("blocks", "gain", "low", "high", "e_value")}
         rows.append({
             "id": experiment.number, "family": experiment.family, "champion": experiment.champion,

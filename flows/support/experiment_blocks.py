@@ -40,6 +40,8 @@ def new_blocks(installation: Installation, experiment: Experiment) -> list[Block
     until_s = pooled_until(looked_at, experiment.horizon_s) + experiment.horizon_s
     period_s = (experiment.horizons + GAP_HORIZONS) * experiment.horizon_s
     count = floor((until_s - experiment.origin_s) / period_s)
+    if experiment.max_blocks:
+        count = min(count, experiment.max_blocks)
     if count <= first:
         return []
     since, until = (utc(experiment.origin_s + number * period_s) for number in (first, count))

@@ -175,6 +175,12 @@ def begin_standing(installation: Installation) -> list[Experiment]:
 # ---- how one goes on ------------------------------------------------------------------------------------------------
 
 
+def progress_on(experiment: Experiment, blocks: Sequence[BlockScore]) -> Progress:
+    """Return the test of an experiment on these of its blocks."""
+    means = scored(blocks)
+    return progress_of(means, experiment.rules, len(blocks) - len(means))
+
+
 def scored(blocks: Sequence[BlockScore]) -> Floats:
     """Return (b,) means of the blocks that count, in their order."""
     return np.array([block.mean for block in blocks if block.mean is not None], dtype=np.float64)
@@ -201,7 +207,7 @@ def evidence_of(experiment: Experiment, blocks: Sequence[BlockScore], found: Pro
 def view_of(installation: Installation, experiment: Experiment) -> ExperimentView:
     """Return an experiment as its stored rows have it."""
     blocks = installation.store.block_scores(experiment.number)
-    progress = progress_of(scored(blocks), experiment.rules)
+    progress = progress_on(experiment, blocks)
     return ExperimentView(
         experiment, installation.store.transitions(experiment.number), blocks, progress,
         evidence_of(experiment, blocks, progress), budget_left(installation),
@@ -243,18 +249,19 @@ def _advance(installation: Installation, experiment: Experiment) -> list[str]:
             f"{title_of(experiment)}: block {min(lost)} is not as it was written, and without it the verdict would be "
             "another one. `bellwether verify` names what was edited"
         )
-    found = progress_of(scored(blocks), experiment.rules)
+    found = progress_on(experiment, blocks)
     figures = evidence_of(experiment, blocks, found)
     _watch_clipping(installation, experiment, found)
     if found.state == "running":
         return []
     at = found.decided_at
     assert at is not None
-    reason = {
-        "won": f"e-value {found.e_values[at]:.3g} reached {1 / experiment.alpha:.3g} after {at + 1} blocks",
-        "stopped": f"a gain of {experiment.least_gain:.2g} or more is ruled out after {at + 1} blocks",
-        "expired": f"no verdict after {at + 1} blocks",
-    }[found.state]
+    if found.state == "won":
+        reason = f"e-value {found.e_values[at]:.3g} reached {1 / experiment.alpha:.3g} after {at + 1} blocks"
+    elif found.state == "stopped":
+        reason = f"a gain of {experiment.least_gain:.2g} or more is ruled out after {at + 1} blocks"
+    else:
+        reason = f"no verdict after {len(blocks)} blocks, {figures['void']} of them void"
     end(installation, experiment, found.state, "policy", reason, {**figures, "decided_at": at, "cpu": cpu_type()})
     return [f"{title_of(experiment)} {found.state}: {reason}"]
 
@@ -349,7 +356,7 @@ def recompute(installation: Installation, number: int) -> Recomputed:
     store = installation.store
     experiment, blocks = store.experiment(number), store.block_scores(number)
     decided = [t for t in store.transitions(number) if "decided_at" in t.evidence]
-    found = progress_of(scored(blocks), experiment.rules)
+    found = progress_on(experiment, blocks)
     figures, recorded = evidence_of(experiment, blocks, found), "running"
     cpu = str(experiment.evidence.get("cpu", cpu_type()))
     differs: list[str] = []

@@ -33,7 +33,7 @@ class ExperimentView:
         if e.alpha <= 0.0:
             return "A standing arm: it is compared for as long as this home lives, spends nothing and wins nothing."
         if state == "shadow":
-            left = e.max_blocks - len(self.progress.e_values)
+            left = e.max_blocks - len(self.blocks)
             return (
                 f"It wins when the e-value reaches {1 / e.alpha:.3g}, stops when a gain of {e.least_gain:.2g} is ruled "
                 f"out, and expires after {left} more blocks. Until then both arms score every decision and the "

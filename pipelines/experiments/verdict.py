@@ -70,10 +70,12 @@ class Progress:
         return float(self.clipped.mean()) if len(self.clipped) else 0.0
 
 
-def progress_of(means: Floats, rules: Rules) -> Progress:
+def progress_of(means: Floats, rules: Rules, void: int = 0) -> Progress:
     """Return the test of these block means, (b,) in time order and not clipped, under the rules.
 
     A block after the one that decides changes nothing: it is not among those that are compared.
+
+    void    blocks that do not count, but pass: `max_blocks` are of both together
     Raises  BadValues for a mean that is not finite
     """
     means = np.asarray(means, dtype=np.float64)
@@ -82,7 +84,7 @@ def progress_of(means: Floats, rules: Rules) -> Progress:
     clipped = np.clip(means, -rules.bound, rules.bound)
     e_values = win_evidence(clipped, rules.bound)
     futility = futility_evidence(clipped, rules.bound, rules.least_gain)
-    state, decided_at = _decision(e_values, futility, rules)
+    state, decided_at = _decision(e_values, futility, rules, void)
     low, high = confidence_sequence(clipped, rules.bound, SHOWN_LEVEL)
     return Progress(e_values, futility, low, high, np.abs(means) > rules.bound, state, decided_at)
 
@@ -100,7 +102,7 @@ def futility_evidence(clipped: Floats, bound: float, least_gain: float) -> Float
     return e_process(least_gain - np.minimum(clipped, largest), largest - least_gain, FUTILITY_BETS)
 
 
-def _decision(e_values: Floats, futility: Floats, rules: Rules) -> tuple[State, int | None]:
+def _decision(e_values: Floats, futility: Floats, rules: Rules, void: int) -> tuple[State, int | None]:
     """Return the state, and the block that decided; of two at once the win, which is the rarer."""
     if rules.alpha <= 0.0:
         return "running", None
@@ -109,8 +111,8 @@ def _decision(e_values: Floats, futility: Floats, rules: Rules) -> tuple[State, 
         ends.append((at, 0, "won"))
     if rules.futility_alpha > 0.0 and (at := rejected_at(futility, rules.futility_alpha)) is not None:
         ends.append((at, 1, "stopped"))
-    if rules.max_blocks and len(e_values) >= rules.max_blocks:
-        ends.append((rules.max_blocks - 1, 2, "expired"))
+    if rules.max_blocks and len(e_values) + void >= rules.max_blocks:
+        ends.append((max(rules.max_blocks - void, 0) - 1, 2, "expired"))
     if not ends:
         return "running", None
     at, _, state = min(ends)

@@ -182,3 +182,12 @@ def test_nothing_is_decided_before_the_first_block_and_bad_values_are_refused() 
         progress_of(np.zeros(3), replace(RULES, bound=0.0))
     with pytest.raises(BadValues, match="must be positive"):
         progress_of(np.zeros(3), replace(RULES, bound=float("nan")))
+
+
+def test_void_blocks_pass_so_that_an_experiment_that_never_counts_one_still_ends() -> None:
+    assert progress_of(np.empty(0), RULES, void=119).state == "running"
+    assert (progress_of(np.empty(0), RULES, void=120).state, progress_of(UNDECIDED[:20], RULES, 100).decided_at) == (
+        "expired",
+        19,
+    )
+    assert progress_of(UNDECIDED[:20], RULES, void=99).state == "running"

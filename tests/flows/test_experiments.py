@@ -123,6 +123,18 @@ def test_an_equal_challenger_expires(home):
     assert "120 blocks" in home.store.transitions(number)[-1].reason
 
 
+def test_one_whose_blocks_are_all_void_expires_too(home):
+    home.universe((BTC, ETH))  # ETH never comes
+    propose(home, home.candidate().version)
+    number = home.running().number
+    home.live(123, symbols=(BTC,))
+    advance(home)
+    assert home.state(number) == "expired"
+    assert home.store.transitions(number)[-1].reason == "no verdict after 120 blocks, 120 of them void"
+    assert len(home.store.block_scores(number)) == 120
+    assert experiments.recompute(home.installation, number).same
+
+
 def test_a_refused_candidate_serves_in_shadow_and_never_wins_and_a_suspected_leak_serves_nowhere(home):
     leak = home.candidate(LEAKED).version
     assert challenger(home) is None

@@ -103,6 +103,8 @@ def show_status(found: Mapping[str, Any]) -> None:
         if slot
     ]  # fmt: skip
     table("families", ["family", "arm", "version", "digest", "data", "commit", "gate"], rows)
+    for each in found.get("experiments", []):
+        paragraph(each)
     show_states(found["services"])
     line(f"tier {found['tier']}, data {found['data_hash']}")
     show_market(found)

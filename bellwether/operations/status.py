@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any, TypedDict
 
-from flows.support import pacing, processes, promotion
+from flows.support import experiments, pacing, processes, promotion
 from flows.support.frozen import freezes
 from flows.support.installation import Installation, now, open_installation
 from flows.support.market_time import ingested_markets, is_market_clocked, learning_now
@@ -83,6 +83,7 @@ def stored_status() -> dict[str, object]:
     return {
         **decision_service_health(),
         "families": families,
+        "experiments": experiments.lines(installation),
         "services": processes.services(settings()),
         "tier": last[0].decision.tier if last else None,
         "data_hash": versioning.data_hash(installation.workspace) if pointer.is_file() else None,

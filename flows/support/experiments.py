@@ -214,6 +214,20 @@ def view_of(installation: Installation, experiment: Experiment) -> ExperimentVie
     )  # fmt: skip
 
 
+def lines(installation: Installation) -> list[str]:
+    """Return a sentence on each experiment that runs, standing arms left out."""
+    found = []
+    for experiment in installation.store.experiments():
+        if experiment.alpha > 0.0 and installation.store.experiment_state(experiment.number) == RUNNING:
+            f = view_of(installation, experiment).figures
+            so_far = "no block counts yet"
+            if f["e_value"] is not None:
+                so_far = f"{f['blocks']} blocks, gain {f['gain']:+.2g} [{f['low']:+.2g}, {f['high']:+.2g}] "
+                so_far += f"{experiment.unit}, e-value {f['e_value']:.3g} of {1 / experiment.alpha:.3g}"
+            found.append(f"{title_of(experiment)}: {so_far}")
+    return found
+
+
 def page_of(installation: Installation, experiment: Experiment) -> Path:
     """Return where the page of an experiment is, or will be."""
     return installation.settings.home / "reports" / PAGES / str(experiment.number) / "experiment.html"

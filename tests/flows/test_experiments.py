@@ -71,6 +71,13 @@ def test_a_candidate_that_passes_while_a_champion_serves_begins_an_experiment_an
     assert (begun.alpha, begun.bound, begun.least_gain) == (0.02, BASIS["bound"], BASIS["least_gain"])
     assert (champion(home), challenger(home)) == ("1", version)
     assert experiments.budget_left(home.installation) == pytest.approx(0.98)
+    title = f"experiment {begun.number}: validator version {version} against champion version 1"
+    assert experiments.lines(home.installation) == [f"{title}: no block counts yet"]
+    home.live(2, gain=0.01)
+    experiments.advance(home.installation, "validator")
+    (line,) = experiments.lines(home.installation)
+    assert line.startswith(f"{title}: 2 blocks, gain +")
+    assert line.endswith("of 50")
 
 
 def test_a_better_challenger_wins_after_looking_at_every_block_and_becomes_champion_by_itself(home):

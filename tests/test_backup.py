@@ -5,6 +5,7 @@ import itertools
 import json
 import threading
 import zipfile
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -143,7 +144,8 @@ def test_an_empty_store_is_backed_up_and_restored_and_gives_its_first_id(url, em
     Store.open(url).close()
     back_up(url, tmp_path / "b.zip", T0, dict)
     restore(empty, tmp_path / "b.zip")
-    assert Store.open(empty).add_trial("validator", "r", "h", T0) == 1
+    with closing(Store.open(empty)) as restored:
+        assert restored.add_trial("validator", "r", "h", T0) == 1
 
 
 def test_a_backup_of_a_store_that_is_being_written_is_of_one_moment(url, tmp_path):
@@ -178,7 +180,8 @@ def test_a_store_of_the_release_before_is_backed_up_as_it_is_and_restored_into_t
     restore(empty, tmp_path / "b.zip")
     assert set(contents(empty)) == {t.name for t in METADATA.sorted_tables}
     assert (contents(empty)["records"], contents(empty)["fills"]) == ([], [])
-    assert len(Store.open(empty).decisions()) == len(before["decisions"])
+    with closing(Store.open(empty)) as restored:
+        assert len(restored.decisions()) == len(before["decisions"])
 
 
 # ---- refusals
@@ -187,7 +190,7 @@ def test_a_store_of_the_release_before_is_backed_up_as_it_is_and_restored_into_t
 @pytest.mark.parametrize("schema", [SCHEMA_010, SCHEMA])
 def test_a_store_with_a_single_row_is_left_as_it_is(sqlite_backup, empty, schema):
     alembic_to(empty, schema)
-    with Store.open(empty).writing() as connection:
+    with closing(Store.open(empty)) as store, store.writing() as connection:
         connection.exec_driver_sql("INSERT INTO trials VALUES (1, 'regime', 'r', 's', '2024-01-01 00:00:00.000000')")
     before = contents(empty)
     with pytest.raises(WouldOverwrite, match="holds 1 trials"):

@@ -3,6 +3,7 @@
 import multiprocessing
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -100,7 +101,8 @@ def test_three_processes_may_open_a_new_store_and_write_at_once(url):
     for worker in workers:
         worker.join(60)
     assert [w.exitcode for w in workers] == [0] * 3
-    assert len(Store.open(url).decisions()) == 60
+    with closing(Store.open(url)) as store:
+        assert len(store.decisions()) == 60
 
 
 # ---- bars
@@ -303,7 +305,8 @@ def test_an_alarm_of_the_same_kind_and_detail_is_raised_once_until_cleared(store
 def test_a_breaker_stays_tripped_over_a_restart_until_a_person_resets_it_with_a_reason(url, store):
     assert store.trip("daily_loss", T0, "-2.3 %") is True
     assert store.trip("daily_loss", T0 + HOUR, "-2.4 %") is False
-    (trip,) = Store.open(url).breaker_trips()
+    with closing(Store.open(url)) as again:
+        (trip,) = again.breaker_trips()
     assert trip.reason == "-2.3 %"
     with pytest.raises(BadValues):
         store.reset("daily_loss", T0 + HOUR, "ann", " ")

@@ -142,11 +142,12 @@ def prune(
 
 def _versions(installation: "Installation", since: datetime, removing: bool) -> dict[str, Any]:
     """Return the data versions that go and those that stay with their reason, or why none was judged; remove them."""
-    from flows import retention
     from flows.support import processes
 
     if not processes.is_responding(installation.settings, "mlflow"):
         return {"not_judged": "MLflow does not answer, so it is not known which ones models were trained on"}
+    from flows import retention  # with Prefect, which takes seconds
+
     plan = retention.plan_versions(installation, since)
     freed = retention.remove_versions.fn(plan) if removing else 0
     return {"gone": plan.gone, "kept": plan.kept, "freed_bytes": freed}

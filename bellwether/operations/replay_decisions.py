@@ -109,15 +109,19 @@ def _time_order(record: DecisionRecord) -> tuple[datetime, datetime]:
 
 @dataclass(slots=True)
 class _Walk:
-    """Hold a symbol at some close, and the observed bars (n, 9) after it, of which the first `at` were processed."""
+    """Hold a symbol at some close, and the observed bars (n, 9) after it, of which the first `at` were processed.
+
+    closes  (n,) when each of the bars closes, epoch seconds
+    """
 
     symbol: Symbol
     bars: Floats
+    closes: Floats
     at: int = 0
 
     def to(self, close: float) -> bool:
         """Process bars up to the decision bar that closed at `close`, epoch s; return whether one closed then."""
-        until = int((self.symbol.base_grid.closes(self.bars[:, OPEN_TIME]) <= close).sum())
+        until = int(np.searchsorted(self.closes, close, side="right"))
         if until > self.at:
             self.symbol.advance(self.bars[self.at : until])
             self.at = until
@@ -146,7 +150,7 @@ def _walk(
     symbol.ingest_records(*installation.store.records(name, symbol.closed.close_time, last))
     moment = datetime.fromisoformat(reading) if reading else None
     bars = installation.store.bars(name, warm.last_open_time, last, moment)
-    return _Walk(symbol, bars)
+    return _Walk(symbol, bars, symbol.base_grid.closes(bars[:, OPEN_TIME]))
 
 
 def _replay_one(

@@ -12,7 +12,6 @@ from flows.support.installation import Installation, now, open_installation
 from flows.support.market_time import ingested_markets, is_market_clocked, learning_now
 from pipelines import versioning
 from pipelines.contracts import utc
-from pipelines.data.data_version import read_manifest
 from pipelines.errors import BellwetherError
 from pipelines.families import FAMILIES
 from pipelines.models.trained_on import symbols_of
@@ -126,7 +125,7 @@ def universe(installation: Installation, served: Mapping[str, Mapping[str, Any]]
     served  as of `service_symbols`
     """
     markets = ingested_markets(installation)
-    excluded = read_manifest(installation.workspace / "data").left_out if markets else {}
+    excluded = installation.data_version().left_out if markets else {}
     names = dict.fromkeys([*markets, *excluded, *installation.store.symbols(), *served])
     return [
         _symbol_status(installation, name, markets.get(name, {}), served.get(name, {}), excluded.get(name))

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from flows.support.holdings import grid_in
 from pipelines import versioning
-from pipelines.data.data_version import DataVersion, read_manifest
 from pipelines.data.symbols import slug_of
 from pipelines.data.timeframes import Grid
 from pipelines.errors import LeaseHeld, StateError, UnreadableFile
@@ -28,6 +26,9 @@ from pipelines.stage_outputs import facts_of
 from pipelines.store import Store
 from pipelines.tracking import Tracking
 from serving.service.home_store import open_store
+
+if TYPE_CHECKING:  # what reads market data needs pandas, half a second that most commands do not wait for
+    from pipelines.data.data_version import DataVersion
 
 log = logging.getLogger("bellwether.installation")
 WORKSPACE = "workspace"  # name of the lease: one writer of market data and models at a time
@@ -76,8 +77,10 @@ class Installation:
         """Return the symbols of the newest data version, in its order. Raises as `data_version`."""
         return self.data_version().symbols
 
-    def data_version(self) -> DataVersion:
+    def data_version(self) -> "DataVersion":
         """Return what the newest data version holds. Raises StateError before the first, UnreadableFile if damaged."""
+        from pipelines.data.data_version import read_manifest
+
         return read_manifest(self.data)
 
     def manifest(self, symbol: str | None = None) -> Mapping[str, Any]:
@@ -89,6 +92,8 @@ class Installation:
 
     def base_grid(self, symbol: str | None = None) -> Grid:
         """Return where the base bars of a market open and close. Raises as `manifest`."""
+        from flows.support.holdings import grid_in
+
         return grid_in(self.data, self.manifest(symbol))
 
     def meta(self) -> Mapping[str, Any]:

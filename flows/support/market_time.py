@@ -11,7 +11,6 @@ from typing import Any
 from flows.support.installation import Installation, now
 from pipelines.clock import mode_of
 from pipelines.contracts import utc
-from pipelines.data.data_version import DataVersion, read_manifest
 from pipelines.data.timeframes import TIMEFRAMES, Grid
 from pipelines.errors import StateError
 from serving.state.feed_state import read_feed_state
@@ -59,11 +58,12 @@ def market_speed(installation: Installation) -> float:
 
 def ingested_markets(installation: Installation) -> Mapping[str, Mapping[str, Any]]:
     """Return symbol → facts of the newest data version; nothing before the first ingest."""
+    if not installation.data.is_dir():  # what reads a data version loads pandas, half a second
+        return {}
     try:
-        found: DataVersion = read_manifest(installation.workspace / "data")
+        return installation.data_version().markets
     except StateError:
         return {}
-    return found.markets
 
 
 def _last_close(facts: Mapping[str, Any]) -> datetime:

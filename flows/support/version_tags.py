@@ -8,7 +8,6 @@ from typing import Any
 
 from flows.support.installation import Installation
 from pipelines.contracts import Verdict
-from pipelines.evaluation.report import SIMPLEST
 from pipelines.evaluation.verdicts import verdict_state
 from pipelines.store import Promotion
 from pipelines.tracking import Version
@@ -27,6 +26,8 @@ def comparison(verdict: Verdict, figures: Mapping[str, Any]) -> dict[str, str]:
     gain, gain_interval (95 %), n; mde: the smallest gain that so many rows could show; gain_over: the baseline.
     state  of the verdict. With a champion to beat also gain_over_champion, which names it by the gate's words
     """
+    from pipelines.evaluation.report import SIMPLEST  # with the charts of a page, which no command waits for
+
     baseline = SIMPLEST[verdict.family]
     gain, least = figures["gain_over"][baseline], figures["detectable"]["loss"]["least"]
     champion = next((check for check in verdict.checks if check.name == "gain_over_champion"), None)

@@ -65,11 +65,15 @@ class Database:
         """
         engine = connect_engine(url, durability, wait_ms)
         store = cls(engine, chain_key)
-        with engine.connect() as connection:
-            found = known_revision(connection)
-        if found != SCHEMA:
-            with store.writing() as connection:
-                migrate(connection)
+        try:
+            with engine.connect() as connection:
+                found = known_revision(connection)
+            if found != SCHEMA:
+                with store.writing() as connection:
+                    migrate(connection)
+        except BaseException:
+            store.close()
+            raise
         return store
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -192,4 +193,5 @@ def test_the_command_shows_first_and_removes_with_yes(tmp_path):
     assert {what: removal["n"] for what, removal in done["removals"].items()} == {
         "family_outcomes": 0, "decisions": 1, "alarms": 0, "retrain_requests": 1, "bundles": 0
     }  # fmt: skip
-    assert [r.decision.id for r in Store.open(settings.store).decisions()] == ["d1"]
+    with closing(Store.open(settings.store)) as store:
+        assert [r.decision.id for r in store.decisions()] == ["d1"]

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 import pytest
+from support.registry import empty_registry, registry_in
 from typer.testing import CliRunner
 
 from bellwether.cli import output
@@ -17,8 +18,8 @@ from pipelines.errors import BellwetherError, ServiceDown, StateError, Unreadabl
 from pipelines.evaluation.crises import CRISES
 from pipelines.evaluation.stress import SCENARIOS
 from pipelines.settings import settings
-from pipelines.tracking import Tracking
 
+__all__ = ["empty_registry"]
 STEP_S = 3600
 LIMIT = 0.08
 
@@ -102,9 +103,11 @@ def test_without_a_file_the_crises_name_the_option_and_the_table_shows_it(instal
     assert "under the limit" in shown
 
 
-def test_page_json_and_metrics_are_in_one_run_that_mlflow_shows(installation, crisis, tmp_path, monkeypatch):
+def test_page_json_and_metrics_are_in_one_run_that_mlflow_shows(
+    installation, crisis, tmp_path, monkeypatch, empty_registry
+):
     monkeypatch.chdir(tmp_path)  # a store without a server stores artifacts next to itself
-    installation.tracking = Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    installation.tracking = registry_in(tmp_path, empty_registry)
     studied = stress.study(installation, crisis, 1e5)
     files = stress.write(studied, tmp_path / "report")
     link = stress.log(installation, studied, files, datetime(2025, 1, 2, tzinfo=UTC))

@@ -32,6 +32,12 @@ def market():
 
 
 @pytest.fixture(scope="module")
+def shorter():
+    """The same market cut to ten days of history and three live ones."""
+    return simulate(SPEC.model_copy(update={"history_days": 10, "live_days": 3}))
+
+
+@pytest.fixture(scope="module")
 def recording():
     return record(SPEC, FIRST, DAYS, orders=True)
 
@@ -186,20 +192,6 @@ def test_order_flow_moves_with_the_price(market):
     assert np.corrcoef(market.books.order_flow[1:], moved)[0, 1] > 0.5
 
 
-def test_without_edge_the_book_does_not_predict_the_price_to_come():
-    market = simulate(SPEC.model_copy(update={"edge": 0.0, "history_days": 365}), tape=False)
-    rows = market.bars[4::5, OPEN_TIME] + 60 == market.books.known
-    assert rows.all()
-    opened = np.log(market.bars[:, OPEN])
-    index = np.arange(5, len(opened) - 15, 5)  # the minute that opens when the book is known
-    ahead = opened[index + 15] - opened[index]
-    size = market.books.levels[..., 1].sum(axis=2)
-    imbalance = np.log(size[:, 0] / size[:, 1])
-    for known in (imbalance, market.books.order_flow, market.books.order_flow_fast):
-        x = known[: len(index)]
-        assert abs(np.corrcoef(x, ahead)[0, 1]) * np.sqrt(len(x) / 3) < 3  # three snapshots share a quarter hour
-
-
 def test_the_price_stays_with_the_value(market):
     apart = np.abs(np.log(market.bars[:, CLOSE] / market.truth.value)) * 1e4
     assert np.median(apart) < 0.1 * SPEC.vol_15m_bps
@@ -282,9 +274,9 @@ def test_a_fake_order_is_withdrawn_unfilled(market, recording):
     assert gone / len(inside) > 0.9
 
 
-def test_planted_patterns_do_not_depend_on_what_comes_after():
-    short, long = (simulate(SPEC.model_copy(update={"history_days": days})).truth.planted for days in (10, 20))
-    until = SPEC.start.timestamp() + 10 * 86400
+def test_planted_patterns_do_not_depend_on_what_comes_after(market, shorter):
+    short, long = shorter.truth.planted, market.truth.planted
+    until = SPEC.start.timestamp() + 13 * 86400
     kept = long.end <= until
     inside = short.end <= until
     assert short.start[inside].tobytes() == long.start[kept].tobytes()
@@ -300,12 +292,12 @@ def test_funding_comes_every_eight_hours_and_leans_with_the_pressure(market):
     assert np.corrcoef(mean, feed.value)[0, 1] > 0.5
 
 
-def test_history_books_and_funding_do_not_depend_on_live_days(market):
-    longer = simulate(SPEC.model_copy(update={"live_days": 3}))
-    n = len(market.books.known)
-    assert market.books.levels.tobytes() == longer.books.levels[:n].tobytes()
-    assert market.books.order_flow.tobytes() == longer.books.order_flow[:n].tobytes()
-    assert market.feed.value.tobytes() == longer.feed.value[: len(market.feed.value)].tobytes()
+def test_books_and_funding_depend_neither_on_live_days_nor_on_what_comes_after(market, shorter):
+    n = len(shorter.books.known)
+    assert n == 13 * 288
+    assert market.books.levels[:n].tobytes() == shorter.books.levels.tobytes()
+    assert market.books.order_flow[:n].tobytes() == shorter.books.order_flow.tobytes()
+    assert market.feed.value[: len(shorter.feed.value)].tobytes() == shorter.feed.value.tobytes()
 
 
 @pytest.mark.parametrize(("first", "days"), [(-1, 1), (0, 0), (59, 2)])

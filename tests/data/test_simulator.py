@@ -26,6 +26,16 @@ def made(**changes):
     return simulate(SPEC.model_copy(update=changes), tape=False)
 
 
+def half_year():
+    """200 days of history, without drift: what one market has to show."""
+    return made(history_days=200, live_days=0)
+
+
+def year_without_edge():
+    """A year in which nothing predicts the price, with its books every five minutes."""
+    return made(history_days=365, live_days=0, edge=0.0, book_every_minutes=5)
+
+
 def slope_t(x, y):
     """t statistic of the slope of y on x."""
     x, y = x - x.mean(), y - y.mean()
@@ -96,7 +106,7 @@ def test_drift_trebles_volatility_widens_the_taker_share_and_turns_the_edge():
 
 
 def test_regimes_come_with_their_volatility_and_stay_for_hours():
-    market = made(history_days=200, live_days=0)
+    market = half_year()
     moves, regime = np.diff(np.log(market.bars[:, CLOSE])), market.truth.regime[1:]
     sd = [moves[regime == r].std() * np.sqrt(15) * 1e4 for r in range(len(REGIMES))]
     np.testing.assert_allclose(sd, 45.0 * np.array(DESIGN.vol_ratio), rtol=0.05)
@@ -107,7 +117,7 @@ def test_regimes_come_with_their_volatility_and_stay_for_hours():
 
 
 def test_volume_is_seasonal_clusters_and_follows_absolute_moves():
-    bars = made(history_days=100, live_days=0).bars
+    bars = half_year().bars[: 100 * DAY]
     volume, moves = np.log(bars[1:, VOLUME]), np.abs(np.diff(np.log(bars[:, CLOSE])))
     by_hour = bars[:, VOLUME].reshape(-1, 24, 60).mean(axis=(0, 2))
     assert by_hour[14] / by_hour[2] > 2
@@ -116,7 +126,7 @@ def test_volume_is_seasonal_clusters_and_follows_absolute_moves():
 
 
 def test_without_edge_pressure_and_flow_do_not_predict_the_price():
-    market = made(history_days=365, live_days=0, edge=0.0)
+    market = year_without_edge()
     assert not market.truth.drift.any()
     moves = future_return(market.bars, 1)
     flow = market.bars[:-1, TAKER_BUY] / market.bars[:-1, VOLUME]
@@ -126,8 +136,22 @@ def test_without_edge_pressure_and_flow_do_not_predict_the_price():
     assert abs(slope_t(flow[:-1], moves[1:])) < 3
 
 
+def test_without_edge_the_book_does_not_predict_the_price_to_come():
+    market = year_without_edge()
+    rows = market.bars[4::5, OPEN_TIME] + 60 == market.books.known
+    assert rows.all()
+    opened = np.log(market.bars[:, OPEN])
+    index = np.arange(5, len(opened) - 15, 5)  # the minute that opens when the book is known
+    ahead = opened[index + 15] - opened[index]
+    size = market.books.levels[..., 1].sum(axis=2)
+    imbalance = np.log(size[:, 0] / size[:, 1])
+    for known in (imbalance, market.books.order_flow, market.books.order_flow_fast):
+        x = known[: len(index)]
+        assert abs(np.corrcoef(x, ahead)[0, 1]) * np.sqrt(len(x) / 3) < 3  # three snapshots share a quarter hour
+
+
 def test_the_edge_moves_the_price_where_it_was_planted_and_nowhere_else():
-    market = made(history_days=365, live_days=0)
+    market = half_year()  # 7.3 standard errors or more in each regime
     moves = future_return(market.bars, 60)[::60]
     pressure, regime = market.truth.pressure[:-60:60], market.truth.regime[:-60:60]
     t = np.array([slope_t(pressure[regime == r], moves[regime == r]) for r in range(len(REGIMES))])
@@ -142,10 +166,10 @@ def test_edge_and_no_edge_have_the_very_same_volumes_and_flow():
 
 
 def test_the_taker_share_leans_on_the_pressure_but_noisily():
-    market = made(history_days=100, live_days=0)
-    share = market.bars[:, TAKER_BUY] / market.bars[:, VOLUME]
-    assert 0.15 < np.corrcoef(share, market.truth.pressure)[0, 1] < 0.5
-    assert market.truth.pressure.std() == pytest.approx(1.0, abs=0.1)
+    bars, pressure = half_year().bars[: 100 * DAY], half_year().truth.pressure[: 100 * DAY]
+    share = bars[:, TAKER_BUY] / bars[:, VOLUME]
+    assert 0.15 < np.corrcoef(share, pressure)[0, 1] < 0.5
+    assert pressure.std() == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,20 @@
 """A champion's version that was deleted in MLflow is alarmed once and stays champion, on either database."""
 
-import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from support.registry import empty_registry, registry_in
 
 from flows.support import aliases
 from flows.support.installation import Installation
 from pipelines.settings import Settings, load_params
 from pipelines.store import Promotion
-from pipelines.tracking import Tracking
 from serving.service.home_store import open_store
 
+__all__ = ["empty_registry"]
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 LINE = Promotion(T0, "policy", "challenge", "validator", "challenger", None, "1", "ab" * 32, "r", "d", "c", True, "why")
-
-
-@pytest.fixture(scope="module")
-def empty_registry(tmp_path_factory):
-    """The file of an MLflow that holds nothing: it takes seconds to make."""
-    file = tmp_path_factory.mktemp("registry") / "mlflow.db"
-    Tracking(f"sqlite:///{file}")
-    return file
 
 
 @pytest.fixture
@@ -33,8 +25,7 @@ def installation(url, tmp_path, monkeypatch, empty_registry):
     opened = Installation(where, load_params(), open_store(where))
     opened.store.add_promotion(LINE)
     opened.store.add_promotion(replace(LINE, action="promote", arm="champion"))
-    shutil.copy(empty_registry, tmp_path / "mlflow.db")
-    opened.tracking = Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    opened.tracking = registry_in(tmp_path, empty_registry)
     yield opened
     opened.store.close()
 

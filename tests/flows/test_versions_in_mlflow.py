@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
+from support.registry import empty_registry, registry_in
 from support.serving_fixture import make_bundle
 from support.stack import quiet, until
 
@@ -19,10 +20,11 @@ from pipelines.models.runtime import load_bundle
 from pipelines.models.tables import answers, example
 from pipelines.settings import Settings, load_params
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
-from pipelines.tracking import DataSet, Tracking
+from pipelines.tracking import DataSet
 from serving.inference.generation import write_generation
 from serving.service.home_store import open_store
 
+__all__ = ["empty_registry"]
 DATA_HASH = "d335e23d9f1432e8099436c1f33f0596.dir"
 PASSED = Check("gain_over_champion", True, 0.0012, 0.0002, 0.0022, "low > 0", 900, "in log loss", 0.001)
 REFUSED = Check("rows", False, 10.0, None, None, ">= 200", 10)
@@ -33,7 +35,7 @@ FIGURES = {
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, empty_registry):
     """An installation with MLflow in a file: versions 1 and 2 of a validator passed the gate, version 3 did not."""
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
@@ -41,7 +43,7 @@ def home(tmp_path_factory):
         where = Settings(home=folder, store_url="", mlflow_port=9)
         made = Installation(where, load_params(), open_store(where))
         with quiet():
-            made.tracking = Tracking(f"sqlite:///{folder / 'mlflow.db'}")
+            made.tracking = registry_in(folder, empty_registry)
         patch.setattr(promotion, "install_warm_starts", lambda installation: {})
         write_generation(made.settings.serving_dir, {}, {"SIM/USDT": {}}, now())
         for number, check in enumerate((PASSED, PASSED, REFUSED)):

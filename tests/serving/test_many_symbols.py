@@ -74,6 +74,19 @@ async def started(where):
         await engine.stop()
 
 
+async def polled_until(holds):
+    """Wait until the engine's own polls have led to `holds`. They run one at a time, so no test calls one besides."""
+    async with asyncio.timeout(30.0):
+        while not holds():
+            await asyncio.sleep(0.02)
+
+
+def warm_start_alarms(where):
+    """Return every alarm of a refused warm start, oldest first."""
+    with closing(Store.open(where.store)) as store:
+        return [alarm for alarm in store.alarms(open_only=False) if alarm.kind == "warm_start_refused"]
+
+
 def observations(stands, first, last, names=NAMES):
     return [{"symbol": name, "bars": [as_json(row) for row in stands[name].live[first:last]]} for name in names]
 
@@ -351,15 +364,14 @@ def test_a_refused_warm_start_refuses_its_symbol_alone_and_a_symbol_that_left_is
             families = read_generation(where.serving_dir)["families"]
             kept = {name: entry for name, entry in named.items() if name != THIRD}
             write_generation(where.serving_dir, families, kept, AT)
-            await engine._watcher.poll()
+            await polled_until(lambda: len(warm_start_alarms(where)) > 1)
             assert set(engine._symbols) == {SYMBOL, SECOND, UNSEEN}
             with pytest.raises(UnknownName, match=THIRD):
                 await engine.decider.decide([THIRD])
             assert engine._symbols[SYMBOL].last_open_time == stands[SYMBOL].live[7, OPEN_TIME]
 
     asyncio.run(run())
-    with closing(Store.open(where.store)) as store:
-        alarms = [alarm for alarm in store.alarms(open_only=False) if alarm.kind == "warm_start_refused"]
+    alarms = warm_start_alarms(where)
     assert [alarm.detail.partition(":")[0] for alarm in alarms] == [SECOND, SECOND]  # refused, and live again
     assert alarms[-1].detail == f"{SECOND}: it is live again"
     assert alarms[0].cleared_at is not None
@@ -410,7 +422,7 @@ def test_a_batch_that_was_not_stored_leaves_nothing_behind_and_is_made_again_who
                     await engine.decider.decide_all(NAMES)
             await asyncio.sleep(0.01)
             assert (engine._account.open, engine.decider._memory.made) == ({}, {})
-            await engine._watcher.poll()  # the store takes writes again
+            await polled_until(lambda: engine.store_monitor.fault is None)  # the store takes writes again
             return await engine.decider.decide_all(NAMES)
 
     made = asyncio.run(run())

@@ -145,8 +145,13 @@ def installation(tmp_path_factory):
     store.close()
 
 
-def test_ten_thousand_decisions_over_several_promotions_come_out_the_same_to_the_last_bit(installation):
-    records = installation.store.decisions()
+@pytest.fixture(scope="module")
+def records(installation):
+    """Every stored decision, read once."""
+    return installation.store.decisions()
+
+
+def test_ten_thousand_decisions_over_several_promotions_come_out_the_same_to_the_last_bit(installation, records):
     found = replay_decisions(installation, records)
     assert found.to_dict() == found.to_dict() | {"decisions": DECISIONS, "equal": DECISIONS, "bit_for_bit": True}
     assert len(found.champions) == 3
@@ -156,9 +161,9 @@ def test_ten_thousand_decisions_over_several_promotions_come_out_the_same_to_the
     assert len({tuple(record.decision.account.values()) for record in records}) > 10
 
 
-def test_the_edge_counts_what_the_deciding_bundle_knew_of_missed_targets_and_else_the_whole_stop(installation):
+def test_the_edge_counts_what_the_deciding_bundle_knew_of_missed_targets_and_else_the_whole_stop(installation, records):
     decided, bundles = defaultdict(list), installation.settings.bundles
-    for record in installation.store.decisions():
+    for record in records:
         if record.decision.edge_bps is not None:
             champion = record.decision.models["validator"]["champion"].digest
             decided[json.loads((bundles / champion / "schema.json").read_text()).get("miss_atr")].append(
@@ -310,8 +315,8 @@ def test_differences_are_named_by_their_path_numbers_to_the_last_bit():
     assert differences(old, old) == []
 
 
-def test_on_another_cpu_type_numbers_may_differ_in_the_last_bits_and_the_report_names_it(installation):
-    record = next(r for r in installation.store.decisions() if r.decision.confidence)
+def test_on_another_cpu_type_numbers_may_differ_in_the_last_bits_and_the_report_names_it(installation, records):
+    record = next(r for r in records if r.decision.confidence)
     old = record.decision
     lineage, near = old.lineage | {"cpu": "cray-1"}, float(np.nextafter(old.confidence, 2.0))
     features = np.nextafter(np.frombuffer(record.features), np.inf).tobytes()

@@ -1,53 +1,39 @@
 """Feed, service and flows are each killed once while the market goes: no bar lost, no decision doubled, by itself."""
 
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
 import psutil
 import pytest
 import yaml
-from support.stack import Stack, environment, until
+from support.stack import until
 
 from flows.support import processes
 from pipelines.contracts import OPEN_TIME, utc
-from pipelines.settings import ROOT
 from serving.state.feed_state import read_feed_state
 
 pytestmark = pytest.mark.stack
-SPEED, DAYS, STEP_S = 3_600.0, 16, 900.0  # four quarter hours a second
+SPEED, STEP_S = 3_600.0, 900.0  # four quarter hours a second
 SYMBOLS = ("SIM/USDT", "SIMB/USDT")
-TURN = "from flows.lifecycle import lifecycle; lifecycle(families=['validator', 'regime'])"
 BETWEEN, AFTER = 40, 60  # closes of each symbol before the next process is killed, and after the last
 
 
 @pytest.fixture
-def home(tmp_path):
-    """Return a running installation of two short markets, after a turn with two families, whose feed is stopped."""
-    env = environment(tmp_path / "home")
-    file = tmp_path / "params.yaml"
-    params = yaml.safe_load(file.read_text())
-    params["simulator"] |= {"history_days": DAYS, "live_days": 1, "drift_after_live_days": None}
-    params["simulator"]["followers"] = params["simulator"]["followers"][:1]
-    params["universe"] = {"symbols": list(SYMBOLS), "groups": {"crypto": list(SYMBOLS)}}
+def home(stack):
+    """Return the stack as it is fed four times as fast as by default, where nothing but kills may hold the market."""
+    file = stack.settings.params_file
+    before = file.read_text()
+    params = yaml.safe_load(before)
     params["feed"]["speed"] = SPEED
-    params["retrain"]["enabled"] = False  # nothing but kills may hold this market
+    stack.json("freeze", "retrain", "--reason", "only kills may hold this market")
     file.write_text(yaml.safe_dump(params, sort_keys=False))
-    running = Stack(env, tmp_path / "run.log")
     try:
-        done = running.cli("up")
-        assert done.returncode == 0, done.stderr
-        turn = subprocess.run(
-            [sys.executable, "-c", TURN], cwd=ROOT, env=env | processes.environment(running.settings),
-            capture_output=True, text=True, timeout=400, check=False,
-        )  # fmt: skip
-        assert turn.returncode == 0, (turn.stdout + turn.stderr)[-4000:]
-        yield running
+        yield stack
     finally:
-        running.stop()
-        assert processes.home_processes(running.settings) == []
-        running.store.close()
+        stack.json("feed", "stop")
+        until(lambda: read_feed_state(stack.settings.serving_dir).stopped, 10.0, "the feed to stop")
+        file.write_text(before)
+        stack.json("unfreeze", "retrain")
 
 
 def closes_since(running, first):
@@ -80,8 +66,8 @@ def test_each_is_killed_once_and_the_market_goes_on_by_itself(home):
     assert not home.json("feed", "stop")["wanted"]
     until(lambda: read_feed_state(home.settings.serving_dir).stopped, 10.0, "the feed to stop")
     for symbol in SYMBOLS:
-        opens = home.store.bars(symbol)[:, OPEN_TIME]
-        np.testing.assert_array_equal(np.diff(opens), 60.0, err_msg=f"{symbol}: a bar was lost")
+        opens = home.store.bars(symbol, after=before[symbol])[:, OPEN_TIME]
+        np.testing.assert_array_equal(np.diff([before[symbol], *opens]), 60.0, err_msg=f"{symbol}: a bar was lost")
         since = before[symbol] + 60.0
         decided = Counter(
             record.decision.as_of.timestamp() for record in home.store.decisions(symbol, since=utc(since + 1.0))

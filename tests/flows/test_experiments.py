@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from support.compared_home import BASIS, BTC, ETH, LEAKED, REFUSED, ComparedHome, empty_registry
+from support.compared_home import BASIS, BTC, ETH, LEAKED, REFUSED, ComparedHome
+from support.registry import empty_registry
 from support.stack import quiet
 
 from flows import promote as promote_module
@@ -14,18 +15,15 @@ from pipelines.errors import ChainBroken, GateRefused, StateError
 from pipelines.experiments.verdict import progress_of
 from pipelines.migrations import tables as t
 
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory):
-    return empty_registry(tmp_path_factory.mktemp("registry"))
+__all__ = ["empty_registry"]
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch, registry):
+def home(tmp_path, monkeypatch, empty_registry):
     """An installation whose validator version 1 is champion."""
     monkeypatch.chdir(tmp_path)  # a registry without a server stores artifacts next to itself
     monkeypatch.setattr(promotion, "install_warm_starts", lambda installation: {})
-    made = ComparedHome(tmp_path, registry)
+    made = ComparedHome(tmp_path, empty_registry)
     monkeypatch.setattr(promote_module, "open_installation", lambda: made.installation)
     monkeypatch.setattr(promote_module, "promote", by_policy)  # without a server of Prefect
     made.candidate()
@@ -52,6 +50,11 @@ def advance(home):
         promote_module.promote_winner(home.installation, "validator")
         promote_module.begin_queued(home.installation, "validator")
     return lines
+
+
+def expire_after(home, blocks):
+    rules = home.installation.params.experiment.model_copy(update={"expires_after_blocks": blocks})
+    home.installation.params = home.installation.params.model_copy(update={"experiment": rules})
 
 
 def champion(home):
@@ -122,23 +125,25 @@ def test_a_worse_challenger_is_stopped_and_the_newest_that_waited_begins_with_wh
 
 
 def test_an_equal_challenger_expires(home):
+    expire_after(home, 20)
     propose(home, home.candidate().version)
     number = home.running().number
-    home.live(121)
+    home.live(21)
     advance(home)
     assert home.state(number) == "expired"
-    assert "120 blocks" in home.store.transitions(number)[-1].reason
+    assert "20 blocks" in home.store.transitions(number)[-1].reason
 
 
 def test_one_whose_blocks_are_all_void_expires_too(home):
     home.universe((BTC, ETH))  # ETH never comes
+    expire_after(home, 10)
     propose(home, home.candidate().version)
     number = home.running().number
-    home.live(123, symbols=(BTC,))
+    home.live(13, symbols=(BTC,))
     advance(home)
     assert home.state(number) == "expired"
-    assert home.store.transitions(number)[-1].reason == "no verdict after 120 blocks, 120 of them void"
-    assert len(home.store.block_scores(number)) == 120
+    assert home.store.transitions(number)[-1].reason == "no verdict after 10 blocks, 10 of them void"
+    assert len(home.store.block_scores(number)) == 10
     assert experiments.recompute(home.installation, number).same
 
 

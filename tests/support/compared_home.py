@@ -1,7 +1,6 @@
 """A small installation with MLflow in a file, a champion, candidates, and outcomes that both arms scored."""
 
 import json
-import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,9 +15,10 @@ from pipelines.models.tables import answers, example
 from pipelines.settings import Settings, load_params
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 from pipelines.store import BarBatch, DecisionRecord, FamilyOutcome
-from pipelines.tracking import DataSet, Tracking
+from pipelines.tracking import DataSet
 from serving.inference.generation import write_generation
 from serving.service.home_store import open_store
+from support.registry import registry_in
 from support.serving_fixture import make_bundle
 from support.stack import quiet
 
@@ -35,24 +35,16 @@ BASIS = {
 NOISE = 0.02  # standard deviation of a block's mean difference
 
 
-def empty_registry(folder: Path) -> Path:
-    """Make an empty registry in a folder and return its file."""
-    with quiet():
-        Tracking(f"sqlite:///{folder / 'mlflow.db'}").versions("validator")
-    return folder / "mlflow.db"
-
-
 class ComparedHome:
     """Hold the installation and `at`, the present of its market."""
 
     def __init__(self, folder: Path, registry: Path, symbols=(BTC,)):
-        """Make one in a folder, with a copy of an empty registry: to make one takes MLflow seconds."""
-        shutil.copy(registry, folder / "mlflow.db")
+        """Make one in a folder, with a copy of an empty registry."""
         self.at, self.symbols = START, symbols
         where = Settings(home=folder, store_url="", mlflow_port=9)
         self.installation = Installation(where, load_params(), open_store(where))
         with quiet():
-            self.installation.tracking = Tracking(f"sqlite:///{folder / 'mlflow.db'}")
+            self.installation.tracking = registry_in(folder, registry)
         write_generation(where.serving_dir, {}, {BTC: {}}, now())
         self.installation.data.mkdir(parents=True)
         self.universe(symbols)

@@ -59,7 +59,8 @@ def await_approval(installation: Installation, family: str, version: str, wait_h
 
 
 def evidence_text(installation: Installation, family: str, version: str) -> str:
-    """Return what a person decides on, as Markdown: the evidence, the gain over the champion with interval and n."""
+    """Return what a person decides on, as Markdown: the gate's evidence with the gain over the champion, interval and
+    n, and what the experiment found."""
     wanted = installation.tracking.version(family, version)
     champion = installation.store.slots(family).champion
     verdict = installation.store.verdict(family, version, wanted.digest)
@@ -71,6 +72,7 @@ def evidence_text(installation: Installation, family: str, version: str) -> str:
     ]
     checks = {check["name"]: check for check in verdict.evidence.get("checks", [])} if verdict else {}
     lines.append(describe_gain(checks.get("gain_over_champion")))
+    lines.append(describe_experiment(installation, family, wanted.digest, champion is not None))
     return "\n\n".join(lines)
 
 
@@ -83,6 +85,19 @@ def describe_gain(check: Mapping[str, Any] | None) -> str:
     return (
         f"Gain over the champion: {check['value']:+.4f} {check['detail']}, 95 % interval "
         f"{check['low']:+.4f} to {check['high']:+.4f}, n = {check['n']:,} (wanted: {check['threshold']})."
+    )
+
+
+def describe_experiment(installation: Installation, family: str, digest: str, is_needed: bool) -> str:
+    """Return in words what the experiment of these bytes against the champion found, or that none was won."""
+    experiment = experiments.won(installation, family, digest)
+    if experiment is None:
+        return "Experiment: none was won against this champion." if is_needed else "Experiment: there was no champion."
+    found = experiments.view_of(installation, experiment).figures
+    return (
+        f"Experiment {experiment.number}: won after {found['blocks']} blocks, {found['outcomes']:,} outcomes; "
+        f"gain {found['gain']:+.4f} {experiment.unit}, 95 % confidence sequence {found['low']:+.4f} to "
+        f"{found['high']:+.4f}, e-value {found['e_value']:.3g} of {1 / experiment.alpha:.3g}."
     )
 
 

@@ -322,6 +322,11 @@ def test_without_an_approval_a_winner_waits_and_without_a_basis_nothing_begins(h
     advance(home)
     assert (home.state(number), champion(home)) == ("won", "1")
     assert asked == [("validator", version, f"won experiment {number}")]
+    shown = promote_module.evidence_text(home.installation, "validator", version)
+    assert f"Experiment {number}: won after" in shown
+    assert "95 % confidence sequence +" in shown
+    old = promote_module.evidence_text(home.installation, "validator", "1")
+    assert "none was won" in old
 
 
 def test_a_winner_whose_bundle_is_damaged_is_refused_and_stays_challenger(home):

@@ -35,15 +35,16 @@ def write_experiment_page(path: Path, title: str, view: ExperimentView, links: M
 def _figures(view: ExperimentView) -> list[tuple[str, str]]:
     """Return the figures of the newest block in words."""
     e, f = view.experiment, view.figures
+    of = f", of {e.max_blocks} at most" if e.max_blocks else ""
     rows = [
         ("state", view.state),
-        ("blocks that count", f"{f['blocks']} of {e.max_blocks}" if e.max_blocks else f"{f['blocks']}"),
+        ("blocks", f"{f['blocks']} count, {f['void']} void{of}"),
+        ("outcomes that both arms scored", f"{f['outcomes']:,}"),
     ]
-    rows += [("void blocks", str(f["void"])), ("outcomes that both arms scored", f"{f['outcomes']:,}")]
     if f["gain"] is not None:
         level = 1.0 - SHOWN_LEVEL
         rows.append((
-            f"gain of {e.challenger}, {e.unit}",
+            f"gain of {_named(e)}, {e.unit}",
             f"{f['gain']:+.4g}, {level:.0%} confidence sequence {f['low']:+.4g} to {f['high']:+.4g}",
         ))  # fmt: skip
         rows.append(("blocks clipped", f"{f['clipped_share']:.1%}"))
@@ -113,6 +114,11 @@ def _void(blocks: Sequence[BlockScore]) -> str:
     )
 
 
+def _named(e: Experiment) -> str:
+    """Return the challenger in words: a version, or a standing arm by its name."""
+    return f"version {e.challenger}" if e.alpha > 0.0 else e.challenger
+
+
 def charts(view: ExperimentView) -> str:
     """Return the gain with its confidence sequence and the e-values, over the blocks that count."""
     e, found = view.experiment, view.progress
@@ -125,8 +131,9 @@ def charts(view: ExperimentView) -> str:
     gain.fill_between(at, found.low, found.high, color=INTERVAL, alpha=0.2, label="confidence sequence")
     gain.plot(at, np.cumsum(np.clip(means, -e.bound, e.bound)) / at, color=INTERVAL, label="mean so far")
     gain.axhline(0.0, color=GAIN, linewidth=0.6)
-    gain.set_title(f"gain of {e.challenger}, {e.unit}")
-    gain.set_xlabel("block")
+    gain.set_title(f"gain of {_named(e)}, {e.unit}")
+    gain.set_xlabel("blocks that count")
+    gain.xaxis.get_major_locator().set_params(integer=True)
     gain.legend()
     if tested:
         wealth = axes[0, 1]
@@ -136,6 +143,7 @@ def charts(view: ExperimentView) -> str:
             wealth.semilogy(at, found.futility, color=HARM, label="e-value: it gains less than the least gain")
             wealth.axhline(1.0 / e.futility_alpha, color=HARM, linestyle=":", linewidth=0.8, label="stops here")
         wealth.set_title("evidence")
-        wealth.set_xlabel("block")
+        wealth.set_xlabel("blocks that count")
+        wealth.xaxis.get_major_locator().set_params(integer=True)
         wealth.legend()
     return svg(figure)

@@ -78,14 +78,14 @@ def registry_answers(installation: Installation) -> bool:
 
 def moved(installation: Installation) -> set[str]:
     """Return the families whose alias champion or challenger is not where the ledger says."""
-    champions, challengers = (installation.tracking.aliases(arm) for arm in ("champion", "challenger"))
-    slots = {family: installation.store.slots(family) for family in FAMILIES}
-    return {
-        family
-        for family, found in slots.items()
-        if champions.get(family) != (found.champion.to_version if found.champion else None)
-        or challengers.get(family) != (found.challenger.to_version if found.challenger else None)
-    }
+    aliases = installation.tracking.aliases()
+    found = set()
+    for family in FAMILIES:
+        slots, named = installation.store.slots(family), aliases.get(family, {})
+        facts = {"champion": slots.champion, "challenger": slots.challenger}
+        if any(named.get(arm) != (line.to_version if line else None) for arm, line in facts.items()):
+            found.add(family)
+    return found
 
 
 def is_behind_ledger(installation: Installation, skipped: Collection[str] = ()) -> bool:

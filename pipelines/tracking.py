@@ -152,9 +152,12 @@ class Tracking:
         number = self._aliases(family).get(alias)
         return None if number is None else self.version(family, number)
 
-    def aliases(self, alias: str) -> dict[str, str]:
-        """Return family → version this alias points to, for every registered family that has it; one request."""
-        return {m.name: str(m.aliases[alias]) for m in self._client.search_registered_models() if alias in m.aliases}
+    def aliases(self) -> dict[str, dict[str, str]]:
+        """Return family → alias → version, of every registered family; one request."""
+        return {
+            model.name: {alias: str(version) for alias, version in model.aliases.items()}
+            for model in self._client.search_registered_models()
+        }
 
     def set_alias(self, family: str, alias: str, version: str | None) -> None:
         """Point an alias at a version; None removes it."""

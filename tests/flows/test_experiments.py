@@ -121,7 +121,7 @@ def test_a_worse_challenger_is_stopped_and_the_newest_that_waited_begins_with_wh
     assert challenger(home) == waiting[-1]
     assert home.store.promotions("validator")[-1].action == "shadow"
     assert champion(home) == "1"
-    assert home.installation.tracking.aliases("challenger") == {"validator": waiting[-1]}
+    assert home.installation.tracking.aliases()["validator"]["challenger"] == waiting[-1]
 
 
 def test_an_equal_challenger_expires(home):
@@ -228,12 +228,12 @@ def test_the_alias_challenger_moved_in_mlflow_begins_an_experiment_and_one_that_
     with quiet():
         tracking.set_alias("validator", "challenger", refused.version)
         (line,) = aliases.reconcile(home.installation, ["validator"])
-    assert tracking.aliases("challenger") == {"validator": version.version}
+    assert tracking.aliases()["validator"]["challenger"] == version.version
     assert tracking.version("validator", refused.version).tags["bellwether.request"].startswith("refused: ")
     with quiet():
         tracking.set_alias("validator", "challenger", None)
         aliases.reconcile(home.installation, ["validator"])
-    assert tracking.aliases("challenger") == {"validator": version.version}
+    assert tracking.aliases()["validator"]["challenger"] == version.version
     assert aliases.reconcile(home.installation, ["validator"]) == []
 
 

@@ -37,7 +37,7 @@ def test_the_alias_challenger_moved_in_mlflow_begins_one_that_every_command_show
     client.set_model_version_tag("validator", candidate, "bellwether.reason", "a second look")
     taken = stack.slots().challenger.to_version
     client.set_registered_model_alias("validator", "challenger", taken if taken != candidate else champion.to_version)
-    until(lambda: stack.installation.tracking.aliases("challenger")["validator"] == candidate, 20.0, "the alias back")
+    until(lambda: stack.installation.tracking.aliases()["validator"]["challenger"] == candidate, 20.0, "the alias back")
     begun = stack.json("ab", "start", "validator", candidate, "--reason", "a second look")
     assert (begun["state"], begun["champion"], begun["challenger"]) == ("shadow", champion.to_version, candidate)
     listed = stack.json("ab", "list")

@@ -35,7 +35,7 @@ from serving.client import Client
 from serving.service.home_store import open_store
 from serving.service.keys import write_key
 
-TURN_SECONDS = 600.0
+TURN_SECONDS = 1500.0
 STOP_SECONDS = 60.0
 PATIENCE_S = 2 * processes.START_SECONDS  # with one command: `up` itself waits for the services so long
 PORTS = ("mlflow_port", "prefect_port", "decision_port", "model_port", "evidently_port")

@@ -77,13 +77,13 @@ def registry_answers(installation: Installation) -> bool:
 
 
 def moved(installation: Installation) -> set[str]:
-    """Return the families whose alias champion or challenger is not where the ledger says."""
+    """Return the families whose alias champion is not where the ledger says, or whose alias challenger is elsewhere."""
     aliases = installation.tracking.aliases()
     found = set()
     for family in FAMILIES:
         slots, named = installation.store.slots(family), aliases.get(family, {})
-        facts = {"champion": slots.champion, "challenger": slots.challenger}
-        if any(named.get(arm) != (line.to_version if line else None) for arm, line in facts.items()):
+        champion, challenger = (line.to_version if line else None for line in (slots.champion, slots.challenger))
+        if named.get("champion") != champion or named.get("challenger") not in (None, challenger):
             found.add(family)
     return found
 

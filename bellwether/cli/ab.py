@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flows.support.installation import Installation
 
 app = new_group()
-ab = new_group("Compare challengers with champions: list, show, start, stop and verify experiments.")
+ab = new_group("Compare challengers with champions: list, show, start, stop.")
 app.add_typer(ab, name="ab")
 Number = Annotated[int, typer.Argument(help="Of the experiment, as `bellwether ab list` shows it.")]
 Family = Annotated[str, typer.Argument(help=" | ".join(FAMILIES))]
@@ -36,9 +36,9 @@ def list_experiments(
     installation = open_installation()
     found = [experiments.view_of(installation, e).summary() for e in reversed(installation.store.experiments(family))]
     waiting = _waiting(installation)
-    left = experiments.budget_left(installation)
+    left, waits = experiments.budget_left(installation), experiments.standing_waits(installation)
     if as_json:
-        emit({"experiments": found, "queued": waiting, "alpha_left": left})
+        emit({"experiments": found, "queued": waiting, "alpha_left": left, "standing_arms_wait": waits})
         return
     table(
         "experiments",
@@ -51,6 +51,8 @@ def list_experiments(
     )  # fmt: skip
     for each in waiting:
         paragraph(f"{each['family']} version {each['version']} waits for the next experiment of its family")
+    if waits:
+        paragraph(waits)
     paragraph(f"{left:.3g} of this market year's budget of false promotions are left")
 
 

@@ -18,7 +18,6 @@ from pipelines.tracking import Version
 DELETED = "version_deleted"
 BUNDLE = "its bundle in this home"
 REMOVED = "the alias champion is moved, not removed; `bellwether rollback` goes back to the version before"
-SHADOW_REMOVED = "the alias challenger is moved, not removed; `bellwether ab stop` ends an experiment"
 
 
 def reconcile(installation: Installation, families: Iterable[str] = FAMILIES) -> list[str]:
@@ -84,29 +83,26 @@ def _reconcile(installation: Installation, family: str) -> str | None:
 
 
 def _reconcile_challenger(installation: Installation, family: str) -> str | None:
-    """Compare one family's `challenger` alias with the ledger; return what was done, None if they agree."""
+    """Compare one family's `challenger` alias with the ledger; return what was done, None if they agree.
+
+    An alias that was removed asks for nothing: it comes back with the next challenger.
+    """
     alias = installation.tracking.version_by_alias(family, "challenger")
     challenger = installation.store.slots(family).challenger
     fact = challenger.to_version if challenger else None
-    if (alias.version if alias else None) == fact:
+    if alias is None or alias.version == fact:
         return None
-    if alias is not None:
-        by, why = asked_by(alias)
-        try:
-            begun = begin_under_lease(installation, family, alias.version, by, why)
-            answer(installation, alias, f"{PROMOTED} to challenger, experiment {begun.number}")
-            return f"{family}: {experiments.title_of(begun)} begun on request of the MLflow UI"
-        except (GateRefused, StateError, ChainBroken, BundleError) as refusal:
-            installation.store.raise_alarm("alias_refused", "warning", str(refusal), now())
-            answer(installation, alias, f"{REFUSED}: {refusal}")
-            line = f"{family}: alias challenger put back to {fact or 'nothing'}: {refusal}"
-    else:
-        line = f"{family}: alias challenger was removed by hand, put back to version {fact}: {SHADOW_REMOVED}"
-    there = {version.version for version in installation.tracking.versions(family)}
-    if fact is not None and fact not in there:
-        return None  # its version was deleted in MLflow: nothing can point at it
-    installation.tracking.set_alias(family, "challenger", fact)
-    return line
+    by, why = asked_by(alias)
+    try:
+        begun = begin_under_lease(installation, family, alias.version, by, why)
+        answer(installation, alias, f"{PROMOTED} to challenger, experiment {begun.number}")
+        return f"{family}: {experiments.title_of(begun)} begun on request of the MLflow UI"
+    except (GateRefused, StateError, ChainBroken, BundleError) as refusal:
+        installation.store.raise_alarm("alias_refused", "warning", str(refusal), now())
+        answer(installation, alias, f"{REFUSED}: {refusal}")
+        there = {version.version for version in installation.tracking.versions(family)}
+        installation.tracking.set_alias(family, "challenger", fact if fact in there else None)
+        return f"{family}: alias challenger put back to {fact or 'nothing'}: {refusal}"
 
 
 def _deleted(installation: Installation, champion: Promotion) -> bool:

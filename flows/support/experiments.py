@@ -146,16 +146,9 @@ def begin_standing(installation: Installation) -> list[Experiment]:
     """Begin the arms that never end, once a champion decides: they spend nothing and can win nothing."""
     from flows.support.live_outcomes import longest_horizon_s  # labels and kernels, which `status` does not wait for
 
-    champion = installation.store.slots(DECISION_FAMILY).champion
-    there = {e.challenger for e in installation.store.experiments(POLICY_ARMS)}
-    missing = [arm for arm in STANDING if arm not in there]
-    if champion is None or not missing:
+    missing, bound = _missing_arms(installation), _trade_bound_bps(installation)
+    if bound is None or not missing:
         return []
-    verdict = installation.store.verdict(DECISION_FAMILY, str(champion.to_version), str(champion.digest))
-    basis = (verdict.evidence.get("experiment") if verdict else None) or {}
-    bound = basis.get("trade_bound_bps")
-    if bound is None:
-        return []  # a champion of an earlier release: the next one that is judged states it
     origin = learning_now(installation)
     horizon_s = longest_horizon_s(installation, DECISION_FAMILY, installation.symbols)
     return [
@@ -170,6 +163,38 @@ def begin_standing(installation: Installation) -> list[Experiment]:
         )
         for arm in missing
     ]  # fmt: skip
+
+
+def standing_waits(installation: Installation) -> str | None:
+    """Return why standing arms have not begun; None once they have."""
+    champion = installation.store.slots(DECISION_FAMILY).champion
+    if not _missing_arms(installation):
+        return None
+    if champion is None:
+        return "the standing arms begin when a champion decides"
+    if _trade_bound_bps(installation) is None:
+        return (
+            f"the standing arms begin with the next champion: the verdict on version {champion.to_version} does not "
+            "state how widely trades spread (too few rows, or a release before 0.13.0)"
+        )
+    return "the standing arms begin with the next run of the monitor"
+
+
+def _missing_arms(installation: Installation) -> list[str]:
+    """Return the standing arms that have not begun."""
+    there = {e.challenger for e in installation.store.experiments(POLICY_ARMS)}
+    return [arm for arm in STANDING if arm not in there]
+
+
+def _trade_bound_bps(installation: Installation) -> float | None:
+    """Return the bound of what trades return, as the gate's rows of the deciding champion have it; None if unknown."""
+    champion = installation.store.slots(DECISION_FAMILY).champion
+    if champion is None:
+        return None
+    verdict = installation.store.verdict(DECISION_FAMILY, str(champion.to_version), str(champion.digest))
+    basis = (verdict.evidence.get("experiment") if verdict else None) or {}
+    bound: float | None = basis.get("trade_bound_bps")
+    return bound
 
 
 # ---- how one goes on ------------------------------------------------------------------------------------------------

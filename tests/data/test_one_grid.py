@@ -19,6 +19,7 @@ ROUNDING = {"floor", "ceil", "round", "rint", "trunc", "int", "astype"}
 ALLOWED = {
     "bellwether/operations/feed_pace.py": (1, "how many bars the feed is late, from wall time"),
     "bellwether/operations/feed_report.py": (1, "bars a second of wall time, for a person"),
+    "flows/support/experiment_blocks.py": (2, "blocks of an experiment, counted in horizons from its start"),
     "flows/support/due.py": (1, "intervals of runs in market time, counted since the epoch"),
     "pipelines/costs.py": (2, "times of funding: an exchange's own hours since the epoch, not bars"),
     "pipelines/data/admission.py": (

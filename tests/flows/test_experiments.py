@@ -231,9 +231,7 @@ def test_the_alias_challenger_moved_in_mlflow_begins_an_experiment_and_one_that_
     assert tracking.aliases()["validator"]["challenger"] == version.version
     assert tracking.version("validator", refused.version).tags["bellwether.request"].startswith("refused: ")
     with quiet():
-        tracking.set_alias("validator", "challenger", None)
-        aliases.reconcile(home.installation, ["validator"])
-    assert tracking.aliases()["validator"]["challenger"] == version.version
+        tracking.set_alias("validator", "challenger", None)  # asks for nothing
     assert aliases.reconcile(home.installation, ["validator"]) == []
 
 
@@ -346,7 +344,9 @@ def test_the_standing_arms_are_compared_at_every_event_and_never_end(home, monke
     installation = home.installation
     took = {}  # what the policy of tier 3 would have taken
     monkeypatch.setattr(traditional_arm, "taken_by_tradition", lambda installation, symbol, records: took)
+    assert "next run of the monitor" in experiments.standing_waits(installation)
     lines = experiments.advance(installation, experiments.POLICY_ARMS)
+    assert experiments.standing_waits(installation) is None
     assert [line.split(": ")[1].split(" ")[0] for line in lines] == ["traditional", "no_model"]
     traditional, no_model = home.store.experiments(experiments.POLICY_ARMS)
     assert {(arm.alpha, arm.bound) for arm in (traditional, no_model)} == {(0.0, BASIS["trade_bound_bps"])}

@@ -205,7 +205,8 @@ def test_a_leaking_column_is_exploited_and_then_refused_by_name(market, tmp_path
 
 
 def test_a_second_model_of_the_same_family_is_no_better_than_the_first(market, tmp_path):
-    """A/A: another seed on the same rows is not promoted over its twin, whichever came first."""
+    """A/A: another seed on the same rows is not superior to its twin, whichever came first; it is no worse either."""
+    superior = PARAMS.model_copy(update={"gate": PARAMS.gate.model_copy(update={"against_champion": "superior"})})
     folder = market / "artifacts"
     data = VALIDATOR.dataset(folder, PARAMS)
     embargo_s = (PARAMS.labels.horizon_bars + 500) * 900.0
@@ -222,8 +223,9 @@ def test_a_second_model_of_the_same_family_is_no_better_than_the_first(market, t
     ]
     base = evidence(folder)
     for one, other in (twins, twins[::-1]):
-        verdict = judge(replace(base, loss=one.loss, p=one.p, champion_loss=other.loss), PARAMS)
-        assert "gain_over_champion" in {check.name for check in verdict.checks if not check.passed}
+        compared = replace(base, loss=one.loss, p=one.p, champion_loss=other.loss)
+        checks = [{c.name: c.passed for c in judge(compared, params).checks} for params in (superior, PARAMS)]
+        assert [each["gain_over_champion"] is True for each in checks] == [False, True]
 
 
 def test_other_days_of_the_same_market_have_another_hash(tmp_path):

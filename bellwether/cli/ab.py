@@ -26,7 +26,7 @@ Family = Annotated[str, typer.Argument(help=" | ".join(FAMILIES))]
 def list_experiments(
     family: Annotated[str | None, typer.Option(help="Of this family only.")] = None, as_json: AsJson = False
 ) -> None:
-    """List experiments with their evidence, newest first, and the standing arms.
+    """List experiments and standing arms, newest first.
 
     A gain is the champion's loss less the challenger's. Between looks the chance of a false promotion does not grow.
     """
@@ -66,7 +66,7 @@ def _waiting(installation: "Installation") -> list[JsonObject]:
 
 @ab.command()
 def show(number: Number, as_json: AsJson = False) -> None:
-    """Show an experiment: its rules, its evidence, its states and what happens next."""
+    """Show an experiment: rules, evidence, states, next step."""
     from flows.support import experiments
     from flows.support.installation import open_installation
 
@@ -150,7 +150,10 @@ def start(
 
 @ab.command()
 def stop(number: Number, reason: Reason = "requested", as_json: AsJson = False) -> None:
-    """Stop an experiment. Its version serves on in shadow; what was spent stays spent."""
+    """Stop an experiment.
+
+    Its version serves on in shadow; what was spent stays spent.
+    """
     from flows.support import experiments
     from flows.support.installation import open_installation
 
@@ -164,7 +167,7 @@ def stop(number: Number, reason: Reason = "requested", as_json: AsJson = False) 
 
 @ab.command()
 def verify(number: Number, as_json: AsJson = False) -> None:
-    """Compute the verdict of an experiment again from its stored blocks.
+    """Compute a verdict again from its stored blocks.
 
     Bit for bit on the CPU type that recorded it. The means of blocks are computed again where their outcomes are still
     stored. Exit code 1 if anything differs.

@@ -37,7 +37,9 @@ The same models, made bad in one way. Refused by the gate, and by the check made
 
 PAIRS = """\
 Share of candidates that pass against a champion on so many paired rows, by how much of the champion's own skill they
-gain over it. Two fits of the same skill differ by what each learnt of noise."""
+gain over it. Two fits of the same skill differ by what each learnt of noise. Non-inferior: no more than
+`gate.non_inferiority_share` of the family's skill is lost; whether a candidate is better is then asked by an
+experiment, on outcomes that neither has seen."""
 
 BREAKER = """\
 A breaker stops new trades until a person looks; those not listed here compare one value with a limit."""
@@ -180,9 +182,10 @@ WHY = {
     "gate.min_deflated_sharpe": "the best of 20 noise models is refused; at one trial it needs no more than the lift's "
     "interval",
     "gate.min_paired": "an interval needs 60; on 100 to 700 rows superiority is seen only over a champion that is far "
-    "behind, which is why the gate can ask non-inferiority instead",
-    "gate.min_improvement_share": "of the champion's own skill; on so few rows the interval binds first",
-    "gate.non_inferiority_share": "of the champion's own skill; a smaller margin is never shown on so few rows",
+    "behind, which is why the gate asks non-inferiority and an experiment the rest",
+    "gate.min_improvement_share": "of the family's skill; what an experiment is made to find",
+    "gate.non_inferiority_share": "of the family's skill; an equal candidate is shown to lose no more in 12 to 31 % of "
+    "cases on so few rows, the others wait for more",
     "breakers.trades": "50 were too few for an interval on dependent trades; 100 are ten weeks of ten trades",
     "breakers.fills, max_rejected, max_slippage_bps": "unchanged: a healthy venue trips in under 1 %, an ill "
     "one in most",

@@ -33,7 +33,6 @@ from rich.table import Table
 
 from benchmarks import (
     ab,
-    ab_live,
     faults,
     file_turns,
     graph_repro,
@@ -302,8 +301,6 @@ PARTS = {
     "ab_power": Part("experiments whose challenger has a known gain: blocks until it is promoted", ab.power_cases(),
                      ab.power, ab.power_figures),
     "ab_futility": Part("experiments stopped for futility", ab.futility_cases(), ab.futility, ab.futility_figures),
-    "ab_live": Part("a better challenger that wins while it serves", ab_live.CASES, ab_live.run, ab_live.live_figures,
-                    jobs=1, code=RUNNING),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
 }  # fmt: skip
 
@@ -429,7 +426,6 @@ def main() -> None:
             ("universe", ("universe_turns",), universe_turns.page_of),
             ("live", ("live_half_hour",), live_summary.page_of),
             ("ab", ab_page.PARTS, ab_page.ab_page),
-            ("ab-live", ("ab_live",), ab_live.page_of),
         ):
             print(results.write_page(ROOT / "docs" / "results" / f"{name}.md", folder, parts, make))
         return

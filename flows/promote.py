@@ -158,6 +158,13 @@ def promote_winner(installation: Installation, family: str) -> None:
         report_progress(f"{experiments.title_of(experiment)} is not promoted: {refusal}")
 
 
+def decline(installation: Installation, family: str, version: str, actor: str, reason: str) -> None:
+    """End the experiment that a declined version has won, so that nobody is asked again."""
+    digest = installation.tracking.version(family, version).digest
+    if (experiment := experiments.won(installation, family, digest)) is not None:
+        experiments.end(installation, experiment, "refused", actor, f"declined: {reason}")
+
+
 def make_champion(installation: Installation, family: str, version: str, reason: str) -> None:
     """Promote a version by policy, or request a person's approval, as `retrain.approval` says.
 
@@ -240,6 +247,7 @@ def promote(
         decision = await_approval(installation, family, version, wait_hours)
         actor, reason = decision.name.strip(), decision.reason.strip()
         if not decision.approve:
+            decline(installation, family, version, actor, reason)
             report_progress(f"{family} version {version}: declined by {actor}: {reason}")
             return False
     with step(f"promote: {family} version {version}"):

@@ -212,18 +212,24 @@ def scored(blocks: Sequence[BlockScore]) -> Floats:
 
 
 def evidence_of(experiment: Experiment, blocks: Sequence[BlockScore], found: Progress) -> JsonObject:
-    """Return the figures of an experiment after its newest block, JSON-ready; null before the first."""
-    means = scored(blocks)
+    """Return the figures of an experiment after the block that decided it, or its newest one, JSON-ready; null before
+    the first.
+
+    Several blocks may be scored at once: those after the deciding one are stored and count for nothing.
+    """
+    until = len(found.e_values) if found.decided_at is None else found.decided_at + 1
+    counting = [block for block in blocks if block.mean is not None][:until]
+    means = scored(counting)
     last: Mapping[str, float | None] = dict.fromkeys(("e_value", "futility", "low", "high", "gain"))
     if len(means):
         last = {
-            "e_value": float(found.e_values[-1]), "futility": float(found.futility[-1]),
-            "low": float(found.low[-1]), "high": float(found.high[-1]),
+            "e_value": float(found.e_values[until - 1]), "futility": float(found.futility[until - 1]),
+            "low": float(found.low[until - 1]), "high": float(found.high[until - 1]),
             "gain": float(np.clip(means, -experiment.bound, experiment.bound).mean()),
         }  # fmt: skip
     return {
         "blocks": len(means), "void": sum(block.mean is None for block in blocks),
-        "outcomes": sum(block.n for block in blocks if block.mean is not None),
+        "outcomes": sum(block.n for block in counting),
         "clipped_share": found.clipped_share,
         **{name: finite_or_none(value) if value is not None else None for name, value in last.items()},
     }  # fmt: skip

@@ -322,9 +322,18 @@ def test_without_an_approval_a_winner_waits_and_without_a_basis_nothing_begins(h
     assert asked == [("validator", version, f"won experiment {number}")]
     shown = promote_module.evidence_text(home.installation, "validator", version)
     assert f"Experiment {number}: won after" in shown
-    assert "95 % confidence sequence +" in shown
+    assert f"won after {home.store.transitions(number)[-1].evidence['blocks']} blocks" in shown
+    won = home.store.transitions(number)[-1].evidence
+    assert won["blocks"] == won["decided_at"] + 1 < len(home.store.block_scores(number))  # 40 were scored at once
+    assert won["e_value"] >= 1 / 0.02
+    assert experiments.recompute(home.installation, number).same
     old = promote_module.evidence_text(home.installation, "validator", "1")
     assert "none was won" in old
+    promote_module.decline(home.installation, "validator", version, "ann", "not before the holidays")
+    last = home.store.transitions(number)[-1]
+    assert (last.state, last.actor, last.reason) == ("refused", "ann", "declined: not before the holidays")
+    advance(home)
+    assert len(asked) == 1  # nobody is asked again
 
 
 def test_a_winner_whose_bundle_is_damaged_is_refused_and_stays_challenger(home):

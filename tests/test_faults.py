@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from support.stack import until
 
 from benchmarks import faults
 from benchmarks.fault_causes import no_mount
@@ -17,6 +18,7 @@ from serving.client import Client
 from serving.service.metrics_folder import VARIABLE
 
 NONE_LOST = dict.fromkeys(("lost", "doubled", "lost_bars", "state", "not_replayed"), 0)
+OBSERVED = re.compile(r'request_total\{.*endpoint="/observe".*\} [1-9]')
 KIND = "tmpfs" if not no_mount() else "fixture"
 
 
@@ -41,8 +43,8 @@ def test_requests_are_counted_in_memory(target):
     folder = Path(target.member("decision, worker").environ()[VARIABLE])
     assert not list(folder.glob("*.db")), "nothing of them is on the disk"
     with Client(target.settings) as client:
-        counted = httpx.get(f"{target.settings.decision_url}/metrics", headers=client._http.headers).text
-    assert re.search(r'request_total\{.*endpoint="/observe".*\} [1-9]', counted), counted[:500]
+        url, headers = f"{target.settings.decision_url}/metrics", client._http.headers
+        until(lambda: OBSERVED.search(httpx.get(url, headers=headers).text), 20.0, "a bar of the feeder to be counted")
 
 
 @pytest.mark.parametrize("process", ["worker", "parent"])

@@ -144,6 +144,45 @@ class GateParams(FrozenParams):
     min_paired: int = Field(ge=60)
 
 
+class RampParams(FrozenParams):
+    """Set how a challenger that has won begins to act, before it is promoted; of families whose answer acts.
+
+    canary_weight, split_weight  share of (symbol, block) that it decides: first the one, then the other
+    canary_blocks, split_blocks  how long each lasts; 0: not at all
+    """
+
+    canary_weight: float = Field(default=0.1, gt=0, lt=1)
+    canary_blocks: int = Field(default=5, ge=0)
+    split_weight: float = Field(default=0.5, gt=0, lt=1)
+    split_blocks: int = Field(default=5, ge=0)
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "RampParams":
+        """Return self; raise ValueError where the second weight is the smaller: an arm would change within a block."""
+        if self.split_weight < self.canary_weight:
+            raise ValueError(f"split_weight {self.split_weight} is under canary_weight {self.canary_weight}")
+        return self
+
+
+class GuardrailParams(FrozenParams):
+    """Set the limits of harm, each beside the champion on the same closes; size and power are in docs/results/ab.md.
+
+    level        chance that a harmless challenger is ever stopped by one of them, each
+    abstention   by how much its share of abstentions may exceed the champion's
+    novelty      by how much its share of inputs unlike its training may exceed the champion's
+    calibration  largest distance of its mean probability from what happened
+    latency_ms   longest median time of one answer, in the process that serves
+    drawdown     largest loss of the account since the challenger began to act, share of equity
+    """
+
+    level: float = Field(default=0.01, gt=0, lt=0.5)
+    abstention: float = Field(default=0.1, gt=0, lt=1)
+    novelty: float = Field(default=0.2, gt=0, lt=1)
+    calibration: float = Field(default=0.05, gt=0, lt=0.5)
+    latency_ms: float = Field(default=25.0, gt=0)
+    drawdown: float = Field(default=0.02, gt=0, lt=1)
+
+
 class ExperimentParams(FrozenParams):
     """Set how a challenger that passed the gate is compared with its champion; docs/results/ab.md has the reasons.
 
@@ -153,6 +192,8 @@ class ExperimentParams(FrozenParams):
     bound_deviations   block means are clipped to so many of their standard deviations, as the gate's rows had it
     futility_alpha     chance of stopping a challenger that gains `gate.min_improvement_share` of the family's skill
     expires_after_blocks  blocks without a verdict after which an experiment ends
+    probation_blocks   blocks after a promotion in which the version before is kept, to be served again
+    sample_ratio_alpha chance of stopping a split whose arms are assigned as they should be
     """
 
     year_budget: float = Field(default=1.0, gt=0)
@@ -161,6 +202,10 @@ class ExperimentParams(FrozenParams):
     bound_deviations: float = Field(default=5.0, gt=1)
     futility_alpha: float = Field(default=0.2, ge=0, lt=1)
     expires_after_blocks: int = Field(default=120, ge=1)
+    ramp: RampParams = RampParams()
+    guardrails: GuardrailParams = GuardrailParams()
+    probation_blocks: int = Field(default=10, ge=1)
+    sample_ratio_alpha: float = Field(default=0.001, gt=0, lt=0.1)
 
 
 class ImportanceParams(FrozenParams):

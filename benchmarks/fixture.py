@@ -214,15 +214,16 @@ def put_on_ledger(store: Store, families: Mapping[str, Mapping[str, JsonObject |
 
 def serve_arms(
     where: Settings, families: Mapping[str, Mapping[str, JsonObject | None]], warm: Mapping[str, Any] | None,
-    at: datetime,
+    at: datetime, assignments: Mapping[str, JsonObject] | None = None,
 ) -> int:  # fmt: skip
     """Put arms on the ledger of a home and name them in its generation file; return the generation.
 
-    warm  entry of one published warm start, or symbol → entry; None: no symbol is live
+    warm         entry of one published warm start, or symbol → entry; None: no symbol is live
+    assignments  as of `write_generation`; the ledger must say the same
     """
     with contextlib.closing(open_store(where)) as store:
         put_on_ledger(store, families, at)
-    return write_generation(where.serving_dir, families, by_symbol(warm), at)
+    return write_generation(where.serving_dir, families, by_symbol(warm), at, assignments)
 
 
 def by_symbol(warm: Mapping[str, Any] | None) -> dict[str, dict[str, str]]:

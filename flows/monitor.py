@@ -15,7 +15,7 @@ from prefect import flow, task
 from prefect.events import emit_event
 
 from flows.promote import begin_queued, promote_winner
-from flows.support import experiments, promotion
+from flows.support import experiment_guardrails, experiments, promotion
 from flows.support.alarms import end_alarm, end_others, keep_alarm
 from flows.support.drift_reports import report_drift, report_page
 from flows.support.experiment_pages import write_pages
@@ -205,11 +205,25 @@ def compare_arms() -> list[str]:
         with promotion.isolate_fault(installation, family, promotion.EXPERIMENT):
             lines += experiments.advance(installation, family)
             if family != experiments.POLICY_ARMS:
+                lines += guard(installation, family)
+                promotion.publish(installation)  # of a new stage, before its first block
                 promote_winner(installation, family)
                 begin_queued(installation, family)
             write_pages(installation, family)
     for line in lines:
         report_progress(line)
+    return lines
+
+
+def guard(installation: Installation, family: str) -> list[str]:
+    """End the experiment of a family that does harm, and undo a promotion whose probation found the version before
+    better. Return a line for each."""
+    lines, experiment = [], experiments.running(installation, family)
+    if experiment is not None and (why := experiment_guardrails.tripped(installation, experiment)) is not None:
+        experiment_guardrails.keep_alarm_of(installation, experiment, why)
+        lines.append(promotion.stop_by_guardrail(installation, experiment, why))
+    if (worse := experiments.lost_probation(installation, family)) is not None:
+        lines.append(promotion.end_probation(installation, worse, "probation: the version before is better"))
     return lines
 
 

@@ -1,8 +1,9 @@
 """The reconciler: a thread next to the deployments that checks every two seconds what must be noticed within seconds.
 
 An alias moved by hand in MLflow, a generation file behind the ledger (a crash between the two), a retrain whose worker
-died, a registry that does not answer; next to it, what is due in market time (flows.support.market_runs) and which
-symbols Prefect's forms offer. Each poll is cheap: one request to MLflow, a few rows of the store, and a small file.
+died, an experiment whose guardrail tripped in the service, a registry that does not answer; next to it, what is due in
+market time (flows.support.market_runs) and which symbols Prefect's forms offer. Each poll is cheap: one request to
+MLflow, a few rows of the store, and a small file.
 """
 
 import logging
@@ -13,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 from prefect.deployments import run_deployment
 
-from flows.support import aliases, market_runs, processes, promotion
+from flows.support import aliases, experiment_guardrails, market_runs, processes, promotion
 from flows.support.frozen import freezes, frozen
 from flows.support.installation import Installation, is_gone, now, open_installation, run_periodically
 from flows.support.market_time import learning_now
@@ -46,6 +47,9 @@ def poll(installation: Installation, restarted: Restarted, tried: Tried | None =
     """
     tried = {} if tried is None else tried
     done = recover_dead_retrains(installation, restarted)
+    for experiment, why in experiment_guardrails.alarmed(installation):
+        with promotion.isolate_fault(installation, experiment.family, promotion.EXPERIMENT):
+            done.append(promotion.stop_by_guardrail(installation, experiment, why))
     if registry_answers(installation):
         cooling = {family for family, at in tried.items() if now() - at < FAULT_COOLDOWN}
         doubtful = promotion.faulty(installation) - cooling
@@ -89,7 +93,8 @@ def moved(installation: Installation) -> set[str]:
 
 
 def is_behind_ledger(installation: Installation, skipped: Collection[str] = ()) -> bool:
-    """Return whether the generation file is broken, or names another champion than the ledger (or none).
+    """Return whether the generation file is broken, or names another champion than the ledger (or none), or another
+    arm that decides.
 
     skipped  families that are not compared
     """
@@ -98,6 +103,11 @@ def is_behind_ledger(installation: Installation, skipped: Collection[str] = ()) 
     except StateError:
         return True
     named = {} if content is None else content["families"]
+    stated = {} if content is None else content.get("assignments", {})
+    if {k: v for k, v in stated.items() if k not in skipped} != {
+        k: v for k, v in promotion.assignments(installation, named).items() if k not in skipped
+    }:
+        return True
     served = {family: (named.get(family) or {}).get("champion") or {} for family in FAMILIES}
     return any(
         (served[family].get("version"), served[family].get("digest")) != fact

@@ -136,7 +136,7 @@ def compared(installation: Installation, span: Span) -> list[JsonObject]:
     rows, end_s = [], span.end.timestamp()
     for experiment in installation.store.experiments():
         moves = [each for each in installation.store.transitions(experiment.number) if each.as_of_s < end_s]
-        ended = moves[-1].as_of_s if moves and moves[-1].state != RUNNING else np.inf
+        ended = moves[-1].as_of_s if moves and moves[-1].state not in RUNNING else np.inf
         if not moves or ended < span.begin.timestamp():
             continue
         blocks = [b for b in installation.store.block_scores(experiment.number) if b.start_s < end_s]

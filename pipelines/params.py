@@ -190,7 +190,8 @@ class ExperimentParams(FrozenParams):
     budget_share       of what the year has left: the alpha that an experiment spends when it begins
     block_horizons     length of a block; one more is left out after each
     bound_deviations   block means are clipped to so many of their standard deviations, as the gate's rows had it
-    futility_alpha     chance of stopping a challenger that gains `gate.min_improvement_share` of the family's skill
+    futility_alpha     chance of stopping a challenger that gains `gate.min_improvement_share` of the family's skill,
+                       and of serving the version before again though it is no better
     expires_after_blocks  blocks without a verdict after which an experiment ends
     probation_blocks   blocks after a promotion in which the version before is kept, to be served again
     sample_ratio_alpha chance of stopping a split whose arms are assigned as they should be

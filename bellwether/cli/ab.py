@@ -154,11 +154,12 @@ def stop(number: Number, reason: Reason = "requested", as_json: AsJson = False) 
 
     Its version serves on in shadow; what was spent stays spent.
     """
-    from flows.support import experiments
+    from flows.support import experiments, promotion
     from flows.support.installation import open_installation
 
     installation = open_installation()
     stopped = experiments.stop(installation, number, user(), reason)
+    promotion.publish(installation)  # a challenger that decided decides nothing from the next close on
     if as_json:
         emit(experiments.view_of(installation, stopped).summary())
         return

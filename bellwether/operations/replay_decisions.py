@@ -28,7 +28,7 @@ from pipelines.warm_start import read_warm_start
 from serving.inference.model_slots import Slot, Snapshot
 from serving.inference.predictions import faulty
 from serving.policy import decision_row
-from serving.policy.decide import decide, predict_all
+from serving.policy.decide import assigned_in, decide, predict_all
 from serving.policy.decision_row import policy_of_content
 from serving.state.symbols import Symbol
 from serving.state.tiers import Tier
@@ -174,7 +174,7 @@ def _replay_one(
     new = decide(
         walk.symbol, snapshot, policy,
         lambda *_: decision_row.ExposureSnapshot.from_dict(old.account), old.breakers,
-        tier=Tier(old.tier, old.tier_reason), learned=old.learned,
+        tier=Tier(old.tier, old.tier_reason), assigned=assigned_in(old.lineage), learned=old.learned,
         predictions=_predict_again(walk.symbol, snapshot, policy, old), id=old.id, known_at=old.known_at,
         now=old.ingested_at,
     )  # fmt: skip

@@ -10,12 +10,13 @@ from math import floor
 
 import numpy as np
 
+from flows.support.experiment_guardrails import harm_of_blocks
 from flows.support.experiments import NO_MODEL, POLICY_ARMS, TRADITIONAL
 from flows.support.installation import Installation, now
 from flows.support.live_outcomes import decision_grid
 from flows.support.traditional_arm import of_traditional
 from pipelines.contracts import Floats, utc
-from pipelines.experiments.eprocess import GAP_HORIZONS, block_means
+from pipelines.experiments.eprocess import block_means
 from pipelines.monitoring.loss import pooled_until
 from pipelines.store import BlockScore, Experiment
 
@@ -38,7 +39,7 @@ def new_blocks(installation: Installation, experiment: Experiment) -> list[Block
     if not looked_at:
         return []
     until_s = pooled_until(looked_at, experiment.horizon_s) + experiment.horizon_s
-    period_s = (experiment.horizons + GAP_HORIZONS) * experiment.horizon_s
+    period_s = experiment.period_s
     count = floor((until_s - experiment.origin_s) / period_s)
     if experiment.max_blocks:
         count = min(count, experiment.max_blocks)
@@ -46,6 +47,7 @@ def new_blocks(installation: Installation, experiment: Experiment) -> list[Block
         return []
     since, until = (utc(experiment.origin_s + number * period_s) for number in (first, count))
     means = mean_gains(installation, experiment, since, until, until_s)
+    harm = {} if experiment.family == POLICY_ARMS else harm_of_blocks(installation, experiment, since, until)
     made = []
     for number in range(first, count):
         start_s = experiment.origin_s + number * period_s
@@ -53,7 +55,8 @@ def new_blocks(installation: Installation, experiment: Experiment) -> list[Block
         why = void(installation, start_s, start_s + experiment.horizons * experiment.horizon_s, experiment.horizon_s)
         if not why and mean is None:
             why = "no outcome that both arms scored"
-        made.append(BlockScore(experiment.number, number, start_s, n, None if why else mean, why, now()))
+        of_block = harm.get(number, {})
+        made.append(BlockScore(experiment.number, number, start_s, n, None if why else mean, why, now(), of_block))
     return made
 
 
@@ -67,7 +70,7 @@ def mean_gains(
         at_s, gains, origin_s=experiment.origin_s, until_s=until_s, horizon_s=experiment.horizon_s,
         horizons=experiment.horizons,
     )  # fmt: skip
-    period_s = (experiment.horizons + GAP_HORIZONS) * experiment.horizon_s
+    period_s = experiment.period_s
     numbers = np.rint((blocks.start_s - experiment.origin_s) / period_s).astype(int)
     return {
         number: (mean, n)

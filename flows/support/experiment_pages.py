@@ -22,7 +22,7 @@ def write_pages(installation: Installation, family: str) -> list[Path]:
         page = experiments.page_of(installation, experiment)
         figures = page.with_name(FIGURES)
         state = installation.store.experiment_state(experiment.number)
-        if state != RUNNING and figures.is_file() and json.loads(figures.read_text())["state"] == state:
+        if state not in RUNNING and figures.is_file() and json.loads(figures.read_text())["state"] == state:
             continue  # it has ended, and its page says so
         view = experiments.view_of(installation, experiment)
         content = json.dumps(view.summary(), indent=1) + "\n"

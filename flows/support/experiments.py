@@ -5,15 +5,17 @@ it; the newest candidate that passed waits for the one that runs. What it spends
 promotions is spent when it begins. Scores of blocks: `flows.support.experiment_blocks`.
 """
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from math import isclose
+from math import ceil, isclose
 from pathlib import Path
 
 import numpy as np
 
 from flows.support.alarms import end_alarm, keep_alarm
+from flows.support.frozen import frozen
 from flows.support.installation import Installation, hold_lease, now
 from flows.support.market_time import learning_now
 from pipelines.compiled import cpu_type
@@ -23,7 +25,7 @@ from pipelines.evaluation.experiment_view import ExperimentView
 from pipelines.evaluation.verdicts import is_leak_suspected
 from pipelines.experiments.budget import alpha_left, next_alpha
 from pipelines.experiments.verdict import CLIPPED_FLAG, Progress, progress_of
-from pipelines.families import DECISION_FAMILY
+from pipelines.families import ACTING, DECISION_FAMILY
 from pipelines.store import RUNNING, BlockScore, Experiment, ExperimentState, Promotion, Transition
 
 POLICY_ARMS = "policy"  # in place of the family, of a standing arm
@@ -41,9 +43,7 @@ PAGES = "experiments"  # folder of the pages: under the home's reports, and in a
 
 def running(installation: Installation, family: str) -> Experiment | None:
     """Return the experiment of a family that runs; None without one."""
-    store = installation.store
-    found = [e for e in store.experiments(family) if store.experiment_state(e.number) == RUNNING]
-    return found[-1] if found else None
+    return installation.store.running_experiment(family)
 
 
 def won(installation: Installation, family: str, digest: str) -> Experiment | None:
@@ -51,9 +51,19 @@ def won(installation: Installation, family: str, digest: str) -> Experiment | No
     champion = installation.store.slots(family).champion
     for experiment in reversed(installation.store.experiments(family)):
         same = champion is not None and experiment.champion_digest == champion.digest
-        if same and experiment.challenger_digest == digest:
+        if same and experiment.challenger_digest == digest and not experiment.is_probation:
             return experiment if installation.store.experiment_state(experiment.number) == "won" else None
     return None
+
+
+def lost_probation(installation: Installation, family: str) -> Experiment | None:
+    """Return the probation in which the version before was shown to be better, while its champion still serves."""
+    champion, found = installation.store.slots(family).champion, installation.store.experiments(family)
+    if champion is None or not found:
+        return None
+    newest = found[-1]
+    is_lost = newest.is_probation and installation.store.experiment_state(newest.number) == "won"
+    return newest if is_lost and newest.champion_digest == champion.digest else None
 
 
 def queued(installation: Installation, family: str) -> Promotion | None:
@@ -66,7 +76,11 @@ def queued(installation: Installation, family: str) -> Promotion | None:
     champion = store.slots(family).champion
     if champion is None:
         return None
-    began = {e.challenger_digest for e in store.experiments(family) if e.champion_digest == champion.digest}
+    began = {
+        e.challenger_digest
+        for e in store.experiments(family)
+        if e.champion_digest == champion.digest and not e.is_probation
+    }
     for line in reversed(store.proven_promotions(family)):
         if line.action == "challenge" and obstacle(installation, line, champion) is None:
             return None if line.digest in began else line
@@ -112,6 +126,8 @@ def begin(installation: Installation, verdict: Promotion, actor: str, reason: st
     basis, params = verdict.evidence["experiment"], installation.params
     at, symbols = learning_now(installation), installation.symbols
     rules = params.experiment
+    # where a person approves, the approval comes before any model decides
+    is_ramped = verdict.family in ACTING and params.retrain.approval == "auto"
     alpha = next_alpha(spent(installation), at, rules.year_budget, rules.budget_share)
     return installation.store.begin_experiment(
         Experiment(
@@ -125,15 +141,49 @@ def begin(installation: Installation, verdict: Promotion, actor: str, reason: st
             evidence={
                 **basis, "symbols": list(symbols), "verdict": verdict.id,
                 "year_budget": rules.year_budget, "budget_share": rules.budget_share, "cpu": cpu_type(),
+                "key": secrets.token_hex(32), "ramp": rules.ramp.model_dump() if is_ramped else None,
             },
         ),
         actor, reason,
     )  # fmt: skip
 
 
+def begin_probation(installation: Installation, family: str, previous: Promotion | None) -> Experiment | None:
+    """Begin the probation of a family's new champion, with the version before in shadow; None where none can be.
+
+    It spends nothing: that version was champion. The ledger's slot is the caller's.
+    """
+    from flows.support.live_outcomes import longest_horizon_s  # as above
+
+    champion = installation.store.slots(family).champion
+    if champion is None or previous is None or previous.digest == champion.digest or not previous.digest:
+        return None
+    verdict = installation.store.verdict(family, str(champion.to_version), str(champion.digest))
+    basis = (verdict.evidence.get("experiment") if verdict else None) or {}
+    if "bound" not in basis or running(installation, family) is not None:
+        return None
+    rules, symbols = installation.params.experiment, installation.symbols
+    return installation.store.begin_experiment(
+        Experiment(
+            at=now(), family=family,
+            champion=str(champion.to_version), champion_digest=str(champion.digest),
+            challenger=str(previous.to_version), challenger_digest=str(previous.digest),
+            unit=basis["unit"], origin_s=learning_now(installation).timestamp(),
+            horizon_s=longest_horizon_s(installation, family, symbols), horizons=rules.block_horizons,
+            alpha=max(rules.futility_alpha, rules.guardrails.level), bound=basis["bound"], least_gain=0.0,
+            futility_alpha=0.0, max_blocks=rules.probation_blocks,
+            evidence={
+                "probation": True, "symbols": list(symbols), "cpu": cpu_type(), "key": secrets.token_hex(32),
+                "promotion": champion.id,
+            },
+        ),
+        "policy", f"version {champion.to_version} became champion: {champion.reason}", "probation",
+    )  # fmt: skip
+
+
 def spent(installation: Installation) -> list[tuple[datetime, float]]:
-    """Return (begin in market time, alpha) of every experiment."""
-    return [(e.begun, e.alpha) for e in installation.store.experiments()]
+    """Return (begin in market time, alpha) of every experiment; a probation promotes nothing new and spends nothing."""
+    return [(e.begun, e.alpha) for e in installation.store.experiments() if not e.is_probation]
 
 
 def budget_left(installation: Installation) -> float:
@@ -230,7 +280,7 @@ def evidence_of(experiment: Experiment, blocks: Sequence[BlockScore], found: Pro
     return {
         "blocks": len(means), "void": sum(block.mean is None for block in blocks),
         "outcomes": sum(block.n for block in counting),
-        "clipped_share": found.clipped_share,
+        "clipped_share": float(np.mean(np.abs(means) > experiment.bound)) if len(means) else 0.0,
         **{name: finite_or_none(value) if value is not None else None for name, value in last.items()},
     }  # fmt: skip
 
@@ -249,7 +299,7 @@ def lines(installation: Installation) -> list[str]:
     """Return a sentence on each experiment that runs, standing arms left out."""
     found = []
     for experiment in installation.store.experiments():
-        if experiment.alpha > 0.0 and installation.store.experiment_state(experiment.number) == RUNNING:
+        if experiment.alpha > 0.0 and installation.store.experiment_state(experiment.number) in RUNNING:
             f = view_of(installation, experiment).figures
             so_far = "no block counts yet"
             if f["e_value"] is not None:
@@ -276,7 +326,7 @@ def advance(installation: Installation, family: str) -> list[str]:
         if family == POLICY_ARMS:
             lines = [f"{title_of(each)} begins" for each in begin_standing(installation)]
         for experiment in installation.store.experiments(family):
-            if installation.store.experiment_state(experiment.number) == RUNNING:
+            if installation.store.experiment_state(experiment.number) in RUNNING:
                 lines += _advance(installation, experiment)
         return lines
 
@@ -299,16 +349,66 @@ def _advance(installation: Installation, experiment: Experiment) -> list[str]:
     _watch_clipping(installation, experiment, found)
     if found.state == "running":
         return []
+    if found.state == "won" and not experiment.is_probation:
+        return _ramp(installation, experiment, found, figures)
+    reason = _why_decided(experiment, found, len(blocks), figures["void"])
+    end(installation, experiment, found.state, "policy", reason, _decision(found, figures))
+    return [f"{title_of(experiment)} {found.state}: {reason}"]
+
+
+def _why_decided(experiment: Experiment, found: Progress, blocks: int, void: int) -> str:
+    """Return in words what decided an experiment."""
     at = found.decided_at
     assert at is not None
     if found.state == "won":
-        reason = f"e-value {found.e_values[at]:.3g} reached {1 / experiment.alpha:.3g} after {at + 1} blocks"
-    elif found.state == "stopped":
-        reason = f"a gain of {experiment.least_gain:.2g} or more is ruled out after {at + 1} blocks"
-    else:
-        reason = f"no verdict after {len(blocks)} blocks, {figures['void']} of them void"
-    end(installation, experiment, found.state, "policy", reason, {**figures, "decided_at": at, "cpu": cpu_type()})
-    return [f"{title_of(experiment)} {found.state}: {reason}"]
+        return f"e-value {found.e_values[at]:.3g} reached {1 / experiment.alpha:.3g} after {at + 1} blocks"
+    if found.state == "stopped":
+        return f"a gain of {experiment.least_gain:.2g} or more is ruled out after {at + 1} blocks"
+    if experiment.is_probation:
+        return f"version {experiment.challenger} was not shown to be better in {blocks} blocks, {void} of them void"
+    return f"no verdict after {blocks} blocks, {void} of them void"
+
+
+def _decision(found: Progress, figures: JsonObject) -> JsonObject:
+    """Return the evidence of the transition that a verdict makes; `recompute` compares it."""
+    return {**figures, "decided_at": found.decided_at, "verdict": found.state, "cpu": cpu_type()}
+
+
+def _ramp(installation: Installation, experiment: Experiment, found: Progress, figures: JsonObject) -> list[str]:
+    """Move an experiment that has won in shadow to its next stage; after the last one it is won. Return a line.
+
+    A stage begins with a block that starts a horizon from now or later, so that no symbol changes its arm in a block.
+    """
+    transitions = installation.store.transitions(experiment.number)
+    why = _why_decided(experiment, found, len(found.e_values), figures["void"])
+    evidence = {} if any("verdict" in t.evidence for t in transitions) else _decision(found, figures)
+    at_s = learning_now(installation).timestamp()
+    if (stop := frozen(installation.settings, "promotion")) is not None and stages_of(experiment):
+        return [f"{title_of(experiment)} waits: {stop.describe()}"]
+    stages = stages_of(experiment)
+    begun = [t.evidence["stage"] for t in transitions if "stage" in t.evidence]
+    if begun and experiment.assignment(transitions).block(at_s) < begun[-1]["until_block"]:
+        return []
+    following = [stage for stage in stages if stage[0] not in [t.state for t in transitions]]
+    if not following:
+        end(installation, experiment, "won", "policy", why, evidence)
+        return [f"{title_of(experiment)} won: {why}"]
+    state, weight, blocks = following[0]
+    first = ceil((at_s + experiment.horizon_s - experiment.origin_s) / experiment.period_s)
+    stage = {"from_block": first, "until_block": first + blocks, "weight": weight}
+    says = f"version {experiment.challenger} decides {weight:.0%} of symbols and blocks from block {first} on"
+    installation.store.move_experiment(
+        Transition(experiment.number, now(), at_s, state, "policy", f"{says}: {why}", {**evidence, "stage": stage})
+    )
+    return [f"{title_of(experiment)} {state}: {says}"]
+
+
+def stages_of(experiment: Experiment) -> list[tuple[ExperimentState, float, int]]:
+    """Return (state, weight of the challenger, blocks) of each stage that follows the win in shadow; none where its
+    answers change nothing."""
+    ramp = experiment.evidence.get("ramp") or {}
+    named: tuple[ExperimentState, ...] = ("canary", "split")
+    return [(s, ramp[f"{s}_weight"], ramp[f"{s}_blocks"]) for s in named if ramp and ramp[f"{s}_blocks"]]
 
 
 def end(
@@ -337,7 +437,7 @@ def stop(installation: Installation, number: int, actor: str, reason: str) -> Ex
     if experiment.family == POLICY_ARMS:
         raise StateError(f"experiment {number} is the standing arm {experiment.challenger}: it never ends")
     state = installation.store.experiment_state(number)
-    if state != RUNNING:
+    if state not in RUNNING:
         raise StateError(f"experiment {number} has ended: {state}")
     end(installation, experiment, "stopped", actor, reason)
     return experiment
@@ -347,6 +447,9 @@ def title_of(experiment: Experiment) -> str:
     """Return an experiment in words."""
     if experiment.family == POLICY_ARMS:
         return f"experiment {experiment.number}: {experiment.challenger} against the {LIVE}"
+    if experiment.is_probation:
+        watched = f"probation of version {experiment.champion}, version {experiment.challenger} in shadow"
+        return f"experiment {experiment.number}: {experiment.family} {watched}"
     versions = f"version {experiment.challenger} against champion version {experiment.champion}"
     return f"experiment {experiment.number}: {experiment.family} {versions}"
 
@@ -406,7 +509,7 @@ def recompute(installation: Installation, number: int) -> Recomputed:
     cpu = str(experiment.evidence.get("cpu", cpu_type()))
     differs: list[str] = []
     if decided:
-        recorded, cpu = str(decided[-1].state), str(decided[-1].evidence["cpu"])
+        recorded, cpu = str(decided[-1].evidence["verdict"]), str(decided[-1].evidence["cpu"])
         figures |= {"decided_at": found.decided_at}
         stored = decided[-1].evidence
         differs = [name for name in figures if not _equal(figures[name], stored.get(name), cpu == cpu_type())]

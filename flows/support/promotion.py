@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -225,17 +226,22 @@ def rollback(installation: Installation, family: str, actor: str, reason: str) -
 def _move(installation: Installation, line: Promotion) -> None:
     """Move the champion: alias first, so that after a stop half-way `reconcile` finishes the move.
 
-    An experiment that runs has lost its champion and is closed.
+    An experiment that runs has lost its champion and is closed. A new champion is on probation: the one before goes on
+    predicting in shadow.
     """
     family = line.family
+    before = installation.store.slots(family).champion
     installation.tracking.set_alias(family, "champion", line.to_version)
     installation.store.add_promotion(line)
     moved = f"version {line.to_version} became champion by {line.action}: {line.reason}"
     closed = experiments.override(installation, family, line.actor, moved)
+    closed = None if closed is not None and closed.is_probation else closed
     if closed is not None or line.evidence.get("without_experiment"):
         ended = f"; {experiments.title_of(closed)} is overridden" if closed else ""
         detail = f"{family} {moved} ({line.actor}), without an experiment{ended}"
         installation.store.raise_alarm(WITHOUT_EXPERIMENT, "warning", detail, now())
+    if line.action == "promote":
+        _begin_probation(installation, family, before)
     there = {version.version for version in installation.tracking.versions(family)}
     previous = [version for version in champions(installation.store, family)[-2:-1] if version in there]
     installation.tracking.set_alias(family, "previous", next(iter(previous), None))
@@ -244,6 +250,52 @@ def _move(installation: Installation, line: Promotion) -> None:
     _publish(installation)
     anchor(installation)
     mark_states(installation, family)
+
+
+def _begin_probation(installation: Installation, family: str, before: Promotion | None) -> None:
+    """Keep the champion before in shadow while the new one is on probation, where there is one to go back to."""
+    begun = experiments.begin_probation(installation, family, before)
+    if begun is None:
+        return
+    assert before is not None
+    replaced = installation.store.slots(family).challenger
+    reason = f"experiment {begun.number}: kept while version {begun.champion} is on probation"
+    shadow = replace(
+        before, id=None, at=now(), actor=POLICY, action="shadow", arm="challenger", reason=reason,
+        from_version=replaced.to_version if replaced else None, evidence={"experiment": begun.number},
+    )  # fmt: skip
+    installation.store.add_promotion(shadow)
+
+
+def stop_by_guardrail(installation: Installation, experiment: Experiment, why: str) -> str:
+    """End an experiment whose guardrail tripped; nothing of it decides from then on. Return a line.
+
+    The champion before a version on probation is served again if it lost less on the same blocks; its bundle and its
+    golden rows are checked before anything moves.
+    """
+    title = experiments.title_of(experiment)
+    if not experiment.is_probation:
+        experiments.end(installation, experiment, "stopped", POLICY, f"guardrail {why}")
+        publish(installation)
+        return f"{title} stopped: guardrail {why}"
+    return end_probation(installation, experiment, f"guardrail {why}")
+
+
+def end_probation(installation: Installation, experiment: Experiment, why: str) -> str:
+    """End a probation with harm: serve the version before again if it lost less on the same blocks. Return a line.
+
+    Raises what `rollback` does: nothing has ended then, and the next look tries again.
+    """
+    family, title = experiment.family, experiments.title_of(experiment)
+    gain = experiments.view_of(installation, experiment).figures["gain"]
+    if gain is not None and gain > 0.0:
+        rollback(installation, family, POLICY, f"{why}; it lost {gain:.2g} {experiment.unit} less on the same blocks")
+        return f"{title} ends: version {experiment.challenger} is champion again: {why}"
+    lost = "no block of both is scored yet" if gain is None else f"it lost {-gain:.2g} {experiment.unit} more"
+    reason = f"{why}; version {experiment.challenger} is not served again: {lost}. A person may roll back"
+    experiments.end(installation, experiment, "stopped", POLICY, reason)
+    publish(installation)
+    return f"{title} ends: {reason}"
 
 
 @contextmanager
@@ -323,11 +375,23 @@ def _publish(installation: Installation, fresh: bool = False) -> int:
         with isolate_fault(installation, family, "bundle"):
             families[family] = _servable_arms(installation, family)
     warm_starts = {} if fresh else published.get("warm_starts") or {}
-    if warm_starts and families == named:
+    assigned = assignments(installation, families)
+    if warm_starts and families == named and assigned == (published.get("assignments") or {}):
         return int(published["generation"])  # unchanged: services have nothing to follow
     return write_generation(
-        installation.settings.serving_dir, families, warm_starts or install_warm_starts(installation), now()
+        installation.settings.serving_dir, families, warm_starts or install_warm_starts(installation), now(), assigned
     )
+
+
+def assignments(installation: Installation, families: Mapping[str, Arms]) -> dict[str, JsonObject]:
+    """Return family → who decides when, of each experiment that runs and whose two versions are served."""
+    found = {}
+    for family, arms in families.items():
+        assignment = installation.store.assignment(family)
+        served = {str(arm["digest"]) for arm in arms.values() if arm is not None}
+        if assignment is not None and {assignment.champion, assignment.challenger} <= served:
+            found[family] = assignment.to_dict()
+    return found
 
 
 def _servable_arms(installation: Installation, family: str) -> Arms:

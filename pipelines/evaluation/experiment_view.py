@@ -32,6 +32,19 @@ class ExperimentView:
         e, state = self.experiment, self.state
         if e.alpha <= 0.0:
             return "A standing arm: it is compared for as long as this home lives, spends nothing and wins nothing."
+        if state == "probation":
+            left = e.max_blocks - len(self.blocks)
+            return (
+                f"Version {e.challenger} is served again if the e-value reaches {1 / e.alpha:.3g}, or if a guardrail "
+                f"trips and it lost less on the same blocks. The probation ends after {left} more blocks."
+            )
+        if state in ("canary", "split"):
+            stage = [t.evidence["stage"] for t in self.transitions if "stage" in t.evidence][-1]
+            return (
+                f"It has won in shadow. From block {stage['from_block']} to {stage['until_block'] - 1} version "
+                f"{e.challenger} decides {stage['weight']:.0%} of symbols and blocks; the next stage follows, or its "
+                "promotion. A guardrail that trips gives every close back to the champion."
+            )
         if state == "shadow":
             left = e.max_blocks - len(self.blocks)
             return (
@@ -39,6 +52,8 @@ class ExperimentView:
                 f"out, and expires after {left} more blocks. Until then both arms score every decision and the "
                 "champion decides."
             )
+        if e.is_probation:
+            return f"Version {e.champion} is off probation." if state == "expired" else "The probation is over."
         return {
             "won": f"Version {e.challenger} is promoted, by itself or by a person, as retrain.approval says.",
             "stopped": f"Version {e.challenger} serves on in shadow until another candidate takes its place.",

@@ -333,7 +333,7 @@ transitions = sa.Table(
     sa.Column("experiment", sa.Integer, sa.ForeignKey("experiments.id"), nullable=False),
     sa.Column("at", UtcTime, nullable=False),
     sa.Column("as_of_s", sa.Double, nullable=False),  # market time, epoch seconds
-    sa.Column("state", sa.String(16), nullable=False),  # shadow | won | stopped | refused | expired | overridden
+    sa.Column("state", sa.String(16), nullable=False),  # as `pipelines.store.ExperimentState`
     sa.Column("actor", sa.String(64), nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("evidence", sa.JSON, nullable=False),
@@ -350,6 +350,7 @@ block_scores = sa.Table(
     sa.Column("n", sa.Integer, nullable=False),  # outcomes that both arms scored
     sa.Column("mean", sa.Double),  # gain of the challenger, not clipped; NULL = void
     sa.Column("void", sa.Text, nullable=False),  # why the block does not count; empty where it does
+    sa.Column("harm", sa.JSON, nullable=False),  # guardrail → mean over the block of what it limits
     sa.Column("at", UtcTime, nullable=False),
     sa.Index("block_scores_number", "experiment", "number", unique=True),
 )

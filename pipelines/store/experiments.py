@@ -1,6 +1,6 @@
 """Experiments: a challenger compared with its champion, by rules fixed at the start, on blocks that never change."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Literal, cast
@@ -10,13 +10,22 @@ from sqlalchemy.engine import Connection
 
 from pipelines.contracts import JsonObject, utc
 from pipelines.errors import StateError, UnknownName
+from pipelines.experiments.assignment import Assignment, Stage
+from pipelines.experiments.eprocess import GAP_HORIZONS
 from pipelines.experiments.verdict import Rules
 from pipelines.migrations import tables as t
 from pipelines.store.chain_lines import chain_row, proven_rows
 from pipelines.store.engine import Database, insert_row, lock_table
 
-ExperimentState = Literal["shadow", "won", "stopped", "refused", "expired", "overridden"]
-RUNNING: ExperimentState = "shadow"  # both arms score every decision, only the champion's counts
+ExperimentState = Literal[
+    "shadow",  # both arms score every decision, the champion decides
+    "canary",  # it has won in shadow: it decides a few units of (symbol, block)
+    "split",  # the same, of half of them
+    "probation",  # of a new champion: the one before scores in shadow, to be served again
+    "won", "stopped", "refused", "expired", "overridden",
+]  # fmt: skip
+RAMP: tuple[ExperimentState, ...] = ("shadow", "canary", "split")  # in their order, each may be left out
+RUNNING: tuple[ExperimentState, ...] = (*RAMP, "probation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,25 @@ class Experiment:
         """Return when its first block starts, in market time."""
         return utc(self.origin_s)
 
+    @property
+    def period_s(self) -> float:
+        """Return the time from the start of a block to the next, seconds."""
+        return (self.horizons + GAP_HORIZONS) * self.horizon_s
+
+    @property
+    def is_probation(self) -> bool:
+        """Return whether it watches a new champion: its challenger is the version before."""
+        return bool(self.evidence.get("probation"))
+
+    def assignment(self, transitions: "Sequence[Transition]") -> Assignment:
+        """Return which arm decides when, by the stages that its transitions state."""
+        stages = [t.evidence["stage"] for t in transitions if "stage" in t.evidence]
+        return Assignment(
+            self.number, self.evidence["key"], self.origin_s, self.period_s, self.champion_digest,
+            self.challenger_digest, "champion" if self.is_probation else "challenger",
+            tuple(Stage(one["from_block"], one["weight"]) for one in stages),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Transition:
@@ -87,6 +115,7 @@ class BlockScore:
     """Hold the score of one block: the mean gain of `n` outcomes that both arms scored; None where it is void.
 
     start_s  market time, epoch seconds; void: why the block does not count, empty where it does
+    harm     guardrail → mean over the block's decisions of what it limits; of those that had any
     """
 
     experiment: int
@@ -96,13 +125,16 @@ class BlockScore:
     mean: float | None
     void: str
     at: datetime
+    harm: Mapping[str, float] = field(default_factory=dict)
     id: int | None = None  # assigned by the store
 
 
 class ExperimentStore(Database):
     """Store experiments, their states and the scores of their blocks. Rows are never changed or deleted."""
 
-    def begin_experiment(self, experiment: Experiment, actor: str, reason: str) -> Experiment:
+    def begin_experiment(
+        self, experiment: Experiment, actor: str, reason: str, state: ExperimentState = "shadow"
+    ) -> Experiment:
         """Store an experiment with its first state; return it with its id.
 
         Raises  StateError if one of the family, or of the same standing arm, runs
@@ -111,7 +143,7 @@ class ExperimentStore(Database):
             lock_table(connection, t.experiments)
             for other in self._experiments(connection, experiment.family):
                 same_arm = other.alpha > 0.0 or other.challenger == experiment.challenger
-                if same_arm and self._state(connection, other.number) == RUNNING:
+                if same_arm and self._state(connection, other.number) in RUNNING:
                     raise StateError(
                         f"experiment {other.id} of {other.family} version {other.challenger} still runs; "
                         f"`bellwether ab stop {other.id}` ends it"
@@ -121,7 +153,7 @@ class ExperimentStore(Database):
             number = insert_row(connection, t.experiments, values)
             chain_row(connection, self._chain_key, t.experiments, number)
             begun = Experiment(**{**values, "id": number})
-            first = Transition(number, begun.at, begun.origin_s, RUNNING, actor, reason, {})
+            first = Transition(number, begun.at, begun.origin_s, state, actor, reason, {})
             self._add(connection, t.transitions, first)
             return begun
 
@@ -135,8 +167,11 @@ class ExperimentStore(Database):
             state = self._state(connection, transition.experiment)
             if state == transition.state:
                 return False
-            if state != RUNNING and (state, transition.state) != ("won", "refused"):
+            if state not in RUNNING and (state, transition.state) != ("won", "refused"):
                 raise StateError(f"experiment {transition.experiment} has ended: {state}")
+            later = RAMP[RAMP.index(state) + 1 :] if state in RAMP else ()
+            if transition.state in RUNNING and transition.state not in later:
+                raise StateError(f"experiment {transition.experiment}: no {transition.state} comes after {state}")
             self._add(connection, t.transitions, transition)
             return True
 
@@ -177,6 +212,19 @@ class ExperimentStore(Database):
         """Return the present state of an experiment. Raises UnknownName."""
         with self._engine.connect() as connection:
             return self._state(connection, number)
+
+    def running_experiment(self, family: str) -> Experiment | None:
+        """Return the experiment of a family that runs, the newest one; None without one. Not of standing arms."""
+        with self._engine.connect() as connection:
+            for experiment in reversed(self._experiments(connection, family)):
+                if self._state(connection, experiment.number) in RUNNING:
+                    return experiment
+        return None
+
+    def assignment(self, family: str) -> Assignment | None:
+        """Return which arm of a family decides when, while an experiment of it runs; None without one."""
+        experiment = self.running_experiment(family)
+        return None if experiment is None else experiment.assignment(self.transitions(experiment.number))
 
     def block_scores(self, number: int) -> list[BlockScore]:
         """Return the scores of an experiment's blocks that are as the chain says, in their order."""

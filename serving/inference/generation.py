@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines.contracts import JsonObject
-from pipelines.errors import StateError
+from pipelines.errors import BadValues, StateError
+from pipelines.experiments.assignment import read_assignment
 from pipelines.families import FAMILIES
 
 GENERATION_FILE = "generation.json"
@@ -58,6 +59,26 @@ class _Warm(_Strict):
     path: str
 
 
+class _Stage(_Strict):
+    """Validate one stage of an assignment: weights by digest, in force from a block on."""
+
+    from_block: int
+    weights: dict[_Sha256, float]
+
+
+class _Assignment(_Strict):
+    """Validate which arm of a family decides when."""
+
+    experiment: Annotated[int, Field(ge=1)]
+    key: _Sha256
+    origin_s: float
+    period_s: Annotated[float, Field(gt=0)]
+    champion: _Sha256
+    challenger: _Sha256
+    guarded: Literal["champion", "challenger"]
+    stages: list[_Stage]
+
+
 class _Generation(_Strict):
     """Validate a whole generation file."""
 
@@ -65,6 +86,7 @@ class _Generation(_Strict):
     written_at: Annotated[AwareDatetime, Field(strict=False)]
     families: dict[str, _Arms]
     warm_starts: dict[Annotated[str, Field(min_length=1)], _Warm]
+    assignments: dict[str, _Assignment] = {}
 
     @model_validator(mode="after")
     def _check_families(self) -> "_Generation":
@@ -73,18 +95,34 @@ class _Generation(_Strict):
             raise ValueError(f"families: no model family {', '.join(unknown)}; known: {', '.join(FAMILIES)}")
         return self
 
+    @model_validator(mode="after")
+    def _check_assignments(self) -> "_Generation":
+        """Return self; raise ValueError for an assignment to other digests than those of the family's arms."""
+        for family, found in self.assignments.items():
+            arms = self.families.get(family)
+            served = {arm and arm.digest for arm in (arms and arms.champion, arms and arms.challenger)}
+            if not {found.champion, found.challenger} <= served:
+                raise ValueError(f"assignments.{family}: it is of other versions than the two that are served")
+            try:
+                read_assignment(found.model_dump())
+            except BadValues as error:
+                raise ValueError(f"assignments.{family}: {error}") from error
+        return self
+
 
 def write_generation(
     serving_dir: Path,
     families: Mapping[str, Mapping[str, Mapping[str, object] | None]],
     warm_starts: Mapping[str, Mapping[str, str]],
     at: datetime,
+    assignments: Mapping[str, JsonObject] | None = None,
 ) -> int:
     """Replace the generation file, which every serving process follows; return the new generation number.
 
     families     family → {"champion": {version, digest, run_id, data_hash, git_commit, verdict} | None,
                  "challenger": …}
     warm_starts  symbol → {data_hash, digest, path} of its published warm start; a symbol that it lacks is not live
+    assignments  family → `Assignment.to_dict` of the experiment that runs; a family without one is not in it
     One writer at a time: the caller holds the promotion lease.
     """
     serving_dir.mkdir(parents=True, exist_ok=True)
@@ -93,7 +131,10 @@ def write_generation(
         generation = 1 + int((read_generation(serving_dir) or {"generation": 0})["generation"])
     except StateError:  # the unreadable file is replaced; seconds since 1970 exceed any number counted up so far
         generation = int(at.timestamp())
-    content = {"generation": generation, "written_at": at.isoformat(), "families": families, "warm_starts": warm_starts}
+    content = {
+        "generation": generation, "written_at": at.isoformat(), "families": families, "warm_starts": warm_starts,
+        "assignments": assignments or {},
+    }  # fmt: skip
     write_atomically(file, content)
     return generation
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipelines.contracts import Floats, JsonObject, Model, Predictions
 from pipelines.errors import BundleError, StateError
+from pipelines.experiments.assignment import Assignment, read_assignment
 from pipelines.families import FAMILIES
 from pipelines.models.runtime import check_golden, load_bundle
 from pipelines.models.views import check_schema, select
@@ -22,7 +23,7 @@ ARMS = ("champion", "challenger")
 POLL_SECONDS = 0.25
 
 Alarm = Callable[[str, str, str], object]  # kind, severity, detail
-Disagreement = Callable[[JsonObject], str | None]  # of the families of a generation file
+Disagreement = Callable[[JsonObject], str | None]  # of a generation file
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class Snapshot:
     slots: Mapping[tuple[str, str], Slot] = field(default_factory=dict)  # (family, arm)
     refused: tuple[Refusal, ...] = ()
     warm_starts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # symbol → data_hash, digest, path
+    assignments: Mapping[str, Assignment] = field(default_factory=dict)  # family → of the experiment that runs
 
     def slot(self, family: str, arm: str) -> Slot | None:
         """Return the slot of one arm, None where nothing is served."""
@@ -92,7 +94,7 @@ class ModelSlots:
     ) -> None:
         """Start without a snapshot; `refresh` loads the first one.
 
-        disagreement  returns what of the families of a generation file the ledger does not bear out, None if nothing;
+        disagreement  returns what of a generation file the ledger does not bear out, None if nothing;
                       without it the file alone counts
         """
         self._serving_dir, self._bundles_dir, self._alarm = serving_dir, bundles_dir, alarm
@@ -131,7 +133,7 @@ class ModelSlots:
             return None
         new = None
         if content is not None and content["generation"] != self.snapshot.generation:
-            if self._disagreement is not None and (why := self._disagreement(content["families"])) is not None:
+            if self._disagreement is not None and (why := self._disagreement(content)) is not None:
                 self._refuse(f"generation {content['generation']} is not served: {why}")
                 return None
             new = self._load(content)
@@ -177,6 +179,7 @@ class ModelSlots:
             slots=slots,
             refused=tuple(refused),
             warm_starts=content["warm_starts"],
+            assignments={family: read_assignment(found) for family, found in content.get("assignments", {}).items()},
         )
 
     def _slot(self, family: str, arm: str, entry: Mapping[str, object]) -> Slot:

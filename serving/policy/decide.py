@@ -2,8 +2,9 @@
 
 Pure: no clock, no disk. In tiers 1 and 2 the validator champion judges the ICT event of the bar. In tier 3 the event is
 the traditional consensus and its measured hit rate the probability; tier 4 does the same and opens nothing. A regime
-champion chooses the regime's weights and caps; without one, or while it abstains, the rule does. Every other served
-model predicts in shadow.
+champion chooses the regime's weights and caps; without one, or while it abstains, the rule does. In a canary or a split
+the challenger does so in the units of (symbol, block) that are assigned to it. Every other served model predicts in
+shadow.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ from pipelines.contracts import (
 from pipelines.costs import Costs
 from pipelines.data.embargo import window_at
 from pipelines.errors import BadTimes
+from pipelines.experiments.assignment import Arm, Assigned, read_assigned
 from pipelines.families import DECISION_FAMILY, FAMILIES
 from pipelines.features.catalog import FEATURES
 from pipelines.params import Params
@@ -39,11 +41,13 @@ from pipelines.signals.regimes import market_state
 from serving.inference.model_slots import Snapshot
 from serving.inference.predictions import (
     NOT_ASKED,
+    Timed,
     Unseen,
     events_at_close,
     faulty,
     inference_requests,
     market_mismatch,
+    not_timed,
     predict_local,
     prediction_records,
     with_ensemble_votes,
@@ -55,6 +59,8 @@ from serving.state.online_weights_store import factor_of
 from serving.state.symbols import Symbol
 
 REGIME = "regime"  # the family that chooses weights and caps
+ASSIGNED = "arm of "  # and the family: in the lineage, the arm that decided
+UNASSIGNED: Mapping[str, Assigned] = {}
 TRADITIONAL = "traditional"  # the arm that decides in tier 3
 UNICORN = SIGNALS.index["unicorn_rating_score"]  # stars of the leading side, signed; the backtest reads the same three
 CONFLUENCE = SIGNALS.index["confluence.score"]
@@ -71,18 +77,22 @@ MARKET_COLUMNS = {
 _MARKET = tuple((name, FEATURES.index[column]) for name, column in MARKET_COLUMNS.items())
 
 
-def predict_all(symbol: Symbol, snapshot: Snapshot, unseen: Unseen = "refuse") -> ModelAnswers:
+def predict_all(
+    symbol: Symbol, snapshot: Snapshot, unseen: Unseen = "refuse", timed: Timed = not_timed
+) -> ModelAnswers:
     """Return the answers of the models in this process at this close. `unseen`: params.models.unseen_symbols."""
-    return predict_together([symbol], snapshot, unseen)[0]
+    return predict_together([symbol], snapshot, unseen, timed)[0]
 
 
-def predict_together(symbols: Sequence[Symbol], snapshot: Snapshot, unseen: Unseen = "refuse") -> list[ModelAnswers]:
+def predict_together(
+    symbols: Sequence[Symbol], snapshot: Snapshot, unseen: Unseen = "refuse", timed: Timed = not_timed
+) -> list[ModelAnswers]:
     """Return, for each symbol, the answers of the models in this process; each model is called once for all."""
     raised = [events_at_close(symbol) for symbol in symbols]
     requests = [
         inference_requests(snapshot, symbol, events, unseen) for symbol, events in zip(symbols, raised, strict=True)
     ]
-    answers = iter(predict_local(snapshot, [request for some in requests for request in some]))
+    answers = iter(predict_local(snapshot, [request for some in requests for request in some], timed))
     return [
         prediction_records(snapshot, symbol, events, some, [next(answers) for _ in some], unseen)
         for symbol, events, some in zip(symbols, raised, requests, strict=True)
@@ -123,6 +133,7 @@ def decide(
     breakers: tuple[str, ...],
     *,
     tier: tiers.Tier,
+    assigned: Mapping[str, Assigned] = UNASSIGNED,
     learned: Mapping[str, float] | None = None,
     predictions: ModelAnswers | None = None,
     id: str,
@@ -134,20 +145,24 @@ def decide(
     policy       what it is made by; its digests go into the lineage
     portfolio    (signal, side) → the account that a new position is measured against; ("", 0) where there is no event
     tier         tier to decide in: serving.state.tiers in live service, the record in a replay
+    assigned     family → arm that decides in the unit of this close, of a family in a canary or split; the record in a
+                 replay. Of any other family the champion decides
     learned      category → weight learned from outcomes so far, recorded; in force only with `learning.use: act`
     predictions  answers of the models at this close, as `predict_all` returns them; None = use those in this process
     known_at     now by the clock of this market, `known_at` of the decision; BadTimes if the bar had not closed by then
     now          becomes `ingested_at`
     """
     closed, warm, params = symbol.closed, symbol.warm, policy.params
+    if tier.number > tiers.SIMPLE:
+        assigned = {family: one for family, one in assigned.items() if family != DECISION_FAMILY}  # no model decides
     age_bars = age_in_bars(symbol, known_at)
     ready = symbol.reason is None
     answers = predictions if predictions is not None else predict_all(symbol, snapshot, params.models.unseen_symbols)
-    decider = _decider(symbol, snapshot, answers, tier)
+    decider = _decider(symbol, snapshot, answers, tier, _arm(assigned, DECISION_FAMILY))
     acting = decider.events
     has_event = ready and len(acting) > 0
     direction, confidence = warm.category_scores.score(closed.signals) if ready else (np.full(N_SCORES, np.nan),) * 2
-    regime, regime_source, trend = regime_now(symbol, answers)
+    regime, regime_source, trend = regime_now(symbol, answers, _arm(assigned, REGIME))
     event, side = (str(acting.kind[0]), float(acting.direction[0])) if has_event else ("", 0.0)
     atr = float(acting.atr[0]) if has_event else np.nan
     decision = decision_row.decide(
@@ -191,7 +206,7 @@ def decide(
         generation=snapshot.generation,
         tier_reason=tier.reason,
         learned=learned,
-        models=with_ensemble_votes(answers, snapshot, regime),
+        models=with_ensemble_votes(_with_roles(answers, assigned), snapshot, regime),
         lineage=decider.lineage
         | {
             "catalogue_hash": FEATURES.catalogue_hash,
@@ -206,10 +221,36 @@ def decide(
             "tail": params.risk.tail.method(symbol.grid.timeframe),
         }
         | ({"account": params.account.source} if params.account.source != "ledger" else {})
-        | ({"reading": symbol.reading} if symbol.reading else {}),
+        | ({"reading": symbol.reading} if symbol.reading else {})
+        | {ASSIGNED + family: str(one) for family, one in assigned.items()},
     )
     waiting = () if symbol.reason is None else (symbol.reason,)
     return replace(decision, reasons=(*waiting, *decision.reasons, tier.reason), market=market_of(symbol))
+
+
+def assigned_in(lineage: Mapping[str, str]) -> dict[str, Assigned]:
+    """Return family → arm that decided, as the lineage of a decision has it; of families in a canary or split."""
+    return {
+        name.removeprefix(ASSIGNED): read_assigned(text) for name, text in lineage.items() if name.startswith(ASSIGNED)
+    }
+
+
+def _arm(assigned: Mapping[str, Assigned], family: str) -> Arm:
+    """Return the arm of a family that decides."""
+    return assigned[family].arm if family in assigned else "champion"
+
+
+def _with_roles(answers: ModelAnswers, assigned: Mapping[str, Assigned]) -> ModelAnswers:
+    """Return the answers with the roles of families in a canary or split: the assigned arm is active."""
+    return {
+        family: arms
+        if family not in assigned
+        else {
+            arm: replace(answer, role="active" if arm == assigned[family].arm else "shadow")
+            for arm, answer in arms.items()
+        }
+        for family, arms in answers.items()
+    }
 
 
 @cache
@@ -257,15 +298,15 @@ def _missed(estimate: float | None, where: str) -> tuple[float, dict[str, str]]:
     return float(estimate), {"miss": f"estimate of the {where}"}
 
 
-def _decider(symbol: Symbol, snapshot: Snapshot, answers: ModelAnswers, tier: tiers.Tier) -> _Decider:
-    """Return the validator champion in tiers 1 and 2, the traditional consensus in tiers 3 and 4."""
+def _decider(symbol: Symbol, snapshot: Snapshot, answers: ModelAnswers, tier: tiers.Tier, arm: Arm) -> _Decider:
+    """Return this arm of the validator in tiers 1 and 2, the traditional consensus in tiers 3 and 4."""
     closed, warm = symbol.closed, symbol.warm
     features, signals = closed.features[np.newaxis], closed.signals[np.newaxis]
     if tier.number <= tiers.SIMPLE:
-        answer, slot = answers[DECISION_FAMILY]["champion"], snapshot.slots[DECISION_FAMILY, "champion"]
+        answer, slot = answers[DECISION_FAMILY][arm], snapshot.slots[DECISION_FAMILY, arm]
         lineage = {name: getattr(slot, name) for name in ("data_hash", "git_commit", "run_id")}
         miss, origin = _missed(slot.model.schema.get("miss_atr"), "bundle")
-        return _Decider(events(features, signals), "champion", *answer.chance, answer.reason, miss, lineage | origin)
+        return _Decider(events(features, signals), arm, *answer.chance, answer.reason, miss, lineage | origin)
     raised, record = traditional_events(features, signals), warm.traditional
     miss, origin = _missed(warm.traditional_miss_atr, "warm start")
     lineage = {"data_hash": warm.data_hash or "none", "git_commit": "none: no model acted"} | origin
@@ -274,15 +315,17 @@ def _decider(symbol: Symbol, snapshot: Snapshot, answers: ModelAnswers, tier: ti
     return _Decider(raised, TRADITIONAL, record.value, record.low, None, miss, lineage)
 
 
-def regime_now(symbol: Symbol, answers: Mapping[str, Mapping[str, ModelAnswer]]) -> tuple[str | None, str, float]:
+def regime_now(
+    symbol: Symbol, answers: Mapping[str, Mapping[str, ModelAnswer]], arm: Arm = "champion"
+) -> tuple[str | None, str, float]:
     """Return (regime, its source, trend sign); regime None = unknown, which gets the smallest caps.
 
-    The source is the digest of the regime champion's bundle, or the name of the rule.
+    The source is the digest of the bundle of the regime's arm that decides, or the name of the rule.
     """
     code, trend = market_state(symbol.closed.features, symbol.closed.signals)
-    champion = answers.get(REGIME, {}).get("champion")
-    if champion is not None and champion.label is not None:
-        return champion.label, champion.digest, float(trend)
+    model = answers.get(REGIME, {}).get(arm)
+    if model is not None and model.label is not None:
+        return model.label, model.digest, float(trend)
     return None if np.isnan(code) else REGIMES[int(code)], RULE_REGIME, float(trend)
 
 

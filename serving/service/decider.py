@@ -22,6 +22,7 @@ from serving.policy.decision_row import Policy
 from serving.service.breaker_watch import BreakerWatch
 from serving.service.decision_memory import DecisionKey, DecisionMemory, PendingDecision, Subject, id_of, subject_of
 from serving.service.live_symbols import LiveSymbols
+from serving.service.ramp_guard import RampGuard
 from serving.service.store_executor import wait_for_write
 from serving.service.store_monitor import StoreMonitor
 from serving.service.system_clock import ClockMonitor, utc_now
@@ -75,6 +76,7 @@ class Decider:
         store_monitor: StoreMonitor,
         clock: ClockMonitor,
         model_client: ModelClient | None,
+        ramp: RampGuard,
     ) -> None:
         """Take the collaborators. `model_client` None: models run in process."""
         self._policy, self._params = policy, policy.params
@@ -82,7 +84,7 @@ class Decider:
         self._slots, self._live, self._ledger = slots, live, ledger
         self._account, self._weights, self._breakers = account, weights, breakers
         self._tiers, self._memory, self._store_monitor = tiers, memory, store_monitor
-        self._clock, self._model_client = clock, model_client
+        self._clock, self._model_client, self._ramp = clock, model_client, ramp
 
     async def decide(self, names: Sequence[str]) -> list[Decision]:
         """Return a durable decision for each symbol, on its newest closed bar, for now.
@@ -181,7 +183,7 @@ class Decider:
         here = [symbol for symbol in self._undecided(names, now, snapshot) if symbol.name not in predictions]
         answers = dict(predictions)
         if here:
-            predicted = predict_together(here, snapshot, self._unseen)
+            predicted = predict_together(here, snapshot, self._unseen, functools.partial(self._ramp.time, snapshot))
             answers |= {symbol.name: found for symbol, found in zip(here, predicted, strict=True)}
         found: dict[str, PendingDecision | BellwetherError] = {}
         new: list[_New] = []
@@ -216,6 +218,7 @@ class Decider:
             return before
         predictions = predict_all(symbol, snapshot, self._unseen) if predictions is None else predictions
         state = self._tiers.update(symbol, snapshot, predictions)
+        self._ramp.look(snapshot, symbol, predictions)
         key = self._key(symbol, age_bars, snapshot)
         decision = decide(
             symbol,
@@ -225,6 +228,7 @@ class Decider:
             functools.partial(self._account.portfolio, self._live.newest_close(), symbol.name),
             self._breakers.names,
             tier=tier_at(state, age_bars, self._params.risk.max_data_age_bars),
+            assigned=self._ramp.assigned(snapshot, symbol),
             learned=self._weights.weights,
             predictions=predictions,
             id=id_of(key, snapshot),

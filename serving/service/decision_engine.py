@@ -28,6 +28,7 @@ from serving.service.intake import Intake
 from serving.service.keys import write_key
 from serving.service.ledger_check import disagreement
 from serving.service.live_symbols import LiveSymbols
+from serving.service.ramp_guard import RampGuard
 from serving.service.readiness import Readiness
 from serving.service.store_executor import StoreExecutor
 from serving.service.store_monitor import TIER_FILE, StoreMonitor
@@ -121,6 +122,7 @@ class DecisionEngine:
             store_monitor=self.store_monitor,
             clock=clock,
             model_client=self._model_client,
+            ramp=RampGuard(params.experiment.guardrails, self._account, self._alarms),
         )
         flows = FlowWatcher(
             fills=fills,

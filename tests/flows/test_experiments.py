@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from support.compared_home import BASIS, BTC, ETH, LEAKED, REFUSED, ComparedHome
+from support.compared_flows import advance, challenger, champion, home, propose, set_rules
+from support.compared_home import BASIS, BTC, ETH, LEAKED, REFUSED
 from support.registry import empty_registry
 from support.stack import quiet
 
@@ -14,56 +15,10 @@ from flows.support import aliases, experiment_pages, experiments, promotion, tra
 from pipelines.errors import ChainBroken, GateRefused, StateError
 from pipelines.experiments.verdict import progress_of
 from pipelines.migrations import tables as t
+from pipelines.params import RampParams
 
-__all__ = ["empty_registry"]
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch, empty_registry):
-    """An installation whose validator version 1 is champion."""
-    monkeypatch.chdir(tmp_path)  # a registry without a server stores artifacts next to itself
-    monkeypatch.setattr(promotion, "install_warm_starts", lambda installation: {})
-    made = ComparedHome(tmp_path, empty_registry)
-    monkeypatch.setattr(promote_module, "open_installation", lambda: made.installation)
-    monkeypatch.setattr(promote_module, "promote", by_policy)  # without a server of Prefect
-    made.candidate()
-    with quiet():
-        promotion.promote(made.installation, "validator", "1", promotion.POLICY, "passed the gate")
-    made.live(0.25)
-    yield made
-    made.store.close()
-
-
-def by_policy(family, version, reason):
-    promotion.promote(promote_module.open_installation(), family, version, promotion.POLICY, reason)
-
-
-def propose(home, version):
-    with quiet():
-        promote_module.propose("validator", version, "passed the gate")
-
-
-def advance(home):
-    """Do what the monitor does for a family."""
-    lines = experiments.advance(home.installation, "validator")
-    with quiet():
-        promote_module.promote_winner(home.installation, "validator")
-        promote_module.begin_queued(home.installation, "validator")
-    return lines
-
-
-def expire_after(home, blocks):
-    rules = home.installation.params.experiment.model_copy(update={"expires_after_blocks": blocks})
-    home.installation.params = home.installation.params.model_copy(update={"experiment": rules})
-
-
-def champion(home):
-    return home.store.slots("validator").champion.to_version
-
-
-def challenger(home):
-    found = home.store.slots("validator").challenger
-    return found and found.to_version
+__all__ = ["empty_registry", "home"]
+NO_RAMP = RampParams(canary_blocks=0, split_blocks=0)
 
 
 def test_a_candidate_that_passes_while_a_champion_serves_begins_an_experiment_and_is_not_promoted(home):
@@ -84,17 +39,18 @@ def test_a_candidate_that_passes_while_a_champion_serves_begins_an_experiment_an
 
 
 def test_a_better_challenger_wins_after_looking_at_every_block_and_becomes_champion_by_itself(home):
+    set_rules(home, ramp=NO_RAMP)
     version = home.candidate().version
     propose(home, version)
     number, days = home.running().number, 0
-    while home.running() and days < 60:
+    while home.state(number) != "won" and days < 60:
         home.live(1, gain=0.02)
         days += 1
         advance(home)
-    assert (champion(home), challenger(home), home.state(number)) == (version, None, "won")
-    line = home.store.promotions("validator")[-1]
-    assert (line.action, line.actor, line.evidence["experiment"]) == ("promote", "policy", number)
-    won = home.store.transitions(number)[-1]
+    assert (champion(home), challenger(home), home.state(number)) == (version, "1", "won")
+    line = next(line for line in reversed(home.store.promotions("validator")) if line.action == "promote")
+    assert (line.actor, line.evidence["experiment"]) == ("policy", number)
+    won = home.store.transitions(number)[1]
     assert won.evidence["e_value"] >= 1 / 0.02
     assert won.evidence["decided_at"] + 1 == won.evidence["blocks"] >= 5
     assert "promoted_without_experiment" not in home.alarms()
@@ -125,7 +81,7 @@ def test_a_worse_challenger_is_stopped_and_the_newest_that_waited_begins_with_wh
 
 
 def test_an_equal_challenger_expires(home):
-    expire_after(home, 20)
+    set_rules(home, expires_after_blocks=20)
     propose(home, home.candidate().version)
     number = home.running().number
     home.live(21)
@@ -136,7 +92,7 @@ def test_an_equal_challenger_expires(home):
 
 def test_one_whose_blocks_are_all_void_expires_too(home):
     home.universe((BTC, ETH))  # ETH never comes
-    expire_after(home, 10)
+    set_rules(home, expires_after_blocks=10)
     propose(home, home.candidate().version)
     number = home.running().number
     home.live(13, symbols=(BTC,))
@@ -337,6 +293,7 @@ def test_without_an_approval_a_winner_waits_and_without_a_basis_nothing_begins(h
 
 
 def test_a_winner_whose_bundle_is_damaged_is_refused_and_stays_challenger(home):
+    set_rules(home, ramp=NO_RAMP)
     version = home.candidate()
     propose(home, version.version)
     number = home.running().number

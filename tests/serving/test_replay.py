@@ -20,6 +20,7 @@ from pipelines.compiled import cpu_type
 from pipelines.contracts import OPEN_TIME, Decision, History, Outcome, utc
 from pipelines.data.alignment import align
 from pipelines.data.timeframes import Grid
+from pipelines.experiments.assignment import Assignment, Stage
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import Settings, load_params
 from pipelines.signals.catalog import SIGNALS
@@ -33,6 +34,8 @@ from serving.inference.model_slots import ModelSlots, Snapshot
 from serving.policy.decide import decide
 from serving.policy.decision_row import policy_of
 from serving.risk.exposure import AssetCloses, scenarios_of
+from serving.service.alarm_queue import AlarmQueue
+from serving.service.ramp_guard import RampGuard
 from serving.state.account import Account
 from serving.state.ledger import Ledger
 from serving.state.symbols import Symbol, restore_symbol
@@ -43,6 +46,7 @@ QUARTERS = Grid("15m")
 assert onnx_bytes
 SYMBOL, STEP_S = "SIM/USDT", 900.0
 HISTORY, DECISIONS, EVERY = 800, 10_000, 1_250  # decision bars: before, decided on, between two promotions
+SPLITS = (2, 3)  # of the promotions: after these an experiment splits the closes
 PARAMS = load_params()
 TIER = Tier(2, "TIER_2: validator champion decides")
 MISSES = {0.1: None, 0.2: -0.9, 0.3: -0.7}  # bias of a bundle → what it says a missed target returns, in ATR
@@ -78,6 +82,12 @@ def line(version, digest, action="promote"):
     )  # fmt: skip
 
 
+def assignment_of(digests, arms, at):
+    """How the units of an experiment are assigned that runs from one promotion to the next."""
+    champion, challenger = digests[arms["champion"]], digests[arms["challenger"]]
+    return Assignment(at, "ef" * 32, 0.0, 24 * STEP_S, champion, challenger, stages=(Stage(0, 0.5),)).to_dict()
+
+
 def scenarios_for(symbol):
     asset = AssetCloses(symbol.grid, symbol.warm.closes)
     return scenarios_of({SYMBOL: asset}, PARAMS.labels.horizon_bars, PARAMS.risk.tail)
@@ -105,6 +115,7 @@ def installation(tmp_path_factory):
         store.add_promotion(line(str(version), digest))
     slots, account, ledger = ModelSlots(home / "serving", home / "bundles", lambda *_: None), Account(), Ledger(store)
     policy, warm, symbol, waiting, live = policy_of(PARAMS), first, None, [], bars[HISTORY:]
+    guard = RampGuard(PARAMS.experiment.guardrails, account, AlarmQueue())
     store.add_parameters(policy.digest, policy.content, utc(bars[0, OPEN_TIME]))
 
     def observed(shown):
@@ -119,7 +130,8 @@ def installation(tmp_path_factory):
             families = {"validator": {arm: slot_entry(str(k + 1), digests[k]) for arm, k in arms.items()}}
             if i == DECISIONS // 2:
                 warm, _ = warm_start(home, bars[: HISTORY + i - 40], "second")
-            write_generation(home / "serving", families, {SYMBOL: warm}, utc(bar[OPEN_TIME]))
+            assigned = {"validator": assignment_of(digests, arms, i)} if i // EVERY in SPLITS else None
+            write_generation(home / "serving", families, {SYMBOL: warm}, utc(bar[OPEN_TIME]), assigned)
             slots.refresh()
             if symbol is None or symbol.warm.digest != warm["digest"]:
                 wait(waiting)  # what it is replayed from must be in the store
@@ -130,7 +142,7 @@ def installation(tmp_path_factory):
         symbol.advance(bar[np.newaxis])
         decision = decide(
             symbol, slots.snapshot, policy, partial(account.portfolio, close, SYMBOL), (), tier=TIER, id=f"d{i}",
-            known_at=close, now=close,
+            known_at=close, now=close, assigned=guard.assigned(slots.snapshot, symbol),
         )  # fmt: skip
         account.add_decision(decision)
         if decision.action != "NO_TRADE":
@@ -155,6 +167,7 @@ def test_ten_thousand_decisions_over_several_promotions_come_out_the_same_to_the
     found = replay_decisions(installation, records)
     assert found.to_dict() == found.to_dict() | {"decisions": DECISIONS, "equal": DECISIONS, "bit_for_bit": True}
     assert len(found.champions) == 3
+    assert {record.decision.arm for record in records} == {"champion", "challenger"}
     assert len(found.generations) == DECISIONS // EVERY
     assert len(found.warm_starts) == 2
     assert sum(record.decision.event is not None for record in records) > 500
@@ -165,7 +178,7 @@ def test_the_edge_counts_what_the_deciding_bundle_knew_of_missed_targets_and_els
     decided, bundles = defaultdict(list), installation.settings.bundles
     for record in records:
         if record.decision.edge_bps is not None:
-            champion = record.decision.models["validator"]["champion"].digest
+            champion = record.decision.models["validator"][record.decision.arm].digest
             decided[json.loads((bundles / champion / "schema.json").read_text()).get("miss_atr")].append(
                 record.decision
             )

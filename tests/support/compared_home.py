@@ -1,6 +1,7 @@
 """A small installation with MLflow in a file, a champion, candidates, and outcomes that both arms scored."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import numpy as np
 
 from flows.support import experiments, promotion
 from flows.support.installation import Installation, now
-from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Check, Decision, Outcome, Verdict
+from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Check, Decision, ModelAnswer, Outcome, Verdict
 from pipelines.data.timeframes import Grid
+from pipelines.experiments.assignment import Assigned
 from pipelines.models.runtime import load_bundle
 from pipelines.models.tables import answers, example
 from pipelines.settings import Settings, load_params
@@ -17,6 +19,7 @@ from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 from pipelines.store import BarBatch, DecisionRecord, FamilyOutcome
 from pipelines.tracking import DataSet
 from serving.inference.generation import write_generation
+from serving.policy.decide import ASSIGNED
 from serving.service.home_store import open_store
 from support.registry import registry_in
 from support.serving_fixture import make_bundle
@@ -33,6 +36,26 @@ BASIS = {
     "trade_bound_bps": 60.0,
 }  # fmt: skip
 NOISE = 0.02  # standard deviation of a block's mean difference
+
+
+def nothing(close):
+    """Return no field of an answer that is another one."""
+    return {}
+
+
+def compared(arms, assignment, symbol, close, answer, obeys):
+    """Return what both arms add to a decision, as the service records it."""
+    models = {
+        arm: ModelAnswer("validator", "1", digest, "passed", p=0.5, status="OK")
+        for arm, digest in zip(("champion", "challenger"), arms, strict=True)
+    }
+    models["challenger"] = replace(models["challenger"], **answer)
+    found = {"models": {"validator": models}}
+    if assignment is None or not assignment.weight(block := assignment.block(close.timestamp())):
+        return found
+    arm = assignment.arm(symbol, block) if obeys else "champion"
+    lineage = {ASSIGNED + "validator": str(Assigned(assignment.experiment, block, arm))}
+    return found | {"arm": arm, "lineage": lineage}
 
 
 class ComparedHome:
@@ -82,12 +105,15 @@ class ComparedHome:
         promotion.challenge(self.installation, version, verdict, [], "gate", basis)
         return version
 
-    def live(self, days, gain=0.0, skip=(), symbols=None, correct=None):
+    def live(self, days, gain=0.0, skip=(), symbols=None, answers=None, obeys=True):
         """Let so many market days pass: every close is decided and its outcome known; the challenger gains `gain`.
 
-        skip  closes, as hours from now, that no decision was made on
+        skip     closes, as hours from now, that no decision was made on
+        answers  fields of the challenger's answer, by the number of the close
+        obeys    whether the service decides by the arm that a close is assigned to
         """
         champion, challenger = self.arms()
+        assignment = self.store.assignment("validator")
         closes = [self.at + i * QUARTER for i in range(int(days * 96))]
         offsets = {symbol: self.rng.normal(gain, NOISE, int(np.ceil(days))) for symbol in symbols or self.symbols}
         skipped = {self.at + timedelta(hours=hours) for hours in skip}
@@ -97,9 +123,13 @@ class ComparedHome:
                 if close in skipped:
                     continue
                 name = f"{symbol[:3]}-{close:%y%m%d%H%M}"
-                records.append(DecisionRecord(self.decision(name, symbol, close), b"", b""))
+                made = self.decision(name, symbol, close)
+                if challenger:
+                    answer = (answers or nothing)(i)
+                    made = replace(made, **compared((champion, challenger), assignment, symbol, close, answer, obeys))
+                records.append(DecisionRecord(made, b"", b""))
                 losses = {champion: 0.69, challenger: 0.69 - float(of_day[i // 96])} if challenger else {champion: 0.69}
-                found.append(FamilyOutcome(name, "validator", symbol, close, close + QUARTER, 1.0, losses))
+                found.append(FamilyOutcome(name, "validator", symbol, close, close + QUARTER, float(i % 2), losses))
             self.store.add_decisions(records)
             self.store.add_family_outcomes(symbol, found, closes[-1], closes[-1])
             row = np.full((1, BAR_WIDTH), 100.0)

@@ -35,10 +35,10 @@ class Client:
         """POST a body with the key; return the response."""
         return self.http.post(path, json=body if body is not None else {}, headers=headers)
 
-    def serve(self, champion=None, challenger=None):
+    def serve(self, champion=None, challenger=None, assignments=None):
         """Write a generation and wait, as an operator would, until this process acknowledges it."""
         families = {"validator": {"champion": champion, "challenger": challenger}}
-        generation = serve_arms(settings(), families, self.warm, AT)
+        generation = serve_arms(settings(), families, self.warm, AT, assignments)
         for _ in range(2000):  # a machine that compiles its kernels first takes a while
             if acknowledged(self.home / "serving") == {os.getpid(): generation}:
                 return generation

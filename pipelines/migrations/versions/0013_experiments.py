@@ -53,6 +53,7 @@ def upgrade() -> None:
         sa.Column("n", sa.Integer, nullable=False),
         sa.Column("mean", sa.Double),
         sa.Column("void", sa.Text, nullable=False),
+        sa.Column("harm", sa.JSON, nullable=False),
         sa.Column("at", UtcTime, nullable=False),
     )
     op.create_index("block_scores_number", "block_scores", ["experiment", "number"], unique=True)

@@ -79,7 +79,7 @@ def fault_harm(faults: Sequence[str | None]) -> Harm:
 
 
 def latency_harm(champion_ms: Floats, challenger_ms: Floats, limit_ms: float) -> Harm:
-    """Return the harm of slow answers: at LATENCY_ALONE of the last LATENCY_ANSWERS closes the challenger alone was slow.
+    """Return the harm of slow answers: at LATENCY_ALONE of the last LATENCY_ANSWERS closes only the challenger was.
 
     champion_ms, challenger_ms  (n,) of the same closes in time order, ms; NaN refused; older ones are not looked at
 

@@ -222,6 +222,7 @@ ON_ANSWERS = ("latency", "fault")  # those that count answers, not blocks
 def guardrail_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
     """Return by scenario and split the share that tripped, and the median until then; and what two medians would do."""
     figures: dict[str, JsonObject] = {}
+    ramp = ramp_blocks()
     for name in (*SCENARIOS, *SPLITS):
         cases = [case for case in found if case["case"].split("|")[0] == name]
         if not cases:
@@ -230,7 +231,7 @@ def guardrail_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
         figures[f"{name}|tripped"] = share_of(sum(at > 0 for at in after), runs)
         figures[f"{name}|median"] = median_of(after)
         if name in SCENARIOS:
-            within = ramp_blocks() * (ANSWERS if SCENARIOS[name].metric in ON_ANSWERS else 1)
+            within = ramp * (ANSWERS if SCENARIOS[name].metric in ON_ANSWERS else 1)
             figures[f"{name}|ramp"] = share_of(sum(0 < at <= within for at in after), runs)
         if any(case.get("medians") for case in cases):
             figures[f"{name}|medians"] = share_of(sum(case["medians"] for case in cases), runs)

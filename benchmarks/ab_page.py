@@ -6,7 +6,7 @@ from textwrap import fill
 import numpy as np
 from scipy.stats import invgauss
 
-from benchmarks import ab, ab_guardrails
+from benchmarks import ab, ab_end_to_end, ab_guardrails
 from benchmarks.ab_streams import EVENTS_A_DAY, HORIZON, HORIZONS, NULLS, SYMBOLS
 from benchmarks.results import machines, table
 from pipelines.contracts import JsonObject
@@ -15,7 +15,6 @@ from pipelines.experiments.guardrails import limit_of
 from pipelines.experiments.verdict import FUTILITY_BETS, FUTILITY_CLIP, WIN_BETS
 from pipelines.settings import load_params
 
-PARTS = ("ab_false_promotions", "ab_years", "ab_power", "ab_futility", "ab_guardrails")  # in the order of the page
 EXPECTED = {0.002: (219, 380), 0.005: (79, 120), 0.010: (36, 60), 0.030: (13, 22)}  # blocks, at .05 and .005
 INTRODUCTION = """\
 Made by `python -m benchmarks.evidence --write` from what a run stored; nothing here was typed in. Repeat it with
@@ -81,12 +80,18 @@ SPLIT_TEST_TEXT = """\
 Units, one symbol in one block, fall to the challenger as stated, or not; the test looks after every block of a ramp
 ({ramp}) or, *long*, of {long} blocks at each of its weights. *None*: the challenger gets no unit; *twice as many*:
 twice the stated share. {runs:,} runs a row."""
+END_TO_END_TEXT = """\
+{n} experiments on a home each, {seeds} seeds a challenger: SQLite with its migrations, ledger and chain. As days
+pass, a decision at every close and the outcomes of its events are stored, and the monitor's own code scores the blocks
+and decides, at a level of {alpha:g}: in every fifth case after every block, in the others after every fifth. Better and
+worse as above, equal as *labels*. {blocks} blocks were scored, {void} are void. Afterwards each verdict is computed
+again from the ledger, with every block from its outcomes, and the chain of the store is verified."""
 
 
 def ab_page(found: JsonObject, incomplete: Sequence[str]) -> str:
     """Return the page of the parts found; `incomplete` names those missing or not finished."""
     blocks = [
-        "# Experiments: false promotions, power and price, futility, guardrails",
+        "# Experiments: false promotions, power and price, futility, guardrails, end to end",
         INTRODUCTION.format(parts=" ".join(PARTS)),
         *machines(found),
         SETTING.format(
@@ -275,10 +280,39 @@ def _splits(figures: JsonObject, alpha: float) -> list[str]:
             f"{promise}worst row: {highest:.3%}, {_held(highest <= alpha)}."]  # fmt: skip
 
 
-SECTIONS = {
-    "ab_false_promotions": null_section, "ab_years": year_section, "ab_power": power_section,
-    "ab_futility": futility_section, "ab_guardrails": guardrail_section,
-}  # fmt: skip
+def end_to_end_section(figures: JsonObject) -> list[str]:
+    """Return the section on whole experiments."""
+    rows, counts = [], dict[str, JsonObject]()
+    for who, (_, gain, skill) in ab_end_to_end.CHALLENGERS.items():
+        if f"{who}|after" not in figures:
+            continue
+        states = {state: figures[f"{who}|{state}"] for state in ("won", "stopped", "expired")}
+        n = states["won"]["n"]
+        counts[who] = {state: round(e["value"] * n) for state, e in states.items()} | {"n": n}
+        rows.append([
+            who, f"{-gain if who == 'worse' else gain:+g}", f"{ab.LEAST_SHARE * skill:g}",
+            *(f"{counts[who][state]} of {n}" for state in states),
+            _median(figures[f"{who}|after"], ab.MAX_BLOCKS),
+        ])  # fmt: skip
+    wrong, faults, void = (round(figures[name]["value"]) for name in ("not the same", "faults", "void"))
+    most, least = ab_end_to_end.MOST_EQUAL, ab_end_to_end.LEAST_BETTER
+    words = []
+    if "better" in counts:
+        words.append(f"better: at least {least} won, {_held(counts['better']['won'] >= least)}")
+    if "equal" in counts:
+        words.append(f"equal: at most {most} won, {_held(counts['equal']['won'] <= most)}")
+    if "worse" in counts:
+        worse = counts["worse"]
+        words.append(f"worse: all stopped for futility, {_held(worse['stopped'] == worse['n'])}")
+    words.append(f"every verdict computed again is the recorded one, {_held(wrong == 0)}")
+    words.append(f"no fault of the chain, {_held(faults == 0)}")
+    return [
+        "## End to end",
+        END_TO_END_TEXT.format(alpha=figures["alpha"]["value"], n=figures["alpha"]["n"], seeds=ab_end_to_end.SEEDS,
+                               blocks=f"{figures['blocks']['value']:,.0f}", void=void),
+        table(["challenger", "gain, nats", "least gain, nats", "won", "stopped", "expired", "median blocks"], rows),
+        f"Promised, of {ab_end_to_end.SEEDS} seeds each: {'; '.join(words)}.",
+    ]  # fmt: skip
 
 
 def _best(signal: float, level: float) -> str:
@@ -320,3 +354,10 @@ def _median(e: JsonObject, simulated: int, interval: bool = True) -> str:
     value, low, high = (f"{e[name]:.0f}" if e[name] is not None else f"over {simulated}" for name in
                         ("value", "low", "high"))  # fmt: skip
     return f"{value} ({low} to {high})" if interval else value
+
+
+SECTIONS = {
+    "ab_false_promotions": null_section, "ab_years": year_section, "ab_power": power_section,
+    "ab_futility": futility_section, "ab_guardrails": guardrail_section, "ab_end_to_end": end_to_end_section,
+}  # fmt: skip
+PARTS = tuple(SECTIONS)

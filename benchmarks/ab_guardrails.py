@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit, ndtri
 
-from benchmarks.ab import MAX_BLOCKS, first_at, median_of, share_of
+from benchmarks.ab import MAX_BLOCKS, first_at, median_of, over_cases, share_of
 from benchmarks.ab_streams import (
     CHUNK,
     EVENTS_A_DAY,
@@ -25,6 +25,7 @@ from benchmarks.ab_streams import (
 )
 from pipelines.contracts import Floats, Ints, JsonObject
 from pipelines.experiments.guardrails import (
+    HARM_CLIP,
     LATENCY_ALONE,
     LATENCY_ANSWERS,
     Metric,
@@ -37,7 +38,7 @@ from pipelines.experiments.sample_ratio import StageCount, sample_ratio
 from pipelines.params import GuardrailParams
 from pipelines.settings import load_params
 
-RUNS, SEEDS = 1000, 2
+RUNS, HARM_RUNS, SEEDS = 1000, 250, 2  # a case; a level needs more of them than a median
 ANSWERS = SYMBOLS * EVENTS_A_DAY  # of a block
 EPISODE_MEMORY = 0.9 ** (EVENTS_A_DAY / PERIOD)  # a bar: 0.9 from event to event, so that blocks are like those before
 BASE = {"abstention": 0.2, "novelty": 0.1}  # the champion's share
@@ -121,7 +122,8 @@ def guardrails(case: str, runs: int | None = None) -> JsonObject:
     rng = np.random.default_rng([int(seed), zlib.crc32(name.encode())])
     if name in SPLITS:
         return split_counts(SPLITS[name], rng, runs or SPLIT_RUNS)
-    one, runs = SCENARIOS[name], runs or RUNS
+    one = SCENARIOS[name]
+    runs = runs or (RUNS if one.harmless else HARM_RUNS)
     return {"runs": runs, **OF_METRIC[one.metric](one, rng, runs)}
 
 
@@ -135,7 +137,9 @@ def on_blocks(one: Scenario, rng: np.random.Generator, runs: int) -> JsonObject:
     size = limit if one.size == LIMIT else one.size
     means = np.concatenate(list(block_means_of(one, size, rng, runs)))
     found = [block_harm(one.metric, row, limit, params.level) for row in means]
-    return {"after": [harm.after or 0 for harm in found], "mean": float(means.mean())}
+    harmless = np.abs(means) if one.metric == "calibration" else -means  # the clip is of the harmless direction
+    return {"after": [harm.after or 0 for harm in found], "mean": float(means.mean()),
+            "clipped": float((harmless > HARM_CLIP).mean())}  # fmt: skip
 
 
 def block_means_of(one: Scenario, size: float, rng: np.random.Generator, runs: int) -> Iterator[Floats]:
@@ -161,14 +165,16 @@ def block_means_of(one: Scenario, size: float, rng: np.random.Generator, runs: i
 
 
 def on_latency(one: Scenario, rng: np.random.Generator, runs: int) -> JsonObject:
-    """Run the guardrail of latency on lognormal times; `medians`: runs in which the two medians alone would trip."""
+    """Run the guardrail of latency on lognormal times; `medians`: runs of a machine that is slow at times in which
+    the two medians alone would trip.
+    """
     limit, after, medians = limits().latency_ms, [], 0
     for _ in range(runs):
         times = rng.lognormal(np.log(BASE_MS), SPREAD, (2, MAX_BLOCKS * ANSWERS)) * [[1.0], [one.size]]
         if one.kind == "slow machine":
             times *= np.where(slow_at_times(rng, times.shape[1]), SLOW_TIMES, 1.0)
         after.append(latency_trips(times, limit))
-        medians += int(one.harmless and medians_trip(times, limit))
+        medians += int(one.kind == "slow machine" and medians_trip(times, limit))
     return {"after": after, "medians": medians}
 
 
@@ -233,6 +239,8 @@ def guardrail_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
         if name in SCENARIOS:
             within = ramp * (ANSWERS if SCENARIOS[name].metric in ON_ANSWERS else 1)
             figures[f"{name}|ramp"] = share_of(sum(0 < at <= within for at in after), runs)
+        if "clipped" in cases[0]:
+            figures[f"{name}|clipped"] = over_cases([case["clipped"] for case in cases])
         if any(case.get("medians") for case in cases):
             figures[f"{name}|medians"] = share_of(sum(case["medians"] for case in cases), runs)
     return figures

@@ -11,7 +11,7 @@ from benchmarks.ab_streams import EVENTS_A_DAY, HORIZON, HORIZONS, NULLS, SYMBOL
 from benchmarks.results import machines, table
 from pipelines.contracts import JsonObject
 from pipelines.experiments.eprocess import BET_SHARES
-from pipelines.experiments.guardrails import limit_of
+from pipelines.experiments.guardrails import HARM_CLIP, limit_of
 from pipelines.experiments.verdict import FUTILITY_BETS, FUTILITY_CLIP, WIN_BETS
 from pipelines.settings import load_params
 
@@ -66,10 +66,14 @@ above; *in episodes*: abstentions, or novel inputs, come in spells of about a bl
 {abstains:.0%} and has {novel:.0%} novel inputs. An answer takes {ms:g} ms at the median and is lognormal, with a
 deviation of {spread:g} of its logarithm; *slow at times*: for {slow_share:.0%} of the time, {slow:g} answers on
 average, the machine takes {times:g} times as long for both arms. Drawdown: of an account whose returns are normal with
-the stated deviation a day; *loses half*: half of it a day. {runs:,} runs a row."""
+the stated deviation a day; *loses half*: half of it a day. {runs:,} runs a row where a level is promised,
+{harm_runs:,} in the others."""
 LEVEL_TEXT = """\
-Promised: a harmless challenger trips each guardrail in at most {level:g} of all cases, by the upper bound of the
-worst row, that of latency and faults included."""
+Promised: a harmless challenger trips each guardrail in at most {level:g} of all cases, by the upper bound of its
+worst row."""
+CLIP_TEXT = """\
+Blocks that lie further than {clip:g} in the harmless direction count as so much: {usual:.2%} of them at most in these
+rows, {episodes:.1%} in episodes."""
 UNPROMISED_TEXT = """\
 Not promised: at the very limit in episodes, where a block tells of the next one ({episodes:.1%} at most). And the
 drawdown is a limit of loss, no test: an account without an edge reaches it by chance, sooner the more it moves."""
@@ -238,18 +242,25 @@ def guardrail_section(figures: JsonObject) -> list[str]:
         medians.append(figures.get(f"{name}|medians", {"value": 0.0})["value"])
     level, stages = params.guardrails.level, params.ramp
     kept = [f"{metric}: at most {high:.2%}, {_held(high <= level)}" for metric, high in worst.items()]
-    runs = max((e["n"] for name, e in figures.items() if name.endswith("|ramp")), default=0)
+    numbers = sorted(e["n"] for name, e in figures.items() if name.endswith("|ramp"))
+    clipped = {
+        one.kind == "episodes": max(
+            (figures[f"{name}|clipped"]["value"] for name, each in ab_guardrails.SCENARIOS.items()
+             if each.harmless and each.kind == one.kind and f"{name}|clipped" in figures), default=0.0)
+        for one in ab_guardrails.SCENARIOS.values() if one.kind in ("", "episodes")
+    }  # fmt: skip
     return [
         "## Guardrails",
         GUARDRAIL_TEXT.format(
-            blocks=ab.MAX_BLOCKS, answers=ab_guardrails.ANSWERS, ramp=ab_guardrails.ramp_blocks(), runs=runs,
-            abstains=ab_guardrails.BASE["abstention"], novel=ab_guardrails.BASE["novelty"], ms=ab_guardrails.BASE_MS,
-            spread=ab_guardrails.SPREAD, slow_share=ab_guardrails.SLOW_SHARE, slow=ab_guardrails.SLOW_ANSWERS,
-            times=ab_guardrails.SLOW_TIMES,
+            blocks=ab.MAX_BLOCKS, answers=ab_guardrails.ANSWERS, ramp=ab_guardrails.ramp_blocks(),
+            runs=numbers[-1], harm_runs=numbers[0], abstains=ab_guardrails.BASE["abstention"],
+            novel=ab_guardrails.BASE["novelty"], ms=ab_guardrails.BASE_MS, spread=ab_guardrails.SPREAD,
+            slow_share=ab_guardrails.SLOW_SHARE, slow=ab_guardrails.SLOW_ANSWERS, times=ab_guardrails.SLOW_TIMES,
         ),
         table(["guardrail", "limit", "challenger", f"trips in {ab.MAX_BLOCKS} blocks",
                f"in {ab_guardrails.ramp_blocks()}", "median"], rows),
-        f"{LEVEL_TEXT.format(level=level)} {'; '.join(kept)}.",
+        f"{LEVEL_TEXT.format(level=level)} {'; '.join(kept)}. "
+        + CLIP_TEXT.format(clip=HARM_CLIP, usual=clipped[False], episodes=clipped[True]),
         f"{UNPROMISED_TEXT.format(episodes=max(episodes))} {MEDIANS_TEXT.format(medians=max(medians))}",
         "### Whether the split is as stated",
         SPLIT_TEST_TEXT.format(
@@ -353,7 +364,7 @@ def _median(e: JsonObject, simulated: int, interval: bool = True) -> str:
     """Return a median in blocks with its interval; one after the blocks that were simulated is "over" them."""
     value, low, high = (f"{e[name]:.0f}" if e[name] is not None else f"over {simulated}" for name in
                         ("value", "low", "high"))  # fmt: skip
-    return f"{value} ({low} to {high})" if interval else value
+    return f"{value} ({low} to {high})" if interval and e["low"] is not None else value
 
 
 SECTIONS = {

@@ -19,6 +19,9 @@ from pipelines.params import GuardrailParams
 Metric = Literal["fault", "latency", "abstention", "novelty", "calibration", "drawdown"]
 # One large bet: block means lie far inside of what is possible, so that a larger one would win more, were there one.
 HARM_BETS = (0.9,)
+# Block means further than this in the harmless direction count as so much, so that the bet can be larger: twice as many
+# blocks would be needed without. They hardly ever lie there; how often is measured in docs/results/ab.md
+HARM_CLIP = 0.5
 LATENCY_ANSWERS = 50
 LATENCY_ALONE = 30  # of them; with 26 a machine that slows both arms to just about the limit trips by chance
 
@@ -146,8 +149,9 @@ def block_harm(metric: Metric, means: Floats, limit: float, level: float) -> Har
 
     means   (b,) in time order, each -1 … 1, NaN refused. abstention, novelty: of the challenger's 1 or 0 less the
             champion's, of every decision; calibration: of the challenger's probability less the outcome, 1 or 0
-    limit   largest mean that does no harm; of calibration in either direction, half of the stake on each
-    level   chance that a challenger within the limit ever trips, at most
+    limit   largest mean, given what came before, that does no harm; of calibration in either direction, half of the
+            stake on each
+    level   chance that a challenger within the limit ever trips, at most; exactly, of means clipped at -HARM_CLIP
     Returns value = mean of the blocks until it tripped, or of all
     Raises  BadValues for another metric, a mean outside of -1 … 1, or a limit or level that is not between 0 and 1
     """
@@ -161,7 +165,8 @@ def block_harm(metric: Metric, means: Floats, limit: float, level: float) -> Har
     if not np.abs(means).max() <= 1.0 + 1e-12:
         raise BadValues(f"a block mean of {metric} is {means[np.abs(means).argmax()]:.4g}, outside of -1 to 1")
     signs = (1.0, -1.0) if metric == "calibration" else (1.0,)
-    e_values = np.mean([e_process(sign * means - limit, 1.0 + limit, HARM_BETS) for sign in signs], axis=0)
+    clipped = [np.maximum(sign * means, -HARM_CLIP) for sign in signs]
+    e_values = np.mean([e_process(each - limit, HARM_CLIP + limit, HARM_BETS) for each in clipped], axis=0)
     at = rejected_at(e_values, level)
     until = len(means) if at is None else at + 1
     value, e_value = float(means[:until].mean()), float(e_values[until - 1])

@@ -10,6 +10,7 @@ from pipelines.experiments.guardrails import (
     BLOCK_WORDS,
     GUARDRAILS,
     HARM_BETS,
+    HARM_CLIP,
     LATENCY_ALONE,
     LATENCY_ANSWERS,
     block_harm,
@@ -69,13 +70,13 @@ def test_drawdown_is_of_the_highest_equity_since_the_challenger_acts_and_is_not_
 
 
 def test_a_bet_on_blocks_is_worked_by_hand() -> None:
-    harm = block_harm("abstention", np.array([0.5, -0.2]), 0.1, 0.01)
-    by_hand = (1 + 0.9 * 0.4 / 1.1) * (1 - 0.9 * 0.3 / 1.1)
-    assert HARM_BETS == (0.9,)
+    harm = block_harm("abstention", np.array([0.5, -0.2, -0.8]), 0.1, 0.01)
+    by_hand = (1 + 0.9 * 0.4 / 0.6) * (1 - 0.9 * 0.3 / 0.6) * (1 - 0.9)  # the last block counts as -.5
+    assert (HARM_BETS, HARM_CLIP) == ((0.9,), 0.5)
     assert harm.e_value == pytest.approx(by_hand)
-    assert (harm.value, harm.after, harm.reason) == (pytest.approx(0.15), None, None)
+    assert (harm.value, harm.after, harm.reason) == (pytest.approx(-0.5 / 3), None, None)
     two = block_harm("calibration", np.array([-0.3]), 0.05, 0.01)
-    assert two.e_value == pytest.approx(np.mean([1 + 0.9 * 0.25 / 1.05, 1 - 0.9 * 0.35 / 1.05]))
+    assert two.e_value == pytest.approx(np.mean([1 + 0.9 * 0.25 / 0.55, 1 - 0.9 * 0.35 / 0.55]))
 
 
 @pytest.mark.parametrize(("metric", "mean", "words"), [
@@ -94,7 +95,7 @@ def test_what_lies_above_the_limit_trips_and_later_blocks_change_nothing(metric,
 @pytest.mark.parametrize("metric", BLOCK_WORDS)
 def test_what_is_exactly_at_the_limit_trips_within_the_level(metric) -> None:
     rng = np.random.default_rng(1)
-    worst = np.where(rng.random((4000, 120)) < 0.55, 1.0, -1.0)  # mean .1 on values as far apart as can be
+    worst = np.where(rng.random((4000, 120)) < 0.6 / 1.5, 1.0, -0.5)  # mean .1 on values as far apart as can be
     tripped = [block_harm(metric, row, 0.1, 0.05).after is not None for row in worst]
     assert 0.0 < np.mean(tripped) <= 0.05
 

@@ -6,14 +6,15 @@ from textwrap import fill
 import numpy as np
 from scipy.stats import invgauss
 
-from benchmarks import ab
+from benchmarks import ab, ab_end_to_end, ab_guardrails
 from benchmarks.ab_streams import EVENTS_A_DAY, HORIZON, HORIZONS, NULLS, SYMBOLS
 from benchmarks.results import machines, table
 from pipelines.contracts import JsonObject
 from pipelines.experiments.eprocess import BET_SHARES
+from pipelines.experiments.guardrails import HARM_CLIP, limit_of
 from pipelines.experiments.verdict import FUTILITY_BETS, FUTILITY_CLIP, WIN_BETS
+from pipelines.settings import load_params
 
-PARTS = ("ab_false_promotions", "ab_years", "ab_power", "ab_futility")
 EXPECTED = {0.002: (219, 380), 0.005: (79, 120), 0.010: (36, 60), 0.030: (13, 22)}  # blocks, at .05 and .005
 INTRODUCTION = """\
 Made by `python -m benchmarks.evidence --write` from what a run stored; nothing here was typed in. Repeat it with
@@ -56,12 +57,45 @@ stopped and the median blocks of all. A challenger with exactly the least gain s
 how much the mean gain is below the least, in standard deviations of a block. *Best*: median blocks at .2 of the one bet
 that is best for a normal gain of this signal, without a bound: no test that may be looked at after every block needs
 much less."""
+GUARDRAIL_TEXT = """\
+Each guardrail looks at challengers of known harm for {blocks} blocks: after every block, and those of latency and of
+faults after every answer, {answers} a block. The columns give the share that trips in that time and in the {ramp}
+blocks of a ramp, and the median of all until it trips. The guardrails on blocks go on from the shadow into the ramp, so
+that a slow one has looked for dozens of blocks when it begins. Neighbouring decisions and the symbols move together as
+above; *in episodes*: abstentions, or novel inputs, come in spells of about a block. The champion abstains at
+{abstains:.0%} and has {novel:.0%} novel inputs. An answer takes {ms:g} ms at the median and is lognormal, with a
+deviation of {spread:g} of its logarithm; *slow at times*: for {slow_share:.0%} of the time, {slow:g} answers on
+average, the machine takes {times:g} times as long for both arms. Drawdown: of an account whose returns are normal with
+the stated deviation a day; *loses half*: half of it a day. {runs:,} runs a row where a level is promised,
+{harm_runs:,} in the others."""
+LEVEL_TEXT = """\
+Promised: a harmless challenger trips each guardrail in at most {level:g} of all cases, by the upper bound of its
+worst row."""
+CLIP_TEXT = """\
+Blocks that lie further than {clip:g} in the harmless direction count as so much: {usual:.2%} of them at most in these
+rows, {episodes:.1%} in episodes."""
+UNPROMISED_TEXT = """\
+Not promised: at the very limit in episodes, where a block tells of the next one ({episodes:.1%} at most). And the
+drawdown is a limit of loss, no test: an account without an edge reaches it by chance, sooner the more it moves."""
+MEDIANS_TEXT = """\
+The guardrail of latency counts the closes at which the challenger alone was too slow. Comparing the two medians with
+the limit would stop {medians:.0%} of harmless challengers on the machine that is slow at times."""
+SPLIT_TEST_TEXT = """\
+Units, one symbol in one block, fall to the challenger as stated, or not; the test looks after every block of a ramp
+({ramp}) or, *long*, of {long} blocks at each of its weights. *None*: the challenger gets no unit; *twice as many*:
+twice the stated share. {runs:,} runs a row."""
+END_TO_END_TEXT = """\
+{n} experiments on a home each, {seeds} seeds a challenger: SQLite with its migrations, ledger and chain. As days
+pass, a decision at every close and the outcomes of its events are stored, and the monitor's own code scores the blocks
+and decides, at a level of {alpha:g}: in every fifth case after every block, in the others after every fifth. Better and
+worse as above, equal as *labels*. {blocks} blocks were scored, {void} are void. Afterwards each verdict is computed
+again from the ledger, with every block from its outcomes, and the chain of the store is verified."""
 
 
 def ab_page(found: JsonObject, incomplete: Sequence[str]) -> str:
     """Return the page of the parts found; `incomplete` names those missing or not finished."""
     blocks = [
-        "# Experiments: false promotions, power and price, futility",
+        "# Experiments: false promotions, power and price, futility, guardrails, end to end",
         INTRODUCTION.format(parts=" ".join(PARTS)),
         *machines(found),
         SETTING.format(
@@ -71,7 +105,7 @@ def ab_page(found: JsonObject, incomplete: Sequence[str]) -> str:
     ]  # fmt: skip
     if incomplete:
         blocks.append(f"**Not run, or not to its end: {', '.join(incomplete)}.**")
-    for name, section in zip(PARTS, (null_section, year_section, power_section, futility_section), strict=True):
+    for name, section in SECTIONS.items():
         if name in found:
             blocks += section(found[name]["figures"])
     return "\n\n".join(block if block[0] in "#|-" else fill(block, 120) for block in blocks) + "\n"
@@ -187,6 +221,111 @@ def futility_section(figures: JsonObject) -> list[str]:
     return ["## Futility", text, table(heads, rows), " ".join(words)]
 
 
+def guardrail_section(figures: JsonObject) -> list[str]:
+    """Return the section on guardrails and on the sample ratio."""
+    params, rows, worst, episodes, medians = load_params().experiment, [], dict[str, float](), [0.0], [0.0]
+    for name, one in ab_guardrails.SCENARIOS.items():
+        if f"{name}|tripped" not in figures:
+            continue
+        tripped, ramp, median = (figures[f"{name}|{what}"] for what in ("tripped", "ramp", "median"))
+        answers = one.metric in ab_guardrails.ON_ANSWERS
+        words = _median(median, ab.MAX_BLOCKS * (ab_guardrails.ANSWERS if answers else 1))
+        rows.append([
+            one.metric, f"{limit_of(one.metric, params.guardrails):g}", one.challenger,
+            f"{tripped['value']:.1%} ({tripped['low']:.1%} to {tripped['high']:.1%})", f"{ramp['value']:.1%}",
+            f"{words} {'answers' if answers else 'blocks'}",
+        ])  # fmt: skip
+        if one.harmless:
+            worst[one.metric] = max(worst.get(one.metric, 0.0), tripped["high"])
+        elif one.size == ab_guardrails.LIMIT:
+            episodes.append(tripped["value"])
+        medians.append(figures.get(f"{name}|medians", {"value": 0.0})["value"])
+    level, stages = params.guardrails.level, params.ramp
+    kept = [f"{metric}: at most {high:.2%}, {_held(high <= level)}" for metric, high in worst.items()]
+    numbers = sorted(e["n"] for name, e in figures.items() if name.endswith("|ramp"))
+    return [
+        "## Guardrails",
+        GUARDRAIL_TEXT.format(
+            blocks=ab.MAX_BLOCKS, answers=ab_guardrails.ANSWERS, ramp=ab_guardrails.ramp_blocks(),
+            runs=numbers[-1], harm_runs=numbers[0], abstains=ab_guardrails.BASE["abstention"],
+            novel=ab_guardrails.BASE["novelty"], ms=ab_guardrails.BASE_MS, spread=ab_guardrails.SPREAD,
+            slow_share=ab_guardrails.SLOW_SHARE, slow=ab_guardrails.SLOW_ANSWERS, times=ab_guardrails.SLOW_TIMES,
+        ),
+        table(["guardrail", "limit", "challenger", f"trips in {ab.MAX_BLOCKS} blocks",
+               f"in {ab_guardrails.ramp_blocks()}", "median"], rows),
+        f"{LEVEL_TEXT.format(level=level)} {'; '.join(kept)}. "
+        + CLIP_TEXT.format(clip=HARM_CLIP, usual=_clipped(figures, ""), episodes=_clipped(figures, "episodes")),
+        f"{UNPROMISED_TEXT.format(episodes=max(episodes))} {MEDIANS_TEXT.format(medians=max(medians))}",
+        "### Whether the split is as stated",
+        SPLIT_TEST_TEXT.format(
+            ramp=f"{stages.canary_blocks} blocks at {stages.canary_weight:g}, {stages.split_blocks} at "
+            f"{stages.split_weight:g}", long=ab_guardrails.LONG,
+            runs=max((figures[f"{name}|tripped"]["n"] for name in ab_guardrails.SPLITS if f"{name}|tripped" in figures),
+                     default=0),
+        ),
+        *_splits(figures, params.sample_ratio_alpha),
+    ]  # fmt: skip
+
+
+def _clipped(figures: JsonObject, kind: str) -> float:
+    """Return the largest share of blocks that were clipped, of the rows of one kind for which a level is promised."""
+    names = [name for name, one in ab_guardrails.SCENARIOS.items() if one.harmless and one.kind == kind]
+    return max((figures[f"{name}|clipped"]["value"] for name in names if f"{name}|clipped" in figures), default=0.0)
+
+
+def _splits(figures: JsonObject, alpha: float) -> list[str]:
+    """Return the table of splits and its promise."""
+    rows, highest = [], 0.0
+    for name, split in ab_guardrails.SPLITS.items():
+        if f"{name}|tripped" not in figures:
+            continue
+        tripped = figures[f"{name}|tripped"]
+        blocks = sum(blocks for _, blocks in ab_guardrails.split_stages(split))
+        shown = f"{tripped['value']:.3%} (at most {tripped['high']:.3%})"
+        rows.append([name, f"{blocks}", shown, _median(figures[f"{name}|median"], blocks)])
+        highest = max(highest, tripped["high"] if split.times == 1.0 else 0.0)
+    promise = f"at most {alpha:.1%} are called broken, by the upper bound of the worst row"
+    return [
+        table(["units of the challenger", "blocks", "called broken", "median blocks"], rows),
+        f"Promised: of splits that are as stated {promise}: {highest:.3%}, {_held(highest <= alpha)}.",
+    ]
+
+
+def end_to_end_section(figures: JsonObject) -> list[str]:
+    """Return the section on whole experiments."""
+    rows, counts = [], dict[str, JsonObject]()
+    for who, (_, gain, skill) in ab_end_to_end.CHALLENGERS.items():
+        if f"{who}|after" not in figures:
+            continue
+        states = {state: figures[f"{who}|{state}"] for state in ("won", "stopped", "expired")}
+        n = states["won"]["n"]
+        counts[who] = {state: round(e["value"] * n) for state, e in states.items()} | {"n": n}
+        rows.append([
+            who, f"{-gain if who == 'worse' else gain:+g}", f"{ab.LEAST_SHARE * skill:g}",
+            *(f"{counts[who][state]} of {n}" for state in states),
+            _median(figures[f"{who}|after"], ab.MAX_BLOCKS),
+        ])  # fmt: skip
+    wrong, faults, void = (round(figures[name]["value"]) for name in ("not the same", "faults", "void"))
+    most, least = ab_end_to_end.MOST_EQUAL, ab_end_to_end.LEAST_BETTER
+    words = []
+    if "better" in counts:
+        words.append(f"better: at least {least} won, {_held(counts['better']['won'] >= least)}")
+    if "equal" in counts:
+        words.append(f"equal: at most {most} won, {_held(counts['equal']['won'] <= most)}")
+    if "worse" in counts:
+        worse = counts["worse"]
+        words.append(f"worse: all stopped for futility, {_held(worse['stopped'] == worse['n'])}")
+    words.append(f"every verdict computed again is the recorded one, {_held(wrong == 0)}")
+    words.append(f"no fault of the chain, {_held(faults == 0)}")
+    return [
+        "## End to end",
+        END_TO_END_TEXT.format(alpha=figures["alpha"]["value"], n=figures["alpha"]["n"], seeds=ab_end_to_end.SEEDS,
+                               blocks=f"{figures['blocks']['value']:,.0f}", void=void),
+        table(["challenger", "gain, nats", "least gain, nats", "won", "stopped", "expired", "median blocks"], rows),
+        f"Promised, of {ab_end_to_end.SEEDS} seeds each: {'; '.join(words)}.",
+    ]  # fmt: skip
+
+
 def _best(signal: float, level: float) -> str:
     """Return the median blocks in which the best bet on a normal gain wins 1 / level; a dash where there is no signal.
 
@@ -225,4 +364,11 @@ def _median(e: JsonObject, simulated: int, interval: bool = True) -> str:
     """Return a median in blocks with its interval; one after the blocks that were simulated is "over" them."""
     value, low, high = (f"{e[name]:.0f}" if e[name] is not None else f"over {simulated}" for name in
                         ("value", "low", "high"))  # fmt: skip
-    return f"{value} ({low} to {high})" if interval else value
+    return f"{value} ({low} to {high})" if interval and e["low"] is not None else value
+
+
+SECTIONS = {
+    "ab_false_promotions": null_section, "ab_years": year_section, "ab_power": power_section,
+    "ab_futility": futility_section, "ab_guardrails": guardrail_section, "ab_end_to_end": end_to_end_section,
+}  # fmt: skip
+PARTS = tuple(SECTIONS)

@@ -76,7 +76,7 @@ NULLS = (*MADE_OF_GAINS, "labels")
 def _noise(kind: str, rng: np.random.Generator, shape: tuple[int, int, int]) -> Floats:
     """Return noise of variance one with HORIZON bars more than `shape`, which is (runs, bars, symbols)."""
     shape = (shape[0], shape[1] + HORIZON, shape[2])
-    noise = _together(rng, shape)
+    noise = together(rng, shape)
     if kind == "GARCH, skewed":  # rare large losses of the challenger: variance one, skewness -2
         noise = np.sqrt(1.0 - IN_COMMON) * (1.0 - rng.exponential(size=shape))
         noise += np.sqrt(IN_COMMON) * (1.0 - rng.exponential(size=(*shape[:2], 1)))
@@ -86,16 +86,16 @@ def _noise(kind: str, rng: np.random.Generator, shape: tuple[int, int, int]) -> 
         for bar in range(shape[1]):
             noise[:, bar] *= np.sqrt(variance)
             variance = (1.0 - newest - before) + newest * noise[:, bar] ** 2 + before * variance
-    return _remembered(noise, MADE_OF_GAINS[kind])
+    return remembered(noise, MADE_OF_GAINS[kind])
 
 
-def _together(rng: np.random.Generator, shape: tuple[int, int, int]) -> Floats:
+def together(rng: np.random.Generator, shape: tuple[int, int, int]) -> Floats:
     """Return independent standard normals whose symbols have the correlation IN_COMMON."""
     own, common = rng.standard_normal(shape), rng.standard_normal((*shape[:2], 1))
     return np.asarray(np.sqrt(1.0 - IN_COMMON) * own + np.sqrt(IN_COMMON) * common)
 
 
-def _remembered(noise: Floats, memory: float) -> Floats:
+def remembered(noise: Floats, memory: float) -> Floats:
     """Return noise (runs, bars, symbols) of the same variance whose neighbouring bars have the correlation `memory`."""
     if not memory:
         return noise
@@ -113,21 +113,26 @@ def _summed(noise: Floats) -> Floats:
 # ---- two predictors of an outcome ------------------------------------------------------------------------------------
 
 
+def outcomes(skill: float, rng: np.random.Generator, events: Bools) -> tuple[Floats, Bools]:
+    """Return of each event the log-odds of its outcome and whether it happens; knowing them gains `skill`, nats."""
+    shape = events.shape
+    knowledge = logit(BASE_RATE) + spread_of(skill) * remembered(together(rng, shape), MEMORY)[events]
+    shocks = together(rng, (shape[0], shape[1] + HORIZON, shape[2]))
+    return knowledge, _summed(shocks)[events] < ndtri(expit(knowledge))  # neighbours share their shocks
+
+
 def _predictors(kind: str, gain: float, rng: np.random.Generator, events: Bools) -> Stream:
     """Return the losses of two predictors of the same outcomes, whose kinds `streams` describes.
 
     labels  both know the true chance with errors of their own, of the same size: the gain is zero
     """
     shape = events.shape
-    spread = spread_of(gain if kind == "worse" else SKILL)
-    knowledge = logit(BASE_RATE) + spread * _remembered(_together(rng, shape), MEMORY)[events]
-    shocks = _together(rng, (shape[0], shape[1] + HORIZON, shape[2]))
-    happens = _summed(shocks)[events] < ndtri(expit(knowledge))  # neighbours share their shocks
+    knowledge, happens = outcomes(gain if kind == "worse" else SKILL, rng, events)
     if kind == "labels":
         wrong = error_of(SKILL)
-        first, second = (knowledge + wrong * _remembered(_together(rng, shape), MEMORY)[events] for _ in range(2))
+        first, second = (knowledge + wrong * remembered(together(rng, shape), MEMORY)[events] for _ in range(2))
     elif kind == "better":
-        first = knowledge + error_of(gain) * _remembered(_together(rng, shape), MEMORY)[events]
+        first = knowledge + error_of(gain) * remembered(together(rng, shape), MEMORY)[events]
         second = knowledge
     elif kind == "worse":
         first, second = knowledge, np.full(len(knowledge), logit(BASE_RATE))

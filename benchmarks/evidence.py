@@ -33,6 +33,8 @@ from rich.table import Table
 
 from benchmarks import (
     ab,
+    ab_end_to_end,
+    ab_guardrails,
     faults,
     file_turns,
     graph_repro,
@@ -301,6 +303,10 @@ PARTS = {
     "ab_power": Part("experiments whose challenger has a known gain: blocks until it is promoted", ab.power_cases(),
                      ab.power, ab.power_figures),
     "ab_futility": Part("experiments stopped for futility", ab.futility_cases(), ab.futility, ab.futility_figures),
+    "ab_guardrails": Part("challengers that a guardrail stopped, harmless and harmful ones; splits called broken",
+                          ab_guardrails.guardrail_cases(), ab_guardrails.guardrails, ab_guardrails.guardrail_figures),
+    "ab_end_to_end": Part("experiments on a real store, day by day", ab_end_to_end.end_to_end_cases(),
+                          ab_end_to_end.end_to_end, ab_end_to_end.end_to_end_figures, code=RUNNING),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
 }  # fmt: skip
 
@@ -314,6 +320,8 @@ OTHERS = (
     "flows/support/watches.py",
     "flows/evaluate.py",
     "benchmarks/ab.py",
+    "benchmarks/ab_end_to_end.py",
+    "benchmarks/ab_guardrails.py",
     "benchmarks/ab_streams.py",
     "benchmarks/fixture.py",
     "benchmarks/evidence.py",

@@ -76,6 +76,7 @@ def show(number: Number, as_json: AsJson = False) -> None:
     if as_json:
         emit({
             **view.summary(), "evidence": experiment.evidence, "page": str(page) if page.is_file() else None,
+            "guardrails": view.guardrails, "stages": view.stages,
             "transitions": [asdict(each) for each in view.transitions],
             "block_scores": [asdict(each) for each in view.blocks],
         })  # fmt: skip
@@ -100,6 +101,13 @@ def show(number: Number, as_json: AsJson = False) -> None:
         ["market time, UTC", "state", "by", "why"],
         [[f"{_moment(each.as_of_s)}", each.state, each.actor, each.reason] for each in view.transitions],
     )
+    if experiment.alpha:
+        table(
+            "guardrails",
+            ["of the version watched", "limit", "now", "e-value", "tripped"],
+            [[g["metric"], f"{g['limit']:g}", _signed(g["value"]) or "in the service", _short(g["e_value"]),
+              "yes" if g["tripped"] else "no"] for g in view.guardrails],
+        )  # fmt: skip
     void = [[each.number, _moment(each.start_s), each.void] for each in view.blocks if each.mean is None]
     if void:
         table("void blocks", ["block", "from, UTC", "why"], void)
@@ -182,7 +190,8 @@ def verify(number: Number, as_json: AsJson = False) -> None:
     else:
         verdict = f"{found.state} from {found.blocks} blocks, recorded as {found.recorded}"
         pruned = f"; the outcomes of {found.outcomes_gone} blocks were pruned" if found.outcomes_gone else ""
-        paragraph(f"experiment {number}: {verdict}{pruned}")
+        others = f"; {found.misassigned} units were not decided by the assigned arm" if found.misassigned else ""
+        paragraph(f"experiment {number}: {verdict}{pruned}{others}")
     if not found.same:
         names = [*found.differs, *(f"block {each}" for each in found.wrong)]
         raise StateError(

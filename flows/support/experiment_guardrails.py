@@ -5,7 +5,7 @@ Those that act at once, inside the service, are in `serving.service.ramp_guard`:
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 
 import numpy as np
@@ -14,10 +14,10 @@ from flows.support import experiments
 from flows.support.installation import Installation, now
 from pipelines.contracts import ModelAnswer, utc
 from pipelines.experiments.assignment import Assignment
-from pipelines.experiments.guardrails import BLOCK_WORDS, GUARDRAIL, Harm, Metric, block_harm, limit_of
+from pipelines.experiments.guardrails import GUARDRAIL
 from pipelines.experiments.sample_ratio import StageCount, sample_ratio
 from pipelines.families import DECISION_FAMILY, FAMILIES
-from pipelines.store import Alarm, BlockScore, DecisionRecord, Experiment
+from pipelines.store import RUNNING, Alarm, DecisionRecord, Experiment, Transition
 from serving.inference.predictions import NOT_ASKED, faulty
 from serving.policy.decide import assigned_in
 from serving.state.tiers import SIMPLE
@@ -89,15 +89,6 @@ def _novel(answer: ModelAnswer) -> float:
     return float((answer.reason or "").startswith(NOVEL))
 
 
-def harms(installation: Installation, experiment: Experiment, blocks: Sequence[BlockScore]) -> dict[Metric, Harm]:
-    """Return what each guardrail on blocks has found, by the stored blocks."""
-    limits, found = installation.params.experiment.guardrails, {}
-    for metric in BLOCK_WORDS:
-        means = np.array([block.harm[metric] for block in blocks if metric in block.harm], dtype=np.float64)
-        found[metric] = block_harm(metric, means, limit_of(metric, limits), limits.level)
-    return found
-
-
 # ---- the split ------------------------------------------------------------------------------------------------------
 
 
@@ -111,8 +102,7 @@ def broken_split(installation: Installation, experiment: Experiment) -> str | No
     if not assignment.stages:
         return None
     units = decided_units(installation, experiment.family, assignment)
-    wrong = [unit for unit, arm in units.items() if arm != assignment.arm(*unit)]
-    if wrong:
+    if wrong := misassigned(units, assignment):
         named = ", ".join(f"{symbol} in block {block}" for symbol, block in wrong[:NAMED])
         return f"{len(wrong)} of {len(units)} units were not decided by the arm they are assigned to: {named}"
     alpha = installation.params.experiment.sample_ratio_alpha
@@ -129,14 +119,25 @@ def broken_split(installation: Installation, experiment: Experiment) -> str | No
     )
 
 
-def decided_units(installation: Installation, family: str, assignment: Assignment) -> dict[Unit, str]:
+def misassigned(units: Mapping[Unit, str], assignment: Assignment) -> list[Unit]:
+    """Return the units that another arm decided than the one they are assigned to."""
+    return [unit for unit, arm in units.items() if arm != assignment.arm(*unit)]
+
+
+def decided_units(
+    installation: Installation, family: str, assignment: Assignment, last: Transition | None = None
+) -> dict[Unit, str]:
     """Return unit → arm that decided it, `both` where it was not one arm, from the first stage on.
 
     Decisions of the tiers without models belong to no arm.
+
+    last  newest transition of the experiment: of one that has ended only blocks that were whole by then are counted
     """
-    first_s = assignment.origin_s + assignment.stages[0].from_block * assignment.period_s
+    is_over = last is not None and last.state not in RUNNING
+    until = utc(assignment.start_s(assignment.block(last.as_of_s))) if last is not None and is_over else None
+    first_s = assignment.start_s(assignment.stages[0].from_block)
     found: dict[Unit, str] = {}
-    for record in installation.store.decisions(since=utc(first_s)):
+    for record in installation.store.decisions(since=utc(first_s), until=until):
         decision = record.decision
         if decision.tier > SIMPLE and family == DECISION_FAMILY:
             continue
@@ -153,7 +154,8 @@ def decided_units(installation: Installation, family: str, assignment: Assignmen
 
 def tripped(installation: Installation, experiment: Experiment) -> str | None:
     """Return which guardrail on blocks, or the split, ends an experiment, and why; None while none does."""
-    for metric, harm in harms(installation, experiment, installation.store.block_scores(experiment.number)).items():
+    blocks = installation.store.block_scores(experiment.number)
+    for metric, harm in experiments.harms(installation, experiment, blocks).items():
         if harm.reason is not None:
             return f"{metric}: {harm.reason}"
     return broken_split(installation, experiment)

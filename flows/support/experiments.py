@@ -24,6 +24,7 @@ from pipelines.errors import ChainBroken, GateRefused, StateError
 from pipelines.evaluation.experiment_view import ExperimentView
 from pipelines.evaluation.verdicts import is_leak_suspected
 from pipelines.experiments.budget import alpha_left, next_alpha
+from pipelines.experiments.guardrails import BLOCK_WORDS, Harm, Metric, block_harm, guardrail_rows, limit_of
 from pipelines.experiments.verdict import CLIPPED_FLAG, Progress, progress_of
 from pipelines.families import ACTING, DECISION_FAMILY
 from pipelines.store import RUNNING, BlockScore, Experiment, ExperimentState, Promotion, Transition
@@ -285,6 +286,15 @@ def evidence_of(experiment: Experiment, blocks: Sequence[BlockScore], found: Pro
     }  # fmt: skip
 
 
+def harms(installation: Installation, experiment: Experiment, blocks: Sequence[BlockScore]) -> dict[Metric, Harm]:
+    """Return what each guardrail on blocks has found, by the stored blocks."""
+    limits, found = installation.params.experiment.guardrails, {}
+    for metric in BLOCK_WORDS:
+        means = np.array([block.harm[metric] for block in blocks if metric in block.harm], dtype=np.float64)
+        found[metric] = block_harm(metric, means, limit_of(metric, limits), limits.level)
+    return found
+
+
 def view_of(installation: Installation, experiment: Experiment) -> ExperimentView:
     """Return an experiment as its stored rows have it."""
     blocks = installation.store.block_scores(experiment.number)
@@ -292,6 +302,7 @@ def view_of(installation: Installation, experiment: Experiment) -> ExperimentVie
     return ExperimentView(
         experiment, installation.store.transitions(experiment.number), blocks, progress,
         evidence_of(experiment, blocks, progress), budget_left(installation),
+        guardrail_rows(harms(installation, experiment, blocks), installation.params.experiment.guardrails),
     )  # fmt: skip
 
 
@@ -477,6 +488,8 @@ class Recomputed:
     same       whether they agree; differs: names of figures that are not the recorded ones
     blocks     that count; outcomes_gone: of those, the ones whose outcomes were pruned; wrong: numbers of the blocks
                whose mean is another one than their outcomes give
+    misassigned  units of (symbol, block), whole before it ended, that another arm decided than the assigned one; a split
+               that is broken so is stopped for it
     cpu        type that recorded the verdict; figures are compared to the last bit on the same, else to OTHER_CPU
     """
 
@@ -486,6 +499,7 @@ class Recomputed:
     blocks: int
     outcomes_gone: int
     wrong: tuple[int, ...]
+    misassigned: int
     cpu: str
 
     @property
@@ -500,10 +514,11 @@ def recompute(installation: Installation, number: int) -> Recomputed:
     Raises  UnknownName
     """
     from flows.support.experiment_blocks import mean_gains  # as above
+    from flows.support.experiment_guardrails import decided_units, misassigned
 
     store = installation.store
-    experiment, blocks = store.experiment(number), store.block_scores(number)
-    decided = [t for t in store.transitions(number) if "decided_at" in t.evidence]
+    experiment, blocks, transitions = store.experiment(number), store.block_scores(number), store.transitions(number)
+    decided = [t for t in transitions if "decided_at" in t.evidence]
     found = progress_on(experiment, blocks)
     figures, recorded = evidence_of(experiment, blocks, found), "running"
     cpu = str(experiment.evidence.get("cpu", cpu_type()))
@@ -524,7 +539,12 @@ def recompute(installation: Installation, number: int) -> Recomputed:
                 gone += 1
             elif (n, mean) != (block.n, block.mean) and not _equal(mean, block.mean, cpu == cpu_type()):
                 wrong.append(block.number)
-    return Recomputed(found.state, recorded, tuple(differs), len(counting), gone, tuple(wrong), cpu)
+    others = 0
+    if any("stage" in t.evidence for t in transitions):
+        assignment = experiment.assignment(transitions)
+        units = decided_units(installation, experiment.family, assignment, transitions[-1])
+        others = len(misassigned(units, assignment))
+    return Recomputed(found.state, recorded, tuple(differs), len(counting), gone, tuple(wrong), others, cpu)
 
 
 def _equal(one: object, other: object, to_the_last_bit: bool) -> bool:

@@ -27,6 +27,7 @@ def write_experiment_page(path: Path, title: str, view: ExperimentView, links: M
         f"<h2>So far</h2>{_rows(_figures(view))}"
         f"{charts(view) if len(view.progress.e_values) else '<p>No block counts yet.</p>'}"
         f"<h2>Fixed at the start</h2>{_rows(_rules(view.experiment))}"
+        f"{_guardrails(view)}"
         f"<h2>What happened</h2>{_transitions(view.transitions)}{_void(view.blocks)}"
     )
     return write_document(path, title, body)
@@ -97,6 +98,24 @@ def _transitions(transitions: Sequence[Transition]) -> str:
         for t in transitions
     )
     return f"<table><tr><th>market time, UTC</th><th>state</th><th>by</th><th>why</th></tr>{rows}</table>"
+
+
+def _guardrails(view: ExperimentView) -> str:
+    """Return the table of the guardrails; nothing of a standing arm, which decides nothing."""
+    if view.experiment.alpha <= 0.0:
+        return ""
+    rows = "".join(
+        f"<tr><td>{g['metric']}</td><td>{escape(g['window'])}</td><td>{g['of']}</td>"
+        f"<td class=number>{g['limit']:g}</td>"
+        f"<td class=number>{'in the service' if g['value'] is None else format(g['value'], '+.3g')}</td>"
+        f"<td class=number>{'–' if g['e_value'] is None else format(g['e_value'], '.3g')}</td>"
+        f"<td>{escape(g['tripped'] or 'no')}</td></tr>"
+        for g in view.guardrails
+    )
+    e = view.experiment
+    watched = f"version {e.champion}, on probation" if e.is_probation else f"version {e.challenger}"
+    head = "".join(f"<th>{name}</th>" for name in ("guardrail", "looks at", "of", "limit", "now", "e-value", "tripped"))
+    return f"<h2>Guardrails of {escape(watched)}</h2><table><tr>{head}</tr>{rows}</table>"
 
 
 def _void(blocks: Sequence[BlockScore]) -> str:

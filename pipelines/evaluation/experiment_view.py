@@ -12,7 +12,8 @@ from pipelines.store import BlockScore, Experiment, Transition
 class ExperimentView:
     """Hold an experiment as its stored rows have it, with its test after each block that counts.
 
-    figures  of the newest block, JSON-ready; alpha_left: of the present market year
+    figures     of the newest block, JSON-ready; alpha_left: of the present market year
+    guardrails  a row for each, as `guardrail_rows`; those that act inside the service have no value here
     """
 
     experiment: Experiment
@@ -21,6 +22,12 @@ class ExperimentView:
     progress: Progress
     figures: JsonObject
     alpha_left: float
+    guardrails: Sequence[JsonObject]
+
+    @property
+    def stages(self) -> list[JsonObject]:
+        """Return the stages of its ramp that have begun, in their order: from_block, until_block, weight."""
+        return [t.evidence["stage"] for t in self.transitions if "stage" in t.evidence]
 
     @property
     def state(self) -> str:
@@ -39,7 +46,7 @@ class ExperimentView:
                 f"trips and it lost less on the same blocks. The probation ends after {left} more blocks."
             )
         if state in ("canary", "split"):
-            stage = [t.evidence["stage"] for t in self.transitions if "stage" in t.evidence][-1]
+            stage = self.stages[-1]
             return (
                 f"It has won in shadow. From block {stage['from_block']} to {stage['until_block'] - 1} version "
                 f"{e.challenger} decides {stage['weight']:.0%} of symbols and blocks; the next stage follows, or its "

@@ -73,6 +73,10 @@ class Assignment:
         """Return the number of the block that holds a close, market time in epoch seconds."""
         return floor((at_s - self.origin_s) / self.period_s)
 
+    def start_s(self, block: int) -> float:
+        """Return when a block starts, market time in epoch seconds."""
+        return self.origin_s + block * self.period_s
+
     def weight(self, block: int) -> float:
         """Return the challenger's share of the units of a block; 0 before the first stage."""
         return next((stage.weight for stage in reversed(self.stages) if stage.from_block <= block), 0.0)

@@ -2,7 +2,8 @@
 
 Three rest on means of blocks, by a bet that may be looked at after every block (`eprocess`): a harmless challenger is
 ever stopped by one of them with a chance of at most `level`. The others are limits of what one account, or one process,
-bears. Size and power of each are measured in docs/results/ab.md.
+bears. Size and power of each are measured in docs/results/ab.md. On probation the new champion is the one that is
+watched, beside the version before; "challenger" below is the version that is watched.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,9 @@ GUARDRAIL = "guardrail"  # kind of the alarm; its detail begins with `experiment
 Metric = Literal["fault", "latency", "abstention", "novelty", "calibration", "drawdown"]
 # One large bet: block means lie far inside of what is possible, so that a larger one would win more, were there one.
 HARM_BETS = (0.9,)
+# Block means further than this in the harmless direction count as so much, so that the bet can be larger: twice as many
+# blocks would be needed without. They hardly ever lie there; how often is measured in docs/results/ab.md
+HARM_CLIP = 0.5
 LATENCY_ANSWERS = 50
 LATENCY_ALONE = 30  # of them; with 26 a machine that slows both arms to just about the limit trips by chance
 
@@ -38,7 +42,7 @@ class Guardrail:
     action: str
 
 
-STOP = "the challenger is stopped; the champion decides every close"
+STOP = "its experiment is stopped, it decides nothing more"  # on probation: see flows.support.promotion
 SINCE_START = "every block since the experiment began"
 GUARDRAILS = (
     Guardrail("fault", "every answer", "arm", STOP),
@@ -46,7 +50,7 @@ GUARDRAILS = (
     Guardrail("abstention", SINCE_START, "arm", STOP),
     Guardrail("novelty", SINCE_START, "arm", STOP),
     Guardrail("calibration", SINCE_START, "arm", STOP),
-    Guardrail("drawdown", "the account's equity since the challenger began to act", "account", STOP),
+    Guardrail("drawdown", "the account's equity since it began to decide", "account", STOP),
 )
 
 
@@ -75,12 +79,12 @@ def fault_harm(faults: Sequence[str | None]) -> Harm:
     count = sum(fault is not None for fault in faults)
     for at, fault in enumerate(faults, start=1):
         if fault is not None:
-            return Harm("fault", float(count), None, at, f"an answer of the challenger was a fault: {fault}")
+            return Harm("fault", float(count), None, at, f"an answer was a fault: {fault}")
     return Harm("fault", 0.0)
 
 
 def latency_harm(champion_ms: Floats, challenger_ms: Floats, limit_ms: float) -> Harm:
-    """Return the harm of slow answers: at LATENCY_ALONE of the last LATENCY_ANSWERS the challenger alone was slow.
+    """Return the harm of slow answers: at LATENCY_ALONE of the last LATENCY_ANSWERS closes only the challenger was.
 
     champion_ms, challenger_ms  (n,) of the same closes in time order, ms; NaN refused; older ones are not looked at
 
@@ -97,8 +101,8 @@ def latency_harm(champion_ms: Floats, challenger_ms: Floats, limit_ms: float) ->
     if alone < LATENCY_ALONE:
         return Harm("latency", median)
     reason = (
-        f"{alone} of the last {LATENCY_ANSWERS} answers of the challenger alone took more than {limit_ms:g} ms: median "
-        f"{median:.3g} ms, champion {beside:.3g} ms"
+        f"at {alone} of the last {LATENCY_ANSWERS} closes it alone took more than {limit_ms:g} ms to answer: median "
+        f"{median:.3g} ms, of the other version {beside:.3g} ms"
     )
     return Harm("latency", median, None, pair.shape[1], reason)
 
@@ -131,13 +135,13 @@ def drawdown_harm(equity: Floats, limit: float) -> Harm:
     if not len(over):
         return Harm("drawdown", float(losses[-1]))
     loss = float(losses[over[0]])
-    reason = f"the account lost {loss:.2%} since the challenger began to act; {limit:.2%} is the limit"
+    reason = f"the account lost {loss:.2%} since it began to decide; {limit:.2%} is the limit"
     return Harm("drawdown", loss, None, int(over[0]) + 1, reason)
 
 
 BLOCK_WORDS: Mapping[Metric, str] = {
-    "abstention": "its share of abstentions is {value:.1%} above the champion's",
-    "novelty": "its share of inputs unlike its training is {value:.1%} above the champion's",
+    "abstention": "its share of abstentions is {value:.1%} above the other version's",
+    "novelty": "its share of inputs unlike its training is {value:.1%} above the other version's",
     "calibration": "its mean probability is {value:+.3f} away from what happened",
 }
 
@@ -147,8 +151,9 @@ def block_harm(metric: Metric, means: Floats, limit: float, level: float) -> Har
 
     means   (b,) in time order, each -1 … 1, NaN refused. abstention, novelty: of the challenger's 1 or 0 less the
             champion's, of every decision; calibration: of the challenger's probability less the outcome, 1 or 0
-    limit   largest mean that does no harm; of calibration in either direction, half of the stake on each
-    level   chance that a challenger within the limit ever trips, at most
+    limit   largest mean, given what came before, that does no harm; of calibration in either direction, half of the
+            stake on each
+    level   chance that a challenger within the limit ever trips, at most; exactly, of means clipped at -HARM_CLIP
     Returns value = mean of the blocks until it tripped, or of all
     Raises  BadValues for another metric, a mean outside of -1 … 1, or a limit or level that is not between 0 and 1
     """
@@ -162,7 +167,8 @@ def block_harm(metric: Metric, means: Floats, limit: float, level: float) -> Har
     if not np.abs(means).max() <= 1.0 + 1e-12:
         raise BadValues(f"a block mean of {metric} is {means[np.abs(means).argmax()]:.4g}, outside of -1 to 1")
     signs = (1.0, -1.0) if metric == "calibration" else (1.0,)
-    e_values = np.mean([e_process(sign * means - limit, 1.0 + limit, HARM_BETS) for sign in signs], axis=0)
+    clipped = [np.maximum(sign * means, -HARM_CLIP) for sign in signs]
+    e_values = np.mean([e_process(each - limit, HARM_CLIP + limit, HARM_BETS) for each in clipped], axis=0)
     at = rejected_at(e_values, level)
     until = len(means) if at is None else at + 1
     value, e_value = float(means[:until].mean()), float(e_values[until - 1])

@@ -134,7 +134,7 @@ def test_the_page_shows_what_was_stored_and_names_what_is_missing_or_not_kept(tm
                                                                 | counts})  # fmt: skip
     summary = results.write_page(tmp_path / "ab.md", tmp_path, ab_page.PARTS, ab_page.ab_page)
     text = (tmp_path / "ab.md").read_text()
-    assert "missing or incomplete: ab_false_promotions, ab_years, ab_power, ab_futility" in summary
+    assert "missing or incomplete: ab_false_promotions, ab_years, ab_power, ab_futility, ab_" in summary
     assert "| AR 0 | 0.05 | 9.00%, at most 16.23% | 9.0% | 9.0% | 0.008% | 100 |" in text
     assert "0.05: at most 16.23%, **not kept**" in text
     assert json.loads((tmp_path / "ab_false_promotions.json").read_text())["complete"] is False

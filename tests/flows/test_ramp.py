@@ -74,7 +74,7 @@ def test_a_winner_acts_on_a_few_units_then_on_more_and_is_promoted_after_that(ho
     assert all(arm == assignment.arm(*unit) for unit, arm in decided.items())
     assert {record.decision.arm for record in home.store.decisions()} == {"champion", "challenger"}
     again = experiments.recompute(home.installation, number)
-    assert (again.same, again.state, again.recorded) == (True, "won", "won")
+    assert (again.same, again.state, again.recorded, again.misassigned) == (True, "won", "won", 0)
     assert "promoted_without_experiment" not in home.alarms()
 
 
@@ -100,6 +100,7 @@ def test_a_split_that_the_service_does_not_follow_is_stopped_by_name(home):
     assert (home.state(number), champion(home)) == ("stopped", "1")
     assert f"{BTC} in block" in home.alarms()["guardrail"]
     assert "not decided by the arm" in home.store.transitions(number)[-1].reason
+    assert experiments.recompute(home.installation, number).misassigned == 1
     assert "validator" not in generation(home)["assignments"]
 
 

@@ -83,9 +83,9 @@ def test_a_challenger_that_fails_decides_nothing_from_the_same_close_on_and_no_r
     assignment = split(client, client.champion, broken, weight=0.99)
     decisions = [bar_with_event(client) for _ in range(4)]  # each of them was answered
     assert {decision["arm"] for decision in decisions} == {"champion"}
-    assert {assignment.arm(d["symbol"], int(d["lineage"]["arm of validator"].split()[3])) for d in decisions} == {
-        "challenger"
-    }
+    assert any(
+        assignment.arm(d["symbol"], int(d["lineage"]["arm of validator"].split()[3])) == "challenger" for d in decisions
+    )
     assert all(decision["lineage"]["arm of validator"].endswith("champion") for decision in decisions)
     assert eventually(lambda: alarms(client, "guardrail"))
     (alarm,) = alarms(client, "guardrail")

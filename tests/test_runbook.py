@@ -4,6 +4,7 @@ import ast
 import itertools
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -38,6 +39,12 @@ def raised_in(source: str) -> set[str]:
         for target in node.targets
         if isinstance(target, ast.Name)
     }
+    imported = {
+        alias.name: node.module
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
     passes_on = {  # functions that only hand on the kind they were given
         argument.arg
         for node in ast.walk(tree)
@@ -65,6 +72,8 @@ def raised_in(source: str) -> set[str]:
             kinds.add(kind.value)
         elif isinstance(kind, ast.Name) and kind.id in constants:
             kinds.add(constants[kind.id])
+        elif isinstance(kind, ast.Name) and kind.id in imported:
+            kinds.add(getattr(import_module(imported[kind.id]), kind.id))
         elif isinstance(kind, ast.Attribute) and kind.attr == "kind":
             kinds |= REASONS
         else:

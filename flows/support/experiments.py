@@ -488,8 +488,8 @@ class Recomputed:
     same       whether they agree; differs: names of figures that are not the recorded ones
     blocks     that count; outcomes_gone: of those, the ones whose outcomes were pruned; wrong: numbers of the blocks
                whose mean is another one than their outcomes give
-    misassigned  units of (symbol, block), whole before it ended, that another arm decided than the assigned one; a split
-               that is broken so is stopped for it
+    misassigned  units of (symbol, block), whole before it ended, that another arm decided than the assigned one; such a
+               split is stopped
     cpu        type that recorded the verdict; figures are compared to the last bit on the same, else to OTHER_CPU
     """
 

@@ -21,8 +21,8 @@ GUARDRAIL = "guardrail"  # kind of the alarm; its detail begins with `experiment
 Metric = Literal["fault", "latency", "abstention", "novelty", "calibration", "drawdown"]
 # One large bet: block means lie far inside of what is possible, so that a larger one would win more, were there one.
 HARM_BETS = (0.9,)
-# Block means further than this in the harmless direction count as so much, so that the bet can be larger: twice as many
-# blocks would be needed without. They hardly ever lie there; how often is measured in docs/results/ab.md
+# Block means further than this in the harmless direction count as so much, so that the bet can be larger: three
+# fifths more blocks would be needed without. They hardly ever lie there; how often: docs/results/ab.md
 HARM_CLIP = 0.5
 LATENCY_ANSWERS = 50
 LATENCY_ALONE = 30  # of them; with 26 a machine that slows both arms to just about the limit trips by chance

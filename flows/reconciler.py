@@ -18,7 +18,7 @@ from flows.support.frozen import freezes, frozen
 from flows.support.installation import Installation, is_gone, now, open_installation, run_periodically
 from flows.support.market_time import learning_now
 from flows.support.started_by import BY_ITSELF
-from flows.support.symbol_choices import offer_symbols
+from flows.support.symbol_choices import SymbolForms
 from pipelines.errors import LeaseHeld, StateError
 from pipelines.families import FAMILIES
 from pipelines.store import ATTEMPTS, RetrainRequest
@@ -181,6 +181,7 @@ def restart(to_restart: Mapping[str, list[RetrainRequest]], restarted: Restarted
 def watch_in_background() -> Iterator[None]:
     """Poll every POLL_INTERVAL_S in a thread of its own until the block ends."""
     installation = open_installation()
+    forms = SymbolForms(installation)
     restarted: Restarted = {}
     tried: Tried = {}
 
@@ -213,13 +214,9 @@ def watch_in_background() -> Iterator[None]:
             installation.store.raise_alarm(DUE_FAULT, "high", f"nothing is started in market time: {fault}", now())
             raise
 
-    def follow_universe() -> None:
-        """Offer the symbols of the universe in Prefect's forms; an error is logged, and the next call tries again."""
-        offer_symbols(installation)
-
     with (
         run_periodically(watch, POLL_INTERVAL_S, "watch"),
         run_periodically(start_due, POLL_INTERVAL_S, "due"),
-        run_periodically(follow_universe, FORMS_INTERVAL_S, "forms"),
+        run_periodically(forms.follow, FORMS_INTERVAL_S, "forms"),
     ):
         yield

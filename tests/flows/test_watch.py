@@ -279,7 +279,7 @@ def test_the_reconciler_survives_its_faults_logs_each_once_and_clears_the_alarm_
 
     monkeypatch.setattr(reconciler, "poll", poll)
     monkeypatch.setattr(reconciler.market_runs, "poll", lambda installation, at: [])
-    monkeypatch.setattr(reconciler, "offer_symbols", lambda installation: None)
+    monkeypatch.setattr(reconciler.SymbolForms, "follow", lambda forms: None)
     monkeypatch.setattr(reconciler, "POLL_INTERVAL_S", 0.02)
     monkeypatch.setattr(reconciler, "open_installation", lambda: installation)
     with reconciler.watch_in_background():

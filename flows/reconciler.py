@@ -53,7 +53,8 @@ def poll(installation: Installation, restarted: Restarted, tried: Tried | None =
             before, generation = generation_of(installation), promotion.publish(installation)
             if generation != before:
                 done.append(f"generation {generation} published: the file was behind the ledger")
-        due = [family for family in FAMILIES if family in (doubtful | moved(installation)) - cooling]
+        to_reconcile = (doubtful | moved(installation)) - cooling  # once: moved asks MLflow and reads the ledger
+        due = [family for family in FAMILIES if family in to_reconcile]
         done += aliases.reconcile(installation, due) if due else []
         still = promotion.faulty(installation)
         for family in (still - cooling) | (tried.keys() - still):
@@ -80,8 +81,8 @@ def moved(installation: Installation) -> set[str]:
     """Return the families whose alias champion is not where the ledger says, or whose alias challenger is elsewhere."""
     aliases = installation.tracking.aliases()
     found = set()
-    for family in FAMILIES:
-        slots, named = installation.store.slots(family), aliases.get(family, {})
+    for family, slots in installation.store.slots_of(FAMILIES).items():
+        named = aliases.get(family, {})
         champion, challenger = (line.to_version if line else None for line in (slots.champion, slots.challenger))
         if named.get("champion") != champion or named.get("challenger") not in (None, challenger):
             found.add(family)
@@ -117,8 +118,8 @@ def generation_of(installation: Installation) -> int | None:
 
 def champions_of(installation: Installation) -> dict[str, tuple[str | None, str | None]]:
     """Return family → (version, digest) of its champion on the ledger, (None, None) without one."""
-    slots = {family: installation.store.slots(family).champion for family in FAMILIES}
-    return {family: (line.to_version, line.digest) if line else (None, None) for family, line in slots.items()}
+    champions = {family: slots.champion for family, slots in installation.store.slots_of(FAMILIES).items()}
+    return {family: (line.to_version, line.digest) if line else (None, None) for family, line in champions.items()}
 
 
 def recover_dead_retrains(installation: Installation, restarted: Restarted) -> list[str]:

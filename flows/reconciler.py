@@ -19,7 +19,7 @@ from flows.support.frozen import freezes, frozen
 from flows.support.installation import Installation, is_gone, now, open_installation, run_periodically
 from flows.support.market_time import learning_now
 from flows.support.started_by import BY_ITSELF
-from flows.support.symbol_choices import offer_symbols
+from flows.support.symbol_choices import SymbolForms
 from pipelines.errors import LeaseHeld, StateError
 from pipelines.families import FAMILIES
 from pipelines.store import ATTEMPTS, RetrainRequest
@@ -57,7 +57,8 @@ def poll(installation: Installation, restarted: Restarted, tried: Tried | None =
             before, generation = generation_of(installation), promotion.publish(installation)
             if generation != before:
                 done.append(f"generation {generation} published: the file was behind the ledger")
-        due = [family for family in FAMILIES if family in (doubtful | moved(installation)) - cooling]
+        to_reconcile = (doubtful | moved(installation)) - cooling  # once: moved asks MLflow and reads the ledger
+        due = [family for family in FAMILIES if family in to_reconcile]
         done += aliases.reconcile(installation, due) if due else []
         still = promotion.faulty(installation)
         for family in (still - cooling) | (tried.keys() - still):
@@ -84,8 +85,8 @@ def moved(installation: Installation) -> set[str]:
     """Return the families whose alias champion is not where the ledger says, or whose alias challenger is elsewhere."""
     aliases = installation.tracking.aliases()
     found = set()
-    for family in FAMILIES:
-        slots, named = installation.store.slots(family), aliases.get(family, {})
+    for family, slots in installation.store.slots_of(FAMILIES).items():
+        named = aliases.get(family, {})
         champion, challenger = (line.to_version if line else None for line in (slots.champion, slots.challenger))
         if named.get("champion") != champion or named.get("challenger") not in (None, challenger):
             found.add(family)
@@ -127,8 +128,8 @@ def generation_of(installation: Installation) -> int | None:
 
 def champions_of(installation: Installation) -> dict[str, tuple[str | None, str | None]]:
     """Return family → (version, digest) of its champion on the ledger, (None, None) without one."""
-    slots = {family: installation.store.slots(family).champion for family in FAMILIES}
-    return {family: (line.to_version, line.digest) if line else (None, None) for family, line in slots.items()}
+    champions = {family: slots.champion for family, slots in installation.store.slots_of(FAMILIES).items()}
+    return {family: (line.to_version, line.digest) if line else (None, None) for family, line in champions.items()}
 
 
 def recover_dead_retrains(installation: Installation, restarted: Restarted) -> list[str]:
@@ -191,6 +192,7 @@ def restart(to_restart: Mapping[str, list[RetrainRequest]], restarted: Restarted
 def watch_in_background() -> Iterator[None]:
     """Poll every POLL_INTERVAL_S in a thread of its own until the block ends."""
     installation = open_installation()
+    forms = SymbolForms(installation)
     restarted: Restarted = {}
     tried: Tried = {}
 
@@ -223,13 +225,9 @@ def watch_in_background() -> Iterator[None]:
             installation.store.raise_alarm(DUE_FAULT, "high", f"nothing is started in market time: {fault}", now())
             raise
 
-    def follow_universe() -> None:
-        """Offer the symbols of the universe in Prefect's forms; an error is logged, and the next call tries again."""
-        offer_symbols(installation)
-
     with (
         run_periodically(watch, POLL_INTERVAL_S, "watch"),
         run_periodically(start_due, POLL_INTERVAL_S, "due"),
-        run_periodically(follow_universe, FORMS_INTERVAL_S, "forms"),
+        run_periodically(forms.follow, FORMS_INTERVAL_S, "forms"),
     ):
         yield

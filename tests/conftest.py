@@ -14,8 +14,11 @@ import pytest  # noqa: E402
 pytest.register_assert_rewrite("support")
 
 # isort: split
+from support.migrated import repeating  # noqa: E402
 from support.postgres import postgres_server, postgres_url, second_postgres_url  # noqa: E402
 from xdist.scheduler import LoadScopeScheduling  # noqa: E402
+
+from pipelines.store import engine  # noqa: E402
 
 __all__ = ["postgres_server", "postgres_url", "second_postgres_url", "url"]
 SERVERS = "tests/integration/"  # one stack, started once
@@ -74,3 +77,11 @@ def url(request, tmp_path):
     if request.param == "postgresql":
         return request.getfixturevalue("postgres_url")
     return f"sqlite:///{tmp_path / 'new' / 'store.db'}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _repeated_migrations():
+    """Run the migrations of an empty database once a process; a database that holds something is always migrated."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "migrate", repeating(engine.migrate))
+        yield

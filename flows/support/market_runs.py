@@ -34,7 +34,7 @@ from flows.support.frozen import frozen
 from flows.support.installation import Installation
 from flows.support.market_time import learning_now, market_speed
 from flows.support.pacing import Pacing, Who, read_pacing, row_of, write_pacing
-from flows.support.schedules import plan
+from flows.support.schedules import market_intervals, plan
 from flows.support.started_by import BY_ITSELF
 from pipelines.settings import Settings
 from serving.state.feed_state import read_feed_state
@@ -43,12 +43,6 @@ log = logging.getLogger("bellwether.due")
 ARTIFACT = "next-due"  # key of the table on Prefect's page of artifacts
 UNDER_WAY = (StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING)
 NEED_WORKSPACE = ("ingest", "retention")  # build with DVC, as a retrain does: not while one runs
-
-
-def intervals(installation: Installation) -> dict[str, timedelta]:
-    """Return deployment → its interval in market time, of those that follow the market."""
-    planned = plan(installation.params).items()
-    return {name: each.every for name, each in planned if each.every is not None}
 
 
 def poll(installation: Installation, at: datetime) -> list[str]:
@@ -66,7 +60,7 @@ def poll(installation: Installation, at: datetime) -> list[str]:
     recent = before.checked is not None and timedelta(0) <= at - before.checked < APART
     if feed is not None and feed.stopped and before.who == "market" and recent:
         who = "market"  # a restart, or a fault that is tried again, is no stop; nothing starts while it is not alive
-    pacing = replace(before, who=who, speed=speed, every=intervals(installation))
+    pacing = replace(before, who=who, speed=speed, every=market_intervals(installation.params))
     looks = who != before.who or before.checked is None or not timedelta(0) <= at - before.checked < APART
     if looks:
         with get_client(sync_client=True) as client:

@@ -8,7 +8,7 @@ runs at another speed than the time of day, `flows.support.market_runs` holds th
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -64,26 +64,33 @@ class Plan:
 
 def plan(params: Params) -> dict[str, Plan]:
     """Return deployment → its plan, for every deployment."""
-    return {
-        "ingest": Plan((_daily("10 0"),), {"observed": True}, every=DAY),
+    every = market_intervals(params)
+    planned = {
+        "ingest": Plan((_daily("10 0"),), {"observed": True}),
         "train": Plan(),
         "evaluate": Plan(),
         "promote": Plan(),
         "reconcile": Plan((IntervalSchedule(interval=timedelta(minutes=15)),)),
-        "monitor": Plan((CronSchedule(cron="*/30 * * * *", timezone="UTC"),), every=timedelta(minutes=30)),
+        "monitor": Plan((CronSchedule(cron="*/30 * * * *", timezone="UTC"),)),
         "retrain": Plan(
-            (IntervalSchedule(interval=timedelta(days=params.retrain.interval_days)),),
+            (IntervalSchedule(interval=every["retrain"]),),
             {"families": list(MODEL_FAMILIES), "reason": "schedule"},
             on_drift=True,
-            every=timedelta(days=params.retrain.interval_days),
         ),
-        "report": Plan((_daily("30 0"),), every=DAY),
-        "retention": Plan((_daily("50 0"),), every=DAY),
+        "report": Plan((_daily("30 0"),)),
+        "retention": Plan((_daily("50 0"),)),
         "portfolio": Plan(),
         "rollback": Plan(),
         "verify": Plan((_daily("20 0"),)),
         "lifecycle": Plan(),
     }
+    return {name: replace(one, every=every.get(name)) for name, one in planned.items()}
+
+
+def market_intervals(params: Params) -> dict[str, timedelta]:
+    """Return deployment → its interval in market time, of those that follow the market."""
+    retrain = timedelta(days=params.retrain.interval_days)
+    return {"ingest": DAY, "monitor": timedelta(minutes=30), "retrain": retrain, "report": DAY, "retention": DAY}
 
 
 def _daily(minute_and_hour: str) -> CronSchedule:

@@ -1,5 +1,6 @@
 """The append-only promotion ledger (law L5), and how often each family was fitted."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -72,24 +73,26 @@ class PromotionStore(Database):
 
     def proven_promotions(self, family: str, known_by: datetime | None = None) -> list[Promotion]:
         """Return the lines of a family that are as the chain says, oldest first; all of them without its key."""
-        with self._engine.connect() as connection:
-            query = sa.select(t.promotions).where(t.promotions.c.family == family).order_by(t.promotions.c.id)
-            query = known(query, t.promotions.c.at, known_by)
-            rows = proven_rows(connection, self._chain_key, t.promotions, query)
-        return [Promotion(**row) for row in rows]
+        return self._proven_promotions([family], known_by)
 
     def slots(self, family: str, known_by: datetime | None = None) -> LedgerSlots:
         """Return the slots of a family, derived from its proven ledger lines in order."""
-        champion: Promotion | None = None
-        challenger: Promotion | None = None
-        for line in self.proven_promotions(family, known_by):
-            if line.action == "shadow" or (line.action == "challenge" and line.arm != NO_ARM):
-                challenger = line
-            elif line.action in ("promote", "rollback"):
-                champion = line
-                if challenger is not None and challenger.to_version == line.to_version:
-                    challenger = None
-        return LedgerSlots(champion, challenger)
+        return self.slots_of([family], known_by)[family]
+
+    def slots_of(self, families: Collection[str], known_by: datetime | None = None) -> dict[str, LedgerSlots]:
+        """Return family → its slots, from one reading of the ledger: each reading proves all of the chain's lines."""
+        lines: dict[str, list[Promotion]] = {family: [] for family in families}
+        for line in self._proven_promotions(families, known_by):
+            lines[line.family].append(line)
+        return {family: _slots_after(own) for family, own in lines.items()}
+
+    def _proven_promotions(self, families: Collection[str], known_by: datetime | None) -> list[Promotion]:
+        """Return the lines of these families that are as the chain says, oldest first."""
+        with self._engine.connect() as connection:
+            query = sa.select(t.promotions).where(t.promotions.c.family.in_(families)).order_by(t.promotions.c.id)
+            query = known(query, t.promotions.c.at, known_by)
+            rows = proven_rows(connection, self._chain_key, t.promotions, query)
+        return [Promotion(**row) for row in rows]
 
     def verdict(self, family: str, version: str, digest: str) -> Promotion | None:
         """Return the newest proven verdict on exactly these bytes; None if the gate never judged them."""
@@ -115,3 +118,17 @@ class PromotionStore(Database):
 def _count(connection: Connection, family: str) -> int:
     """Return the number of trials of a family."""
     return int(connection.scalar(sa.select(sa.func.count()).where(t.trials.c.family == family)) or 0)
+
+
+def _slots_after(lines: Iterable[Promotion]) -> LedgerSlots:
+    """Return the slots of a family after its lines, oldest first."""
+    champion: Promotion | None = None
+    challenger: Promotion | None = None
+    for line in lines:
+        if line.action == "shadow" or (line.action == "challenge" and line.arm != NO_ARM):
+            challenger = line
+        elif line.action in ("promote", "rollback"):
+            champion = line
+            if challenger is not None and challenger.to_version == line.to_version:
+                challenger = None
+    return LedgerSlots(champion, challenger)

@@ -3,6 +3,7 @@
 import pytest
 
 from flows.deployments import DEPLOYMENTS, deployments
+from flows.support import symbol_choices
 from flows.support.earlier_parameters import TEMPLATE, with_families
 from flows.support.symbol_choices import DEPLOYMENTS as WITH_SYMBOL
 from flows.support.symbol_choices import with_symbols
@@ -63,3 +64,23 @@ def test_every_run_is_named_for_what_it_does():
 )
 def test_a_text_with_families_of_an_earlier_release_becomes_a_list(before, after):
     assert with_families(before) == after
+
+
+def test_the_server_is_asked_when_the_universe_changes_until_it_knows_all_and_else_once_a_minute(monkeypatch):
+    present, complete, asked, clock = ("A/USDT",), True, [], [0.0]
+    monkeypatch.setattr(symbol_choices.universe, "symbols", lambda installation: present)
+    monkeypatch.setattr(symbol_choices.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(symbol_choices, "offer_symbols", lambda installation: asked.append(clock[0]) or complete)
+    forms = symbol_choices.SymbolForms(None)
+
+    def asked_at(*seconds):
+        asked.clear()
+        for clock[0] in seconds:
+            forms.follow()
+        return asked
+
+    assert asked_at(0.0, 10.0, 20.0) == [0.0]
+    present, complete = ("A/USDT", "B/USDT"), False  # a deployment is not registered yet
+    assert asked_at(30.0, 40.0) == [30.0, 40.0]
+    complete = True
+    assert asked_at(50.0, 60.0, 110.0, 111.0) == [50.0, 111.0]

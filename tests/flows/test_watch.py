@@ -151,9 +151,10 @@ class Registry:
     """Stand in for MLflow: two moved aliases, and families that cannot be read."""
 
     def __init__(self, broken=()):
-        self.broken, self.requested = set(broken), []
+        self.broken, self.requested, self.listed = set(broken), [], 0
 
     def aliases(self):
+        self.listed += 1
         return {"pattern": {"champion": "7"}, "regime": {"champion": "7"}}  # never promoted: moved by hand
 
     def version_by_alias(self, family, alias):
@@ -191,6 +192,12 @@ def registered(installation, monkeypatch):
 
 def open_alarms(installation):
     return [(alarm.kind, alarm.detail.partition(":")[0]) for alarm in installation.store.alarms()]
+
+
+def test_a_poll_asks_the_registry_once_whatever_the_number_of_families(registered):
+    installation, registry = registered
+    reconciler.poll(installation, {})
+    assert registry.listed == 1
 
 
 def test_a_fault_of_one_family_in_the_registry_is_its_own_alarm_and_the_others_go_on(registered, caplog):
@@ -279,7 +286,7 @@ def test_the_reconciler_survives_its_faults_logs_each_once_and_clears_the_alarm_
 
     monkeypatch.setattr(reconciler, "poll", poll)
     monkeypatch.setattr(reconciler.market_runs, "poll", lambda installation, at: [])
-    monkeypatch.setattr(reconciler, "offer_symbols", lambda installation: None)
+    monkeypatch.setattr(reconciler.SymbolForms, "follow", lambda forms: None)
     monkeypatch.setattr(reconciler, "POLL_INTERVAL_S", 0.02)
     monkeypatch.setattr(reconciler, "open_installation", lambda: installation)
     with reconciler.watch_in_background():

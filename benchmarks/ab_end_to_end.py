@@ -1,29 +1,36 @@
 """Whole experiments on a real store: decisions and outcomes are stored as days pass, and the monitor's code decides.
 
+A winner acts by stages before it is promoted: its decisions name the arm that the ledger assigns them to.
+
 A home on SQLite is made for every case, with a champion and a candidate that passed the gate on the ledger; its
 outcomes are those of `benchmarks/ab_streams.py`. Seeds are counted from 0, none was left out.
 """
 
 import json
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks.ab import DEVIATIONS, GATE_BLOCKS, LEAST_SHARE, MAX_BLOCKS, median_of, share_of
 from benchmarks.ab_streams import HORIZON, PERIOD, SKILL, SYMBOLS, Stream, streams
-from flows.support import experiments
+from flows.support import experiment_guardrails, experiments
 from flows.support.installation import Installation, now
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Decision, Floats, JsonObject
 from pipelines.data.timeframes import Grid
+from pipelines.experiments.assignment import Assigned, Assignment
 from pipelines.experiments.verdict import clip_bound
 from pipelines.settings import Settings, load_params
 from pipelines.store import RUNNING, BarBatch, DecisionRecord, Experiment, FamilyOutcome, Promotion
 from serving.inference.generation import write_generation
+from serving.policy.decide import ASSIGNED
 from serving.service.home_store import open_store
 
 SEEDS = 40
+RAMP_BLOCKS = 20  # canary and split of five blocks each, the lead before each, and the looks every five blocks
 FAMILY, TIMEFRAME = "validator", "15m"
 BAR = timedelta(minutes=15)
 START = datetime(2027, 1, 1, tzinfo=UTC)
@@ -43,28 +50,33 @@ def end_to_end(case: str) -> JsonObject:
     """Run one experiment to its end on a home of its own; return its state, and what the ledger says afterwards.
 
     blocks   that were scored, void ones among them; after: blocks until the one that decided
+    states   that it went through; broken: why a guardrail or the check of the split would have stopped it
     same     whether the verdict computed again is the recorded one; faults: of the chain of the whole store
 
     The monitor looks after every block, or (`look_every`) when several have passed, as after a night without it.
     """
     who, seed = case.split("|")
     kind, gain, skill = CHALLENGERS[who]
-    stream = next(streams(kind, 3000 + int(seed), 1, GATE_BLOCKS + MAX_BLOCKS, gain))
+    stream = next(streams(kind, 3000 + int(seed), 1, GATE_BLOCKS + MAX_BLOCKS + RAMP_BLOCKS, gain))
     bound = clip_bound(stream.means()[0, :GATE_BLOCKS], DEVIATIONS)
     with tempfile.TemporaryDirectory(prefix="bellwether-ab-") as scratch:
         installation = home_in(Path(scratch))
         experiment = begun(installation, bound, LEAST_SHARE * skill)
         store, every = installation.store, look_every(int(seed))
-        for day in range(0, MAX_BLOCKS, every):
+        broken = None
+        for day in range(0, MAX_BLOCKS + RAMP_BLOCKS, every):
             store_days(installation, stream, day, every)
             experiments.advance(installation, FAMILY)
-            if store.experiment_state(experiment.number) != RUNNING:
+            broken = broken or experiment_guardrails.tripped(installation, experiment)
+            if store.experiment_state(experiment.number) not in RUNNING:
                 break
-        again, last = experiments.recompute(installation, experiment.number), store.transitions(experiment.number)[-1]
+        again, moves = experiments.recompute(installation, experiment.number), store.transitions(experiment.number)
+        last, decided = moves[-1], next(move for move in moves if "decided_at" in move.evidence)
         scores, chain = store.block_scores(experiment.number), store.verify_chain([])
         store.close()
     return {
-        "state": last.state, "after": last.evidence["decided_at"] + 1, "blocks": len(scores),
+        "state": last.state, "after": decided.evidence["decided_at"] + 1, "blocks": len(scores),
+        "states": " ".join(move.state for move in moves), "broken": broken or "", "misassigned": again.misassigned,
         "void": sum(score.mean is None for score in scores), "same": again.same and again.state == last.state,
         "faults": len(chain.faults), "alpha": experiment.alpha,
     }  # fmt: skip
@@ -117,12 +129,16 @@ def store_days(installation: Installation, stream: Stream, first: int, count: in
     for arm, values in (("champion", stream.champion), ("challenger", stream.challenger)):
         assert values is not None, "a stream of gains alone has no losses"
         losses[ARMS[arm]] = values[0, begins:ends]
+    assignment = installation.store.assignment(FAMILY)
     records, found = [], dict[str, list[FamilyOutcome]]()
     for column, symbol in enumerate(NAMES):
         of_symbol = found.setdefault(symbol, [])
         for i, close in enumerate(closes):
             name, event = f"{symbol[:4]}-{close:%y%m%d%H%M}", bool(events[i, column])
-            records.append(DecisionRecord(decision(name, symbol, close, event), b"", b""))
+            made = decision(name, symbol, close, event)
+            if assignment is not None:
+                made = replace(made, **by_arm(assignment, symbol, close))
+            records.append(DecisionRecord(made, b"", b""))
             if event:
                 of_arms = {digest: float(each[i, column]) for digest, each in losses.items()}
                 of_symbol.append(FamilyOutcome(name, FAMILY, symbol, close, close + HORIZON * BAR, 1.0, of_arms))
@@ -133,6 +149,15 @@ def store_days(installation: Installation, stream: Stream, first: int, count: in
     for symbol in NAMES:
         installation.store.add_family_outcomes(symbol, found[symbol], closes[-1], closes[-1])
         installation.store.add_bars(BarBatch(symbol, bar, np.array([ended.timestamp()]), ended))
+
+
+def by_arm(assignment: Assignment, symbol: str, close: datetime) -> dict[str, Any]:
+    """Return what the record of a decision says of the arm that made it; nothing before the first stage."""
+    block = assignment.block(close.timestamp())
+    if not assignment.weight(block):
+        return {}
+    arm = assignment.arm(symbol, block)
+    return {"arm": arm, "lineage": {ASSIGNED + FAMILY: str(Assigned(assignment.experiment, block, arm))}}
 
 
 def decision(name: str, symbol: str, close: datetime, event: bool) -> Decision:
@@ -157,7 +182,8 @@ def end_to_end_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
     if found:
         sums = {
             "not the same": sum(not case["same"] for case in found),
-            **{name: sum(case[name] for case in found) for name in ("faults", "void", "blocks")},
+            "broken": sum(bool(case["broken"]) for case in found),
+            **{name: sum(case[name] for case in found) for name in ("faults", "void", "blocks", "misassigned")},
         }
         for name, count in sums.items():
             figures[name] = {"value": float(count), "low": None, "high": None, "n": len(found)}

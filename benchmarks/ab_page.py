@@ -317,6 +317,8 @@ def end_to_end_section(figures: JsonObject) -> list[str]:
         words.append(f"worse: all stopped for futility, {_held(worse['stopped'] == worse['n'])}")
     words.append(f"every verdict computed again is the recorded one, {_held(wrong == 0)}")
     words.append(f"no fault of the chain, {_held(faults == 0)}")
+    others = round(figures["misassigned"]["value"] + figures["broken"]["value"])
+    words.append(f"every unit of a canary or split is decided by its arm and no guardrail trips, {_held(others == 0)}")
     return [
         "## End to end",
         END_TO_END_TEXT.format(alpha=figures["alpha"]["value"], n=figures["alpha"]["n"], seeds=ab_end_to_end.SEEDS,

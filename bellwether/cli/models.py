@@ -11,6 +11,7 @@ from pipelines.errors import UnknownName
 from pipelines.families import FAMILIES
 
 if TYPE_CHECKING:
+    from flows.support.installation import Installation
     from pipelines.store import Promotion
 
 app = new_group()
@@ -39,6 +40,7 @@ def promote(
         verdict = installation.store.verdict(family, version, wanted.digest)
         expected = "would be promoted" if verdict and verdict.verdict_passed else "would be refused"
         message = f"{expected}: {verdict.reason if verdict else 'the gate never evaluated this digest'}"
+        message += _experiment_of(installation, family, wanted.digest) if verdict and verdict.verdict_passed else ""
         found = {"family": family, "version": version, "message": message}
         emit(found) if as_json else line(f"{family} version {version} {message}")
         return
@@ -63,6 +65,20 @@ def rollback(family: Family, reason: Reason = "requested", as_json: AsJson = Fal
         emit(_champion(moved))
     else:
         line(f"{family}: back to version {moved.to_version} (was {moved.from_version})")
+
+
+def _experiment_of(installation: "Installation", family: str, digest: str) -> str:
+    """Return what a promotion by hand would say of experiments; nothing where no other champion serves."""
+    from flows.support import experiments, promotion
+
+    champion = installation.store.slots(family).champion
+    if champion is None or champion.digest == digest:
+        return ""
+    if (won := experiments.won(installation, family, digest)) is not None:
+        return f"; it has won experiment {won.number} against version {champion.to_version}"
+    other = experiments.running(installation, family)
+    closed = f" and close {experiments.title_of(other)}" if other else ""
+    return f"; it has won no experiment: this would raise the alarm {promotion.WITHOUT_EXPERIMENT}{closed}"
 
 
 def _champion(moved: "Promotion") -> dict[str, object]:

@@ -55,11 +55,11 @@ def experiment_basis(e: Evidence, at_s: Floats, horizon_s: float, params: Params
         candidates.insert(0, ("champion and candidate", e.champion_loss - challenger))
     for rows, gain in candidates:
         means = _means(at_s, gain, horizon_s, params)
-        if len(means) < LEAST_BLOCKS or not means.std() > 0.0:
+        if (spread := _bound(means, p.bound_deviations)) is None:
             continue
         skill = family_skill(e)
         least = params.gate.min_improvement_share * skill
-        bound = max(clip_bound(means, p.bound_deviations), round_up(2.0 * least) if least > 0.0 else 0.0)
+        bound = max(spread, round_up(2.0 * least) if least > 0.0 else 0.0)
         return ExperimentBasis(
             e.loss_name, bound, rows, len(means), skill, least, _trade_bound(e, at_s, horizon_s, params)
         )
@@ -70,9 +70,13 @@ def _trade_bound(e: Evidence, at_s: Floats, horizon_s: float, params: Params) ->
     """Return the bound of block means of what every event returns, net, in bps."""
     if e.gross_bps is None or e.cost_bps is None:
         return None
-    means = _means(at_s, e.gross_bps - e.cost_bps, horizon_s, params)
+    return _bound(_means(at_s, e.gross_bps - e.cost_bps, horizon_s, params), params.experiment.bound_deviations)
+
+
+def _bound(means: Floats, deviations: float) -> float | None:
+    """Return the bound of block means; None of too few, or of arms that answer the same."""
     try:
-        return clip_bound(means, params.experiment.bound_deviations) if len(means) >= LEAST_BLOCKS else None
+        return clip_bound(means, deviations) if len(means) >= LEAST_BLOCKS else None
     except BadValues:
         return None
 

@@ -87,11 +87,12 @@ def test_blocks_on_the_store_are_those_of_the_stream(tmp_path) -> None:
 
 
 def test_the_section_says_what_was_kept() -> None:
-    case = {"blocks": 20, "void": 0, "same": True, "faults": 0, "alpha": 0.02, "after": 20}
+    case = {"blocks": 20, "void": 0, "same": True, "faults": 0, "alpha": 0.02, "after": 20, "broken": "",
+            "misassigned": 0}  # fmt: skip
     states = {"better": "won", "equal": "expired", "worse": "stopped"}
     found = [{"case": f"{who}|{seed}", "state": state, **case} for who, state in states.items() for seed in range(40)]
     text = " ".join(ab_page.end_to_end_section(ab_end_to_end.end_to_end_figures(found)))
-    assert text.count(", kept") == 5
+    assert text.count(", kept") == 6
     assert "| better | +0.03 | 0.00075 | 40 of 40 | 0 of 40 | 0 of 40 | 20 (20 to 20) |" in text
     found[0]["same"] = False
     found[40]["state"] = found[41]["state"] = "won"

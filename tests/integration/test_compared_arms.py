@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import time
 
 import pytest
 from support.stack import register_again, until
 
-from flows.support import experiments
+from flows.support import experiments, promotion
+from flows.support.installation import now
 from pipelines.sealed_folder import MANIFEST, seal
+from pipelines.store import Transition
 
 pytestmark = pytest.mark.stack
 BASIS = {
@@ -51,6 +54,8 @@ def test_the_alias_challenger_moved_in_mlflow_begins_one_that_every_command_show
     assert "It wins when the e-value reaches 50" in " ".join(shown.stdout.split())
     again = stack.cli("ab", "start", "validator", candidate)
     assert (again.returncode, f"ab stop {begun['id']}" in again.stderr) == (1, True)
+    dry = stack.json("promote", "validator", candidate, "--dry-run")["message"]
+    assert f"would raise the alarm promoted_without_experiment and close experiment {begun['id']}: " in dry
     decided = stack.json("decide")
     arms = decided["models"]["validator"]
     assert arms["challenger"]["digest"] == stack.installation.tracking.version("validator", candidate).digest
@@ -61,3 +66,26 @@ def test_the_alias_challenger_moved_in_mlflow_begins_one_that_every_command_show
     verified = stack.json("ab", "verify", str(begun["id"]))
     assert (verified["same"], verified["state"]) == (True, "running")
     assert stack.champion() == champion.to_version
+
+
+def test_in_a_split_the_challenger_decides_and_a_guardrail_gives_every_close_back_within_seconds(stack, candidate):
+    """The served model is the same in both arms, so that only the record says which one decided."""
+    begun = stack.json("ab", "start", "validator", candidate, "--reason", "to split")
+    first, number = stack.store.experiment(begun["id"]).origin_s, begun["id"]
+    stage = {"from_block": 0, "until_block": 99, "weight": 1.0 - 1e-9}
+    stack.store.move_experiment(
+        Transition(number, now(), first, "split", "policy", "as if it had won", {"stage": stage})
+    )
+    promotion.publish(stack.installation)
+    until(lambda: stack.json("decide")["arm"] == "challenger", 20.0, "the challenger to decide")
+    decided = stack.json("decide")
+    assert decided["lineage"]["arm of validator"] == f"experiment {number} block 0 challenger"
+    assert decided["p"] == decided["models"]["validator"]["challenger"]["p"]
+    stack.store.raise_alarm("guardrail", "high", f"experiment {number}: validator challenger: a drill", now())
+    raised = time.monotonic()
+    until(lambda: stack.json("decide")["arm"] == "champion", 20.0, "the champion to decide again")
+    assert time.monotonic() - raised < 5.0 + 2.0  # a command alone takes one to two seconds here
+    assert stack.store.experiment_state(number) == "stopped"
+    assert "guardrail" in stack.store.transitions(number)[-1].reason
+    shown = stack.json("ab", "show", str(number))
+    assert {one["metric"] for one in shown["guardrails"]} >= {"fault", "latency", "drawdown"}

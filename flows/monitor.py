@@ -205,8 +205,8 @@ def compare_arms() -> list[str]:
         with promotion.isolate_fault(installation, family, promotion.EXPERIMENT):
             lines += experiments.advance(installation, family)
             if family != experiments.POLICY_ARMS:
-                lines += guard(installation, family)
                 promotion.publish(installation)  # of a new stage, before its first block
+                lines += guard(installation, family)
                 promote_winner(installation, family)
                 begin_queued(installation, family)
             write_pages(installation, family)

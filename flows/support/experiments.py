@@ -17,7 +17,7 @@ import numpy as np
 from flows.support.alarms import end_alarm, keep_alarm
 from flows.support.frozen import frozen
 from flows.support.installation import Installation, hold_lease, now
-from flows.support.market_time import learning_now
+from flows.support.market_time import learning_now, market_speed
 from pipelines.compiled import cpu_type
 from pipelines.contracts import Floats, JsonObject, finite_or_none, utc
 from pipelines.errors import ChainBroken, GateRefused, StateError
@@ -36,6 +36,7 @@ TRADITIONAL = "traditional"  # the policy of tier 3, see flows.support.tradition
 STANDING = (TRADITIONAL, NO_MODEL)
 OTHER_CPU = 1e-12  # relative; math libraries of two CPU types differ in the last bit
 CLIPPED = "experiment_clipped"
+STAGE_LEAD_S = 10.0  # of wall time: services take up a published generation within a second
 PAGES = "experiments"  # folder of the pages: under the home's reports, and in a run's artifacts
 
 
@@ -388,7 +389,8 @@ def _decision(found: Progress, figures: JsonObject) -> JsonObject:
 def _ramp(installation: Installation, experiment: Experiment, found: Progress, figures: JsonObject) -> list[str]:
     """Move an experiment that has won in shadow to its next stage; after the last one it is won. Return a line.
 
-    A stage begins with a block that starts a horizon from now or later, so that no symbol changes its arm in a block.
+    A stage begins with a block that starts a horizon and STAGE_LEAD_S from now or later: services follow by then, so no
+    symbol changes its arm in a block.
     """
     transitions = installation.store.transitions(experiment.number)
     why = _why_decided(experiment, found, len(found.e_values), figures["void"])
@@ -405,7 +407,9 @@ def _ramp(installation: Installation, experiment: Experiment, found: Progress, f
         end(installation, experiment, "won", "policy", why, evidence)
         return [f"{title_of(experiment)} won: {why}"]
     state, weight, blocks = following[0]
-    first = ceil((at_s + experiment.horizon_s - experiment.origin_s) / experiment.period_s)
+    speed = market_speed(installation)
+    lead_s = max(experiment.horizon_s, STAGE_LEAD_S * (speed if speed > 1.0 else 1.0))
+    first = ceil((at_s + lead_s - experiment.origin_s) / experiment.period_s)
     stage = {"from_block": first, "until_block": first + blocks, "weight": weight}
     says = f"version {experiment.challenger} decides {weight:.0%} of symbols and blocks from block {first} on"
     installation.store.move_experiment(

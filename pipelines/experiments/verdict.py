@@ -20,9 +20,9 @@ State = Literal["running", "won", "stopped", "expired"]
 # it where blocks spread twice as far as on the rows that set the bound. Four bets need a fifth more blocks.
 WIN_BETS = (0.9, 0.45)
 FUTILITY_BETS = (0.9,)  # one large bet: what is stopped early is harm, and a small one costs little until it expires
-# of the bound, three deviations: larger gains count as so much for futility, so that the bet can be larger. This takes
-# .0004 deviations off the mean of a normal gain; wrong stops are measured in docs/results/ab.md, of skewed gains too
-FUTILITY_CLIP = 0.6
+# of the bound, 2.5 deviations: larger gains count as so much for futility, so that the bet can be larger. This takes
+# .002 deviations off the mean of a normal gain; wrong stops are measured in docs/results/ab.md, of skewed gains too
+FUTILITY_CLIP = 0.5
 SHOWN_LEVEL = 0.05  # of the confidence sequence that people see
 CLIPPED_FLAG = 0.01  # share of clipped blocks above which the page says that the bound was too small
 

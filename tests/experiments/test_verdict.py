@@ -105,7 +105,7 @@ def test_the_first_to_happen_decides_and_later_blocks_change_nothing() -> None:
 
 def test_of_two_at_one_block_the_win_comes_first_and_expiry_last() -> None:
     means = np.full(10, 0.4)
-    open_rules = replace(RULES, least_gain=0.55, alpha=1e-9, futility_alpha=1e-9)
+    open_rules = replace(RULES, least_gain=0.45, alpha=1e-9, futility_alpha=1e-9)
     found = progress_of(means, open_rules)
     assert (np.diff(found.e_values) > 0.0).all()
     assert (np.diff(found.futility) > 0.0).all()

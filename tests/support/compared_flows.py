@@ -38,8 +38,8 @@ def advance(home):
     """Do what the monitor does for a family."""
     lines = experiments.advance(home.installation, "validator")
     with quiet():
-        lines += monitor.guard(home.installation, "validator")
         promotion.publish(home.installation)
+        lines += monitor.guard(home.installation, "validator")
         promote_module.promote_winner(home.installation, "validator")
         promote_module.begin_queued(home.installation, "validator")
     return lines

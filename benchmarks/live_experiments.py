@@ -1,0 +1,169 @@
+"""Experiments on a live market: real services, the simulator at SPEED, four symbols, versions made better or worse.
+
+One installation runs all cases, one after the other. Its turn trains a validator; the arms of a case are variants of
+that bundle whose calibrated log odds are shifted, so that what one of them loses against the other is known. Their
+verdicts are put on the ledger here; all that follows is the product's own doing.
+Run: python -m benchmarks.evidence ab_live
+"""
+
+import json
+import os
+import shutil
+import time
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+
+from bellwether.operations.replay_decisions import replay_decisions
+from benchmarks.live_half_hour import running, wait_until_live
+from benchmarks.scratch_home import environment
+from flows.support import experiments, promotion
+from flows.support.installation import Installation, open_installation
+from pipelines.contracts import Check, JsonObject, Verdict
+from pipelines.experiments.guardrails import GUARDRAIL
+from pipelines.models.runtime import load_bundle
+from pipelines.models.tables import answers, example
+from pipelines.sealed_folder import MANIFEST, seal
+from pipelines.settings import Settings, settings
+from pipelines.store import RUNNING, Promotion
+from pipelines.tracking import Version
+from serving.inference.predictions import faulty
+
+FAMILY, SPEED, LIMIT_S = "validator", 3600.0, 600.0
+SHIFT = 1.0  # of the log odds: costs about p (1 - p) / 2, some .1 nat
+BOUND = 1.0  # of a block's mean: some five deviations of what such a shift makes of it
+FAR = 1e9  # golden rows so far from the training that no model is asked
+REPLAYED = 1500  # newest decisions that are made again
+# case → shift of the champion, of the challenger; None: its calibration gives no number
+CASES: dict[str, tuple[float, float | None]] = {
+    "better": (SHIFT, 0.0), "equal": (0.0, 0.0), "worse": (0.0, SHIFT), "faulty": (0.0, None),
+}  # fmt: skip
+PASSED = Check("rows", True, 1000.0, None, None, ">= 200", 1000)
+
+
+def changes() -> dict[str, dict[str, Any]]:
+    """Return what is changed of params.yaml: an hour of horizon, so that a block takes six, and small models."""
+    return {
+        "simulator": {"history_days": 90, "live_days": 3, "drift_after_live_days": None, "edge": 1.3},
+        "labels": {"horizon_bars": 4},
+        "feed": {"speed": SPEED},
+        "retrain": {"enabled": False},
+        "predictor": {"max_windows": 500, "epochs": 1, "folds": 1},
+        "pattern": {"max_windows": 600, "epochs": 1, "folds": 1},
+        "regime": {"em_iterations": 20, "folds": 1},
+        "importance": {"repeats": 1},
+    }
+
+
+def live_case(case: str) -> JsonObject:
+    """Run one case on the installation of all; return what became of the experiment. Raises ServiceDown."""
+    folder = Settings().home.resolve() / "evidence" / "ab_live"
+    env = environment(folder, changes())
+    os.environ.update({name: value for name, value in env.items() if name.startswith("BELLWETHER_")})
+    settings.cache_clear()
+    with (folder / "run.log").open("a") as log, running(env, log) as process:
+        wait_until_live(process, folder)
+        installation = open_installation()
+        with closing(installation.store):
+            challenger = arms_of(installation, case)
+            began_s = time.monotonic()
+            begun = promotion.begin_experiment(installation, FAMILY, challenger.version, "evidence", case)
+            wait_for_end(installation, begun.number)
+            return found_of(installation, begun.number, case, time.monotonic() - began_s)
+
+
+def arms_of(installation: Installation, case: str) -> Version:
+    """Register both arms of a case, make the first champion by hand, and return the challenger."""
+    of_champion, of_challenger = CASES[case]
+    first = trained(installation)
+    champion = register(installation, first, f"{case}: champion", of_champion)
+    judge(installation, champion, None)
+    promotion.promote(installation, FAMILY, champion.version, "evidence", f"champion of the case {case}")
+    if (probation := experiments.running(installation, FAMILY)) is not None:
+        experiments.stop(installation, probation.number, "evidence", "another experiment is to begin")
+    challenger = register(installation, first, f"{case}: challenger", of_challenger)
+    basis = {"unit": "nats", "bound": BOUND, "rows": "stated", "blocks": 0, "skill": 0.1, "least_gain": 0.01}
+    judge(installation, challenger, basis)
+    return challenger
+
+
+def trained(installation: Installation) -> Promotion:
+    """Return the verdict of the first validator that this installation trained."""
+    return next(line for line in installation.store.promotions(FAMILY) if line.action == "challenge")
+
+
+def register(installation: Installation, first: Promotion, title: str, shift: float | None) -> Version:
+    """Register a variant of a trained bundle whose log odds are shifted; None: its answers are no numbers."""
+    source = installation.settings.bundles / str(first.digest)
+    if not source.exists():
+        original = installation.tracking.version(FAMILY, str(first.to_version))
+        promotion.fetch_bundle(installation, original)
+    into = installation.settings.home / "variants" / title.replace(": ", "-")
+    shutil.rmtree(into, ignore_errors=True)
+    shutil.copytree(source, into)
+    header = {name: value for name, value in json.loads((into / MANIFEST).read_text()).items() if name != "files"}
+    (into / "card.md").write_text(f"{(into / 'card.md').read_text()}\n{title}\n")
+    file = into / "calibration.json"
+    calibration = json.loads(file.read_text())
+    calibration["shift"] = calibration["shift"] + shift if shift is not None else calibration["shift"]
+    calibration["slope"] = calibration["slope"] if shift is not None else float("nan")
+    file.write_text(json.dumps(calibration))
+    (into / MANIFEST).unlink()
+    model = load_bundle(into, seal(into, header))
+    rows = model.golden["rows"] + (0.0 if shift is not None else FAR)
+    golden = model.predict(rows)
+    np.savez(into / "golden.npz", rows=rows, p=golden.p, status=np.array(golden.status))
+    (into / MANIFEST).unlink()
+    digest = seal(into, header)
+    model = load_bundle(into, digest)
+    asked = example(model)
+    tags = installation.tracking.version(FAMILY, str(first.to_version)).tags
+    kept = {name: value for name, value in tags.items() if not name.startswith("bellwether.")}
+    return installation.tracking.log_candidate(
+        FAMILY, into, params={}, metrics={}, points=[], files=[], tags=kept | {"digest": digest}, title=title,
+        example=(asked, answers(model, asked)), data=[],
+    )  # fmt: skip
+
+
+def judge(installation: Installation, version: Version, basis: JsonObject | None) -> None:
+    """Put a passing verdict on a version."""
+    promotion.challenge(installation, version, Verdict(FAMILY, True, (PASSED,), ()), [], "evidence", basis)
+
+
+def wait_for_end(installation: Installation, number: int) -> None:
+    """Wait until an experiment has ended, or for LIMIT_S."""
+    until = time.monotonic() + LIMIT_S
+    while time.monotonic() < until and installation.store.experiment_state(number) in RUNNING:
+        time.sleep(0.5)
+
+
+def found_of(installation: Installation, number: int, case: str, seconds: float) -> JsonObject:
+    """Return what became of an experiment: states, blocks, figures, arms of its decisions, and what a replay gives.
+
+    faulty_closes   closes whose challenger answered with a fault before the experiment ended
+    to_end_s        wall time from the first of those to its end
+    """
+    store = installation.store
+    experiment, moves = store.experiment(number), store.transitions(number)
+    view = experiments.view_of(installation, experiment)
+    decisions = [record.decision for record in store.decisions(since=experiment.begun)]
+    faults = [
+        d.ingested_at for d in decisions
+        if (answer := d.models.get(FAMILY, {}).get("challenger")) is not None and faulty(answer) is not None
+        and d.ingested_at <= moves[-1].at
+    ]  # fmt: skip
+    replayed = replay_decisions(installation, store.decisions(since=experiment.begun, last=REPLAYED)).to_dict()
+    verified = experiments.recompute(installation, number)
+    slots = store.slots(FAMILY)
+    return {
+        "state": moves[-1].state, "states": " ".join(move.state for move in moves), "reason": moves[-1].reason,
+        "seconds": seconds, "days": len(view.blocks) * experiment.period_s / 86_400.0,
+        **{name: view.figures[name] for name in ("blocks", "void", "gain", "low", "high", "e_value", "clipped_share")},
+        "decisions": len(decisions), "by_challenger": sum(d.arm == "challenger" for d in decisions),
+        "is_champion": slots.champion is not None and slots.champion.digest == experiment.challenger_digest,
+        "faulty_closes": len(faults), "to_end_s": (moves[-1].at - min(faults)).total_seconds() if faults else None,
+        "replayed": replayed["decisions"], "replayed_equal": replayed["equal"],
+        "same": verified.same, "misassigned": verified.misassigned, "chain": len(store.verify_chain([]).faults),
+        "guardrails": [alarm.detail for alarm in store.alarms() if alarm.kind == GUARDRAIL],
+    }  # fmt: skip

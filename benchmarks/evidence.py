@@ -39,6 +39,7 @@ from benchmarks import (
     file_turns,
     graph_repro,
     hardship,
+    live_experiments,
     live_half_hour,
     live_summary,
     universe_turns,
@@ -307,6 +308,8 @@ PARTS = {
                           ab_guardrails.guardrail_cases(), ab_guardrails.guardrails, ab_guardrails.guardrail_figures),
     "ab_end_to_end": Part("experiments on a real store, day by day", ab_end_to_end.end_to_end_cases(),
                           ab_end_to_end.end_to_end, ab_end_to_end.end_to_end_figures, code=RUNNING),
+    "ab_live": Part("experiments on a live market, real services", tuple(live_experiments.CASES),
+                    live_experiments.live_case, live_experiments.live_figures, jobs=1, code=RUNNING),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
 }  # fmt: skip
 
@@ -325,6 +328,7 @@ OTHERS = (
     "benchmarks/ab_streams.py",
     "benchmarks/fixture.py",
     "benchmarks/evidence.py",
+    "benchmarks/live_experiments.py",
     "benchmarks/predictor_epochs.py",
     "benchmarks/watch_evidence.py",
 )

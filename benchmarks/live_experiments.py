@@ -167,3 +167,15 @@ def found_of(installation: Installation, number: int, case: str, seconds: float)
         "same": verified.same, "misassigned": verified.misassigned, "chain": len(store.verify_chain([]).faults),
         "guardrails": [alarm.detail for alarm in store.alarms() if alarm.kind == GUARDRAIL],
     }  # fmt: skip
+
+
+def live_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
+    """Return by case blocks, gain with its confidence sequence, and seconds."""
+    figures: dict[str, JsonObject] = {}
+    for case in found:
+        name, n = case["case"], case["blocks"]
+        figures[f"{name}: {case['state']}, gain"] = {
+            "value": case["gain"], "low": case["low"], "high": case["high"], "n": n,
+        }  # fmt: skip
+        figures[f"{name}: seconds"] = {"value": case["seconds"], "low": None, "high": None, "n": n}
+    return figures

@@ -84,6 +84,10 @@ SPLIT_TEST_TEXT = """\
 Units, one symbol in one block, fall to the challenger as stated, or not; the test looks after every block of a ramp
 ({ramp}) or, *long*, of {long} blocks at each of its weights. *None*: the challenger gets no unit; *twice as many*:
 twice the stated share. {runs:,} runs a row."""
+STANDING_TEXT = """\
+`bellwether run` as it comes, on its {symbols} simulated symbols, from its turn on. Of {events:,} events the live policy
+traded {traded:,}. Net basis points, the whole event or nothing, of each arm less the live policy's, with a 95 %
+confidence sequence over blocks of a market day. So few blocks tell large differences only."""
 LIVE_TEXT = """\
 Four cases on one installation with every service running: four simulated symbols at {speed:,.0f} times the speed of
 time, a turn that trains the validator, a horizon of one hour, so that a block takes six. The arms are variants of the
@@ -115,6 +119,8 @@ def ab_page(found: JsonObject, incomplete: Sequence[str]) -> str:
             blocks += section(found[name]["figures"])
     if "ab_live" in found:
         blocks += live_section(found["ab_live"]["cases"])
+    if "ab_standing" in found:
+        blocks += standing_section(found["ab_standing"]["cases"])
     return "\n\n".join(block if block[0] in "#|-" else fill(block, 120) for block in blocks) + "\n"
 
 
@@ -157,6 +163,21 @@ def live_section(cases: JsonObject) -> list[str]:
         f"Of the newest {replayed:,} decisions of the cases {equal:,} come out the same when they are made again, "
         f"{_held(replayed == equal)}; verdicts, units and chains computed again: {wrong} differ, {_held(wrong == 0)}.",
     ]  # fmt: skip
+
+
+def standing_section(cases: JsonObject) -> list[str]:
+    """Return the section on the standing arms."""
+    (case,) = cases.values()
+    rows = [
+        [f"`{name}`", f"{arm['blocks']} ({arm['void']} void)", f"{arm['outcomes']:,}",
+         f"{arm['gain']:+.2f} [{arm['low']:+.2f}, {arm['high']:+.2f}]"]
+        for name, arm in case["arms"].items() if arm["gain"] is not None
+    ]  # fmt: skip
+    return [
+        "## Standing arms",
+        STANDING_TEXT.format(symbols=len(case["symbols"]), events=case["events"], traded=case["traded"]),
+        table(["arm", "blocks", "events", "more than the live policy, bps an event"], rows),
+    ]
 
 
 def null_section(figures: JsonObject) -> list[str]:
@@ -421,4 +442,4 @@ SECTIONS = {
     "ab_false_promotions": null_section, "ab_years": year_section, "ab_power": power_section,
     "ab_futility": futility_section, "ab_guardrails": guardrail_section, "ab_end_to_end": end_to_end_section,
 }  # fmt: skip
-PARTS = (*SECTIONS, "ab_live")
+PARTS = (*SECTIONS, "ab_live", "ab_standing")

@@ -310,6 +310,8 @@ PARTS = {
                           ab_end_to_end.end_to_end, ab_end_to_end.end_to_end_figures, code=RUNNING),
     "ab_live": Part("experiments on a live market, real services", tuple(live_experiments.CASES),
                     live_experiments.live_case, live_experiments.live_figures, jobs=1, code=RUNNING),
+    "ab_standing": Part("the standing arms beside the live policy, on the market of `bellwether run`", ("default",),
+                        live_experiments.standing, live_experiments.standing_figures, jobs=1, code=RUNNING),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
 }  # fmt: skip
 

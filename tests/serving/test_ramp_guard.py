@@ -9,11 +9,12 @@ from support.decision_service import running_service
 from support.service_probes import alarms, bar_with_event, eventually, next_decision
 from support.serving_fixture import make_bundle, slot_entry
 
+from benchmarks.fixture import serve_arms
 from pipelines.contracts import ModelAnswer
 from pipelines.experiments.assignment import Assignment, Stage
 from pipelines.experiments.guardrails import LATENCY_ANSWERS
 from pipelines.params import GuardrailParams
-from pipelines.settings import Settings
+from pipelines.settings import Settings, settings
 from pipelines.store import Experiment, Transition
 from serving.inference.model_slots import Snapshot
 from serving.service.alarm_queue import AlarmQueue
@@ -96,12 +97,11 @@ def test_a_challenger_that_fails_decides_nothing_from_the_same_close_on_and_no_r
 def test_a_file_that_no_experiment_of_the_ledger_bears_out_is_not_served(client):
     assignment = split(client, client.champion, client.challenger)
     ledger(client).move_experiment(Transition(1, AT, 0.0, "stopped", "ann", "enough"))
-    with pytest.raises(AssertionError, match="was never served"):
-        client.serve(
-            slot_entry("1", client.champion), slot_entry("2", client.challenger), {"validator": assignment.to_dict()}
-        )
+    arms = {"champion": slot_entry("1", client.champion), "challenger": slot_entry("2", client.challenger)}
+    serve_arms(settings(), {"validator": arms}, client.warm, AT, {"validator": assignment.to_dict()})
+    assert eventually(lambda: alarms(client, "generation_refused"))
     assert next_decision(client)["lineage"]["arm of validator"].startswith("experiment 1")  # what was served, goes on
-    assert any("does not say so" in alarm.detail for alarm in alarms(client, "generation_refused"))
+    assert "does not say so" in alarms(client, "generation_refused")[0].detail
 
 
 @pytest.fixture

@@ -72,11 +72,12 @@ def show(number: Number, as_json: AsJson = False) -> None:
 
     installation = open_installation()
     experiment = installation.store.experiment(number)
-    view, page = experiments.view_of(installation, experiment), experiments.page_of(installation, experiment)
+    view = experiments.view_of(installation, experiment, with_trades=True)
+    page = experiments.page_of(installation, experiment)
     if as_json:
         emit({
             **view.summary(), "evidence": experiment.evidence, "page": str(page) if page.is_file() else None,
-            "guardrails": view.guardrails, "stages": view.stages,
+            "guardrails": view.guardrails, "stages": view.stages, "trades": view.trades,
             "transitions": [asdict(each) for each in view.transitions],
             "block_scores": [asdict(each) for each in view.blocks],
         })  # fmt: skip
@@ -108,6 +109,12 @@ def show(number: Number, as_json: AsJson = False) -> None:
             [[g["metric"], f"{g['limit']:g}", _signed(g["value"]) or "in the service", _short(g["e_value"]),
               "yes" if g["tripped"] else "no"] for g in view.guardrails],
         )  # fmt: skip
+    if view.trades:
+        table(
+            "traded since it began; described, not tested",
+            ["decided by", "trades", "mean net bps"],
+            [[each["arm"], each["trades"], _signed(each["net_bps"])] for each in view.trades],
+        )
     void = [[each.number, _moment(each.start_s), each.void] for each in view.blocks if each.mean is None]
     if void:
         table("void blocks", ["block", "from, UTC", "why"], void)

@@ -28,7 +28,7 @@ def write_pages(installation: Installation, family: str) -> list[Path]:
         content = json.dumps(view.summary(), indent=1) + "\n"
         if figures.is_file() and figures.read_text() == content:
             continue
-        write_page(installation, view)
+        write_page(installation, experiments.view_of(installation, experiment, with_trades=True))
         figures.write_text(content)
         written.append(page)
     return written

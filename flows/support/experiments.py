@@ -6,6 +6,7 @@ promotions is spent when it begins. Scores of blocks: `flows.support.experiment_
 """
 
 import secrets
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,6 +28,7 @@ from pipelines.experiments.budget import alpha_left, next_alpha
 from pipelines.experiments.guardrails import BLOCK_WORDS, Harm, Metric, block_harm, guardrail_rows, limit_of
 from pipelines.experiments.verdict import CLIPPED_FLAG, Progress, progress_of
 from pipelines.families import ACTING, DECISION_FAMILY
+from pipelines.params import GuardrailParams
 from pipelines.store import RUNNING, BlockScore, Experiment, ExperimentState, Promotion, Transition
 
 POLICY_ARMS = "policy"  # in place of the family, of a standing arm
@@ -144,6 +146,7 @@ def begin(installation: Installation, verdict: Promotion, actor: str, reason: st
                 **basis, "symbols": list(symbols), "verdict": verdict.id,
                 "year_budget": rules.year_budget, "budget_share": rules.budget_share, "cpu": cpu_type(),
                 "key": secrets.token_hex(32), "ramp": rules.ramp.model_dump() if is_ramped else None,
+                "guardrails": rules.guardrails.model_dump(),
             },
         ),
         actor, reason,
@@ -176,7 +179,7 @@ def begin_probation(installation: Installation, family: str, previous: Promotion
             futility_alpha=0.0, max_blocks=rules.probation_blocks,
             evidence={
                 "probation": True, "symbols": list(symbols), "cpu": cpu_type(), "key": secrets.token_hex(32),
-                "promotion": champion.id,
+                "promotion": champion.id, "guardrails": rules.guardrails.model_dump(),
             },
         ),
         "policy", f"version {champion.to_version} became champion: {champion.reason}", "probation",
@@ -289,21 +292,45 @@ def evidence_of(experiment: Experiment, blocks: Sequence[BlockScore], found: Pro
 
 def harms(installation: Installation, experiment: Experiment, blocks: Sequence[BlockScore]) -> dict[Metric, Harm]:
     """Return what each guardrail on blocks has found, by the stored blocks."""
-    limits, found = installation.params.experiment.guardrails, {}
+    limits, found = limits_of(installation, experiment), {}
     for metric in BLOCK_WORDS:
         means = np.array([block.harm[metric] for block in blocks if metric in block.harm], dtype=np.float64)
         found[metric] = block_harm(metric, means, limit_of(metric, limits), limits.level)
     return found
 
 
-def view_of(installation: Installation, experiment: Experiment) -> ExperimentView:
-    """Return an experiment as its stored rows have it."""
+def limits_of(installation: Installation, experiment: Experiment) -> GuardrailParams:
+    """Return the limits of an experiment's guardrails, as they were when it began; a standing arm has today's."""
+    stored = experiment.evidence.get("guardrails")
+    return GuardrailParams(**stored) if stored else installation.params.experiment.guardrails
+
+
+def trades_by_arm(installation: Installation, experiment: Experiment) -> list[JsonObject]:
+    """Return for each arm that decided since an experiment began its trades and their mean net bps, JSON-ready.
+
+    Descriptive: the arms share account and limits, and in shadow only one of them decides.
+    """
+    moves = installation.store.transitions(experiment.number)
+    until = utc(moves[-1].as_of_s) if moves[-1].state not in RUNNING else None
+    net_bps: dict[str, list[float]] = defaultdict(list)
+    for record, outcome in installation.store.resolved(experiment.begun, until):
+        if record.decision.action != "NO_TRADE":
+            net_bps[record.decision.arm].append(outcome.net_bps)
+    return [
+        {"arm": arm, "trades": len(values), "net_bps": float(np.mean(values))}
+        for arm, values in sorted(net_bps.items())
+    ]  # fmt: skip
+
+
+def view_of(installation: Installation, experiment: Experiment, with_trades: bool = False) -> ExperimentView:
+    """Return an experiment as its stored rows have it. `with_trades`: also what the arms traded since it began."""
     blocks = installation.store.block_scores(experiment.number)
     progress = progress_on(experiment, blocks)
     return ExperimentView(
         experiment, installation.store.transitions(experiment.number), blocks, progress,
         evidence_of(experiment, blocks, progress), budget_left(installation),
-        guardrail_rows(harms(installation, experiment, blocks), installation.params.experiment.guardrails),
+        guardrail_rows(harms(installation, experiment, blocks), limits_of(installation, experiment)),
+        trades_by_arm(installation, experiment) if with_trades else (),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.contracts import Floats, utc
+from pipelines.contracts import Floats, JsonObject, utc
 from pipelines.evaluation.charts import axes_of, svg
 from pipelines.evaluation.document import write_document
 from pipelines.evaluation.experiment_view import ExperimentView
@@ -27,7 +27,7 @@ def write_experiment_page(path: Path, title: str, view: ExperimentView, links: M
         f"<h2>So far</h2>{_rows(_figures(view))}"
         f"{charts(view) if len(view.progress.e_values) else '<p>No block counts yet.</p>'}"
         f"<h2>Fixed at the start</h2>{_rows(_rules(view.experiment))}"
-        f"{_guardrails(view)}"
+        f"{_guardrails(view)}{_trades(view.trades)}"
         f"<h2>What happened</h2>{_transitions(view.transitions)}{_void(view.blocks)}"
     )
     return write_document(path, title, body)
@@ -116,6 +116,20 @@ def _guardrails(view: ExperimentView) -> str:
     watched = f"version {e.champion}, on probation" if e.is_probation else f"version {e.challenger}"
     head = "".join(f"<th>{name}</th>" for name in ("guardrail", "looks at", "of", "limit", "now", "e-value", "tripped"))
     return f"<h2>Guardrails of {escape(watched)}</h2><table><tr>{head}</tr>{rows}</table>"
+
+
+def _trades(trades: Sequence[JsonObject]) -> str:
+    """Return the table of what was traded since it began; nothing without a trade."""
+    if not trades:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(t['arm'])}</td><td class=number>{t['trades']:,}</td>"
+        f"<td class=number>{t['net_bps']:+.2f}</td></tr>"
+        for t in trades
+    )
+    head = "<tr><th>decided by</th><th class=number>trades</th><th class=number>mean net bps</th></tr>"
+    says = "Described, not tested: arms share account and limits. Only losses decide."
+    return f"<h2>What the policy made of it</h2><p>{says}</p><table>{head}{rows}</table>"
 
 
 def _void(blocks: Sequence[BlockScore]) -> str:

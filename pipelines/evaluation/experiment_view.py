@@ -14,6 +14,7 @@ class ExperimentView:
 
     figures     of the newest block, JSON-ready; alpha_left: of the present market year
     guardrails  a row for each, as `guardrail_rows`; those that act inside the service have no value here
+    trades      of each arm since it began: number and mean net bps; empty where nobody asked for them
     """
 
     experiment: Experiment
@@ -23,6 +24,7 @@ class ExperimentView:
     figures: JsonObject
     alpha_left: float
     guardrails: Sequence[JsonObject]
+    trades: Sequence[JsonObject] = ()
 
     @property
     def stages(self) -> list[JsonObject]:

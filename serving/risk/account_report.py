@@ -54,5 +54,6 @@ def _position(account: Account, decision: Decision) -> JsonObject:
         "take_profits": list(decision.take_profits),
         "expiry": decision.expiry and decision.expiry.isoformat(),
         "strategy": decision.event,
+        "arm": decision.arm,
         "source": account.source,
     }

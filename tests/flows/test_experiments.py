@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from support.compared_flows import advance, challenger, champion, home, propose, set_rules
+from support.compared_flows import advance, challenger, champion, filled_home, home, propose, set_rules
 from support.compared_home import BASIS, BTC, ETH, LEAKED, REFUSED
 from support.registry import empty_registry
 from support.stack import quiet
@@ -17,7 +17,7 @@ from pipelines.experiments.verdict import progress_of
 from pipelines.migrations import tables as t
 from pipelines.params import RampParams
 
-__all__ = ["empty_registry", "home"]
+__all__ = ["empty_registry", "filled_home", "home"]
 NO_RAMP = RampParams(canary_blocks=0, split_blocks=0)
 
 

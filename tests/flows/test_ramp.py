@@ -1,8 +1,10 @@
 """A challenger that has won acts on a few units, then on half of them; harm takes it back, also after its promotion."""
 
+from dataclasses import replace
+
 import pytest
-from support.compared_flows import advance, challenger, champion, home, propose, set_rules
-from support.compared_home import BTC, ETH
+from support.compared_flows import advance, challenger, champion, filled_home, home, propose, set_rules
+from support.compared_home import BTC, ETH, QUARTER
 from support.registry import empty_registry
 from support.stack import quiet
 
@@ -10,12 +12,13 @@ from flows import reconciler
 from flows.support import experiment_guardrails, experiments, frozen, promotion
 from flows.support.installation import now
 from pipelines.errors import StateError
-from pipelines.params import RampParams
-from pipelines.store import Transition
+from pipelines.evaluation.experiment_page import _guardrails, _trades
+from pipelines.params import GuardrailParams, RampParams
+from pipelines.store import DecisionRecord, Transition
 from serving.inference.generation import read_generation
 from serving.service.ledger_check import disagreement
 
-__all__ = ["empty_registry", "home"]
+__all__ = ["empty_registry", "filled_home", "home"]
 STATES = ["shadow", "canary", "split", "won"]
 SOON = RampParams(canary_weight=0.4, canary_blocks=3, split_weight=0.6, split_blocks=3)
 
@@ -227,3 +230,26 @@ def test_a_file_that_says_otherwise_than_the_ledger_who_decides_is_not_served(ho
     assert reconciler.is_behind_ledger(home.installation)
     promotion.publish(home.installation)
     assert not reconciler.is_behind_ledger(home.installation)
+
+
+def test_what_each_arm_traded_is_described_beside_the_test(home):
+    number = begin(home)
+    for name, arm, net_bps in (("a", "champion", 4.0), ("b", "challenger", -2.0), ("c", "challenger", 6.0)):
+        made = replace(home.decision(name, BTC, home.at + QUARTER), action="BUY", arm=arm)
+        home.store.add_decisions([DecisionRecord(made, b"", b"")])
+        home.resolve(name, net_bps)
+    home.live(2)
+    view = experiments.view_of(home.installation, home.store.experiment(number), with_trades=True)
+    assert view.trades == [
+        {"arm": "challenger", "trades": 2, "net_bps": 2.0}, {"arm": "champion", "trades": 1, "net_bps": 4.0},
+    ]  # fmt: skip
+    text = _guardrails(view) + _trades(view.trades)
+    for shown in ("Guardrails of version 2", "latency", "in the service", "challenger</td><td class=number>2", "+2.00"):
+        assert shown in text
+
+
+def test_limits_are_those_of_the_begin(home):
+    number = begin(home)
+    set_rules(home, guardrails=GuardrailParams(abstention=0.9))
+    rows = experiments.view_of(home.installation, home.store.experiment(number)).guardrails
+    assert {row["metric"]: row["limit"] for row in rows}["abstention"] == 0.1

@@ -1,5 +1,10 @@
 """What the flows do with experiments, called as the monitor does, on a small installation with a champion."""
 
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
 import pytest
 
 from flows import monitor
@@ -9,18 +14,38 @@ from support.compared_home import ComparedHome
 from support.stack import quiet
 
 
+@pytest.fixture(scope="session")
+def filled_home(tmp_path_factory, empty_registry):
+    """The folder of a home that the workers of a session share: copy it. Its artifacts stay where they are."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a folder of its own in that of the session
+        base = base.parent
+    folder, before = base / "filled-home", Path.cwd()
+    with (base / "filled-home.lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "ready").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            os.chdir(folder)  # a registry without a server stores artifacts next to itself
+            patch.setattr(promotion, "install_warm_starts", lambda installation: {})
+            made = ComparedHome(folder, empty_registry)
+            made.make()
+            made.store.close()
+            os.chdir(before)
+            (folder / "ready").touch()
+    return folder
+
+
 @pytest.fixture
-def home(tmp_path, monkeypatch, empty_registry):
+def home(tmp_path, monkeypatch, filled_home):
     """An installation whose validator version 1 is champion."""
-    monkeypatch.chdir(tmp_path)  # a registry without a server stores artifacts next to itself
+    shutil.copytree(filled_home, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("mlruns", "mlflow.db"))
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(promotion, "install_warm_starts", lambda installation: {})
-    made = ComparedHome(tmp_path, empty_registry)
+    made = ComparedHome(tmp_path, filled_home / "mlflow.db")
+    made.go_on()
     monkeypatch.setattr(promote_module, "open_installation", lambda: made.installation)
     monkeypatch.setattr(promote_module, "promote", by_policy)  # without a server of Prefect
-    made.candidate()
-    with quiet():
-        promotion.promote(made.installation, "validator", "1", promotion.POLICY, "passed the gate")
-    made.live(0.25)
     yield made
     made.store.close()
 

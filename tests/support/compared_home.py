@@ -35,6 +35,7 @@ BASIS = {
     "unit": "nats", "bound": 0.15, "rows": "champion and candidate", "blocks": 40, "skill": 0.02, "least_gain": 0.002,
     "trade_bound_bps": 60.0,
 }  # fmt: skip
+SPARE = 2  # versions of a filled home that nobody judged yet
 NOISE = 0.02  # standard deviation of a block's mean difference
 
 
@@ -61,18 +62,32 @@ def compared(arms, assignment, symbol, close, answer, obeys):
 class ComparedHome:
     """Hold the installation and `at`, the present of its market."""
 
-    def __init__(self, folder: Path, registry: Path, symbols=(BTC,)):
-        """Make one in a folder, with a copy of an empty registry."""
-        self.at, self.symbols = START, symbols
+    def __init__(self, folder: Path, registry: Path):
+        """Open the one in a folder, with a copy of a registry. `make` fills an empty one."""
+        self.at, self.symbols = START, (BTC,)
         where = Settings(home=folder, store_url="", mlflow_port=9)
         self.installation = Installation(where, load_params(), open_store(where))
         with quiet():
             self.installation.tracking = registry_in(folder, registry)
-        write_generation(where.serving_dir, {}, {BTC: {}}, now())
-        self.installation.data.mkdir(parents=True)
-        self.universe(symbols)
         self.rng = np.random.default_rng(11)
-        self.made = 0
+        self.made = 0  # candidates that were judged
+        self.registered = 0  # versions, those included that wait for a verdict
+
+    def make(self):
+        """Fill an empty folder: a data version, version 1 as champion, a quarter of a day, and SPARE versions."""
+        write_generation(self.installation.settings.serving_dir, {}, {BTC: {}}, now())
+        self.installation.data.mkdir(parents=True)
+        self.universe(self.symbols)
+        self.candidate()
+        with quiet():
+            promotion.promote(self.installation, "validator", "1", promotion.POLICY, "passed the gate")
+        self.live(0.25)
+        for number in range(2, 2 + SPARE):
+            self.register(number, "validator")
+
+    def go_on(self):
+        """Go on from a copy of one that was filled."""
+        self.at, self.made, self.registered = START + DAY / 4, 1, 1 + SPARE
 
     @property
     def store(self):
@@ -89,21 +104,31 @@ class ComparedHome:
     def candidate(self, check=PASSED, basis=BASIS, family="validator"):
         """Register a candidate and put the gate's verdict on it, as the flow `evaluate` does; return its version."""
         self.made += 1
+        is_there = self.made <= self.registered and (self.symbols, family) == ((BTC,), "validator")
+        with quiet():
+            version = (
+                self.installation.tracking.version(family, str(self.made))
+                if is_there
+                else self.register(self.made, family)
+            )
+        reasons = () if check.passed else (f"{check.name}: {check.detail or check.value}",)
+        verdict = Verdict(family, bool(check.passed), (check,), reasons)
+        promotion.challenge(self.installation, version, verdict, [], "gate", basis)
+        return version
+
+    def register(self, number, family):
+        """Register a version with a bundle of its own; MLflow takes its time."""
         rows = np.random.default_rng(3).normal(size=(64, len(VALIDATOR_COLUMNS)))
-        digest = make_bundle(self.installation.settings.bundles, VALIDATOR_COLUMNS, rows, 0.01 * self.made)
+        digest = make_bundle(self.installation.settings.bundles, VALIDATOR_COLUMNS, rows, 0.01 * number)
         model = load_bundle(self.installation.settings.bundles / digest, digest)
         asked = example(model)
         with quiet():
-            version = self.installation.tracking.log_candidate(
+            return self.installation.tracking.log_candidate(
                 family, self.installation.settings.bundles / digest, params={}, metrics={}, points=[], files=[],
                 tags={"digest": digest, "data_hash": DATA_HASH, "git_commit": "c", "symbols": ",".join(self.symbols)},
                 title="t", example=(asked, answers(model, asked)),
                 data=[DataSet(BTC, DATA_HASH, self.installation.versions / DATA_HASH, model.columns, {"rows": 42})],
             )  # fmt: skip
-        reasons = () if check.passed else (f"{check.name}: {check.detail or check.value}",)
-        verdict = Verdict(family, bool(check.passed), (check,), reasons)
-        promotion.challenge(self.installation, version, verdict, [], "gate", basis)
-        return version
 
     def live(self, days, gain=0.0, skip=(), symbols=None, answers=None, obeys=True):
         """Let so many market days pass: every close is decided and its outcome known; the challenger gains `gain`.

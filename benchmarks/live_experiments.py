@@ -9,9 +9,13 @@ Run: python -m benchmarks.evidence ab_live
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
-from contextlib import closing
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -26,10 +30,12 @@ from pipelines.experiments.guardrails import GUARDRAIL
 from pipelines.models.runtime import load_bundle
 from pipelines.models.tables import answers, example
 from pipelines.sealed_folder import MANIFEST, seal
-from pipelines.settings import Settings, settings
+from pipelines.settings import ROOT, Settings, settings
 from pipelines.store import RUNNING, Promotion
 from pipelines.tracking import Version
+from serving.inference.generation import GENERATION_FILE
 from serving.inference.predictions import faulty
+from serving.service.keys import write_key
 
 FAMILY, SPEED, LIMIT_S = "validator", 3600.0, 600.0
 SHIFT = 1.0  # of the log odds: costs about p (1 - p) / 2, some .1 nat
@@ -61,11 +67,7 @@ def changes() -> dict[str, dict[str, Any]]:
 def live_case(case: str) -> JsonObject:
     """Run one case on the installation of all; return what became of the experiment. Raises ServiceDown."""
     folder = Settings().home.resolve() / "evidence" / "ab_live"
-    env = environment(folder, changes())
-    os.environ.update({name: value for name, value in env.items() if name.startswith("BELLWETHER_")})
-    settings.cache_clear()
-    with (folder / "run.log").open("a") as log, running(env, log) as process:
-        wait_until_live(process, folder)
+    with live_market(folder):
         installation = open_installation()
         with closing(installation.store):
             challenger = arms_of(installation, case)
@@ -73,6 +75,29 @@ def live_case(case: str) -> JsonObject:
             begun = promotion.begin_experiment(installation, FAMILY, challenger.version, "evidence", case)
             wait_for_end(installation, begun.number)
             return found_of(installation, begun.number, case, time.monotonic() - began_s)
+
+
+@contextmanager
+def live_market(folder: Path) -> Iterator[None]:
+    """Start the installation of all cases with its feed, after a turn where there was none; stop it at the end."""
+    env = environment(folder, changes())
+    os.environ.update({name: value for name, value in env.items() if name.startswith("BELLWETHER_")})
+    settings.cache_clear()
+    with (folder / "run.log").open("a") as log:
+        has_turned = (settings().home / "serving" / GENERATION_FILE).is_file()
+        for command in (() if has_turned else (("run", "--once"),)) + (("up",), ("feed", "start")):
+            call(env, log, *command)
+        os.environ["MLFLOW_TRACKING_TOKEN"] = write_key(settings())
+        try:
+            yield
+        finally:
+            call(env, log, "down")
+
+
+def call(env: Mapping[str, str], log: IO[str], *command: str) -> None:
+    """Run a command as a user does. Raises CalledProcessError."""
+    program = str(Path(sys.executable).with_name("bellwether"))
+    subprocess.run([program, *command], cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, check=True)
 
 
 def arms_of(installation: Installation, case: str) -> Version:

@@ -81,9 +81,7 @@ def live_case(case: str) -> JsonObject:
 def live_market(folder: Path) -> Iterator[None]:
     """Start the installation of all cases with its feed, after a turn where there was none; stop it at the end."""
     env = environment(folder, changes())
-    os.environ.update({name: value for name, value in env.items() if name.startswith("BELLWETHER_")})
-    settings.cache_clear()
-    with (folder / "run.log").open("a") as log:
+    with here(env), (folder / "run.log").open("a") as log:
         has_turned = (settings().home / "serving" / GENERATION_FILE).is_file()
         for command in (() if has_turned else (("run", "--once"),)) + (("up",), ("feed", "start")):
             call(env, log, *command)
@@ -92,6 +90,20 @@ def live_market(folder: Path) -> Iterator[None]:
             yield
         finally:
             call(env, log, "down")
+
+
+@contextmanager
+def here(env: Mapping[str, str]) -> Iterator[None]:
+    """Make this process one of an installation for as long as the block: the next case finds what was set before."""
+    before = dict(os.environ)
+    os.environ.update({name: value for name, value in env.items() if name.startswith("BELLWETHER_")})
+    settings.cache_clear()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        settings.cache_clear()
 
 
 def call(env: Mapping[str, str], log: IO[str], *command: str) -> None:
@@ -216,9 +228,7 @@ def standing(case: str) -> JsonObject:
     figures. Raises ServiceDown if it does not run."""
     folder = Settings().home.resolve() / "evidence" / "ab_standing"
     env = environment(folder, {})
-    os.environ.update({name: value for name, value in env.items() if name.startswith("BELLWETHER_")})
-    settings.cache_clear()
-    with (folder / "run.log").open("a") as log, running(env, log) as process:
+    with here(env), (folder / "run.log").open("a") as log, running(env, log) as process:
         wait_until_live(process, folder)
         installation = open_installation()
         with closing(installation.store):

@@ -94,6 +94,13 @@ def set_left_out(workspace: Path, left_out: Mapping[str, Sequence[str]]) -> None
                 params[family]["left_out"] = list(dict.fromkeys([*(params[family].get("left_out") or ()), *columns]))
 
 
+def command(arguments: Sequence[str]) -> int:
+    """Run a command line of DVC as its own program does; return the exit code."""
+    from dvc.cli import main
+
+    return int(main(list(arguments)))
+
+
 def _configure_dvc() -> None:
     """Override what DVC sets when it is imported.
 

@@ -2,8 +2,13 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 from support import small_project
+
+from bellwether.operations import dvc_command
 
 # one process for all of them: each start of DVC takes a second and more
 TYPED = """
@@ -13,6 +18,7 @@ for line in sys.argv[1:]:
     print(f"$ {line}", flush=True)
     print("exit", main(line.split()), flush=True)
 """
+AS_TYPED = "import sys; from bellwether.operations.dvc_command import main; sys.exit(main())"  # what `dvc` calls
 AFTER = ("status", "dag", "repro", "pull", "push", "metrics show --json", "params diff", "plots show", "exp show",
          "status --json")  # fmt: skip
 
@@ -27,7 +33,10 @@ def typed(root, *lines):
 
 def test_every_command_of_dvc_works_in_a_clone_once_its_data_are_restored(tmp_path):
     root = small_project.clone(tmp_path)
-    assert "missing data 'source': data" in small_project.run(root, "-m", "dvc", "repro").stderr
+    for line in ("repro", "pull"):
+        before = small_project.run(root, "-c", AS_TYPED, line)
+        assert before.returncode > 0
+        assert before.stderr.splitlines()[-1] == dvc_command.LACKS_DATA
     restored = small_project.run(root, "-m", "bellwether.cli.main", "data", "restore", "--json")
     assert restored.returncode == 0, restored.stderr
     assert json.loads(restored.stdout)["match"] == "as data.dvc says"
@@ -53,3 +62,13 @@ def test_every_command_of_dvc_works_in_a_clone_once_its_data_are_restored(tmp_pa
     found = typed(root, "pull", "push", "status --json")
     assert {line: code for line, (_, code) in found.items()} == dict.fromkeys(found, 0), found
     assert set(json.loads(found["status --json"][0])) == {"features", "labels", "train@regime", "evaluate@regime"}
+
+
+def test_dvc_of_this_environment_says_what_brings_the_data_and_nothing_more(tmp_path):
+    installed = Path(sys.executable).with_name("dvc").read_text()
+    assert "from bellwether.operations.dvc_command import main" in installed
+    version = subprocess.run([Path(sys.executable).with_name("dvc"), "--version"], capture_output=True, text=True)
+    assert (version.returncode, version.stderr) == (0, "")
+    assert not dvc_command.lacks_data(tmp_path)  # a project of somebody else: their DVC is as it was
+    (tmp_path / "data.dvc").touch()
+    assert not dvc_command.lacks_data(tmp_path)

@@ -1,6 +1,7 @@
 """What the feed says of itself, and how old data are by it: a dead feed is stale within two bars, a held one is not."""
 
 import json
+import re
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -213,7 +214,8 @@ def test_a_dead_feed_is_tier_4_with_an_alarm_within_two_bars_and_the_next_bars_b
         waited = time.monotonic() - began
         assert waited >= 2 * BAR_S / speed - 0.3  # s: two bars, as far as a look lies before
         shown = status(client)
-        assert "data stale: last closed bar is 2 bars old, limit 2" in shown["tier_reason"]
+        # at speed 3600 a bar passes in a quarter of a second, and a busy machine looks a bar later
+        assert re.search(r"data stale: last closed bar is [2-9] bars old, limit 2", shown["tier_reason"])
         assert shown["symbols"][SYMBOL]["age_bars"] > 2.0
         decision = client.decide()
         assert (decision["tier"], decision["action"]) == (4, "NO_TRADE")

@@ -77,6 +77,13 @@ def _rules(e: Experiment) -> list[tuple[str, str]]:
             ("least gain", f"{e.least_gain:.3g} {e.unit}, of a family's skill of {e.evidence.get('skill', 0.0):.3g}")
         )
         rows.append(("hypothesis", f"version {e.challenger} loses less than version {e.champion} on the same outcomes"))
+    if ramp := e.evidence.get("ramp"):
+        steps = [
+            f"{ramp[f'{stage}_weight']:.0%} of symbols and blocks for {ramp[f'{stage}_blocks']} blocks ({stage})"
+            for stage in ("canary", "split")
+            if ramp[f"{stage}_blocks"]
+        ]
+        rows.append(("after a win it decides", ", then ".join([*steps, "everything"])))
     rows.append(("symbols", ", ".join(e.evidence.get("symbols", []))))
     return rows
 

@@ -343,6 +343,7 @@ def test_the_page_shows_rules_evidence_and_what_happens_next(home, monkeypatch):
         assert experiment_pages.write_pages(home.installation, "validator") == [page]
         assert experiment_pages.write_pages(home.installation, "validator") == []
     text = page.read_text()
+    assert "10% of symbols and blocks for 5 blocks (canary), then 50%" in text
     for shown in ("wins when the e-value reaches 50", "confidence sequence", "Void blocks", "79 of 80", "±0.15 nats"):
         assert shown in text
     assert len(linked) == 2

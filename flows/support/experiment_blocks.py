@@ -6,7 +6,7 @@ differed inside it: a close without a decision, a symbol that came or went, a co
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from math import floor
+from math import floor, inf, isfinite
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from flows.support.live_outcomes import decision_grid
 from flows.support.traditional_arm import of_traditional
 from pipelines.contracts import Floats, utc
 from pipelines.experiments.eprocess import block_means
-from pipelines.monitoring.loss import pooled_until
 from pipelines.store import BlockScore, Experiment
 
 NAMED = 3  # symbols that a void block names
@@ -29,16 +28,15 @@ Pairs = Callable[[Installation, Experiment, datetime, datetime], Iterator[tuple[
 def new_blocks(installation: Installation, experiment: Experiment) -> list[BlockScore]:
     """Return the scores of the whole blocks that have none yet, in their order.
 
-    A block waits until the outcomes of its last decisions are known in every market.
+    A block waits until the outcomes of its last decisions are known in every market that still has bars; without those
+    of one that has none any more it is void.
     """
     stored = installation.store.block_scores(experiment.number)
     first = stored[-1].number + 1 if stored else 0
-    symbols = installation.symbols
-    through = [installation.store.family_outcomes_through(symbol) for symbol in symbols]
-    looked_at = [moment.timestamp() for moment in through if moment is not None]
-    if not looked_at:
+    through = outcomes_through(installation)
+    until_s = known_until(installation, experiment, through) + experiment.horizon_s
+    if not isfinite(until_s):
         return []
-    until_s = pooled_until(looked_at, experiment.horizon_s) + experiment.horizon_s
     period_s = experiment.period_s
     count = floor((until_s - experiment.origin_s) / period_s)
     if experiment.max_blocks:
@@ -52,12 +50,32 @@ def new_blocks(installation: Installation, experiment: Experiment) -> list[Block
     for number in range(first, count):
         start_s = experiment.origin_s + number * period_s
         mean, n = means.get(number, (None, 0))
-        why = void(installation, start_s, start_s + experiment.horizons * experiment.horizon_s, experiment.horizon_s)
+        end_s = start_s + experiment.horizons * experiment.horizon_s
+        why = void(installation, start_s, end_s, experiment.horizon_s, through)
         if not why and mean is None:
             why = "no outcome that both arms scored"
         of_block = harm.get(number, {})
         made.append(BlockScore(experiment.number, number, start_s, n, None if why else mean, why, now(), of_block))
     return made
+
+
+def outcomes_through(installation: Installation) -> dict[str, float]:
+    """Return symbol → newest decision whose outcomes were looked at, market time in epoch seconds; none of a symbol
+    without one."""
+    found = {symbol: installation.store.family_outcomes_through(symbol) for symbol in installation.symbols}
+    return {symbol: moment.timestamp() for symbol, moment in found.items() if moment is not None}
+
+
+def known_until(installation: Installation, experiment: Experiment, through: Mapping[str, float]) -> float:
+    """Return up to which decision the outcomes are known in every market with bars, epoch seconds; -inf without one.
+
+    Markets are looked at one after the other, and a fast one moves on meanwhile: the last one counts. A market whose
+    bars ended a block ago, or that never had one, is not waited for.
+    """
+    found = {symbol: installation.store.newest_close(symbol) for symbol in installation.symbols}
+    newest = {symbol: close for symbol, close in found.items() if close is not None}
+    oldest = max(newest.values(), default=-inf) - experiment.period_s
+    return min((through.get(symbol, -inf) for symbol, close in newest.items() if close >= oldest), default=-inf)
 
 
 def mean_gains(
@@ -103,10 +121,13 @@ def of_every_event(
 ARMS: Mapping[str, Pairs] = {NO_MODEL: of_every_event, TRADITIONAL: of_traditional}
 
 
-def void(installation: Installation, start_s: float, end_s: float, horizon_s: float) -> str:
+def void(
+    installation: Installation, start_s: float, end_s: float, horizon_s: float, through: Mapping[str, float]
+) -> str:
     """Return why the block between two moments, market time in epoch seconds, does not count; empty where it does.
 
     horizon_s  bars after its end on which its outcomes rest: a correction there counts too
+    through    as `outcomes_through`
     """
     decided = installation.store.decided_closes(utc(start_s), utc(end_s))
     whole = {
@@ -126,7 +147,12 @@ def void(installation: Installation, start_s: float, end_s: float, horizon_s: fl
         for symbol in whole
         if any(start_s <= one.known_at < end_s + horizon_s for one in installation.store.corrections(symbol))
     ]
-    return _joined([*gaps, *gone, *corrected])
+    unknown = [
+        f"the outcomes of {symbol} are not known"
+        for symbol in whole
+        if decided.get(symbol) and through.get(symbol, -inf) < max(decided[symbol]).timestamp()
+    ]
+    return _joined([*gaps, *gone, *corrected, *unknown])
 
 
 def _edge(moment_s: float) -> Floats:

@@ -135,6 +135,34 @@ def test_what_differs_inside_a_block_besides_the_models_voids_it_by_name(home):
     assert (view.figures["blocks"], view.figures["void"]) == (2, 2)
 
 
+def test_a_block_waits_for_the_outcomes_of_the_market_that_is_looked_at_last(home):
+    """Markets are looked at one after the other, and a fast one is hours further on by then."""
+    home.universe((BTC, ETH))
+    home.live(0.25)
+    propose(home, home.candidate().version)
+    number = home.running().number
+    home.live(2.4, symbols=(BTC, ETH), gain=0.01, late=(ETH,))
+    experiments.advance(home.installation, "validator")
+    assert home.store.block_scores(number) == []
+    home.settle(ETH)
+    experiments.advance(home.installation, "validator")
+    assert [(score.n, score.void) for score in home.store.block_scores(number)] == [(160, ""), (160, "")]
+    assert experiments.recompute(home.installation, number).same
+
+
+def test_a_block_without_the_outcomes_of_a_market_that_has_no_bars_any_more_is_void(home):
+    home.universe((BTC, ETH))
+    home.live(0.25)
+    propose(home, home.candidate().version)
+    number = home.running().number
+    home.live(1, symbols=(BTC, ETH), late=(ETH,))  # its last decisions are never settled
+    home.live(3, symbols=(BTC,))
+    experiments.advance(home.installation, "validator")
+    first, second, *_ = home.store.block_scores(number)
+    assert first.void == f"the outcomes of {ETH} are not known"
+    assert second.void == f"{ETH} was decided at 0 of 80 closes"
+
+
 def test_an_open_block_is_resumed_after_a_restart_and_no_block_is_scored_twice(home):
     propose(home, home.candidate().version)
     number = home.running().number

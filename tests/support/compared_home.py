@@ -71,6 +71,7 @@ class ComparedHome:
             self.installation.tracking = registry_in(folder, registry)
         self.rng = np.random.default_rng(11)
         self.made = 0  # candidates that were judged
+        self.waiting = []  # outcomes that are not stored yet
         self.registered = 0  # versions, those included that wait for a verdict
 
     def make(self):
@@ -130,12 +131,13 @@ class ComparedHome:
                 data=[DataSet(BTC, DATA_HASH, self.installation.versions / DATA_HASH, model.columns, {"rows": 42})],
             )  # fmt: skip
 
-    def live(self, days, gain=0.0, skip=(), symbols=None, answers=None, obeys=True):
+    def live(self, days, gain=0.0, skip=(), symbols=None, answers=None, obeys=True, late=()):
         """Let so many market days pass: every close is decided and its outcome known; the challenger gains `gain`.
 
         skip     closes, as hours from now, that no decision was made on
         answers  fields of the challenger's answer, by the number of the close
         obeys    whether the service decides by the arm that a close is assigned to
+        late     symbols whose outcomes wait for `settle`
         """
         champion, challenger = self.arms()
         assignment = self.store.assignment("validator")
@@ -156,11 +158,19 @@ class ComparedHome:
                 losses = {champion: 0.69, challenger: 0.69 - float(of_day[i // 96])} if challenger else {champion: 0.69}
                 found.append(FamilyOutcome(name, "validator", symbol, close, close + QUARTER, float(i % 2), losses))
             self.store.add_decisions(records)
-            self.store.add_family_outcomes(symbol, found, closes[-1], closes[-1])
+            self.waiting.append((symbol, found, closes[-1], closes[-1]))
+            if symbol not in late:
+                self.settle(symbol)
             row = np.full((1, BAR_WIDTH), 100.0)
             row[0, OPEN_TIME] = closes[-1].timestamp()
             self.store.add_bars(BarBatch(symbol, row, np.array([(closes[-1] + QUARTER).timestamp()]), closes[-1]))
         self.at = closes[-1] + QUARTER
+
+    def settle(self, symbol):
+        """Store the outcomes of a symbol that wait."""
+        for outcomes in [one for one in self.waiting if one[0] == symbol]:
+            self.store.add_family_outcomes(*outcomes)
+            self.waiting.remove(outcomes)
 
     def decision(self, name, symbol, close):
         """Return a decision on an event that the policy refused."""

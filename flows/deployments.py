@@ -71,7 +71,7 @@ def deployments() -> list[RegisterOnceDeployment]:
 if __name__ == "__main__":
     restrict()
     processes.await_healthy(settings(), ["prefect"])  # registering needs the server
-    market_runs.coalesce_before_serving(open_installation(), now())
+    market_runs.tidy_before_serving(open_installation(), now())
     # schedules stay as a person left them: stopping this process does not pause them
     with watch_in_background():
         serve(*deployments(), limit=8, print_starting_message=False, pause_on_shutdown=False)

@@ -9,11 +9,13 @@ import json
 import logging
 import math
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
+import psutil
 from prefect import get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.filters import (
@@ -27,7 +29,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectException
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Crashed
 
 from flows.support.due import APART, Due, Progress, after_start, brought_up, due
 from flows.support.frozen import frozen
@@ -42,6 +44,7 @@ from serving.state.feed_state import read_feed_state
 log = logging.getLogger("bellwether.due")
 ARTIFACT = "next-due"  # key of the table on Prefect's page of artifacts
 UNDER_WAY = (StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING)
+WITH_PROCESS = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 NEED_WORKSPACE = ("ingest", "retention")  # build with DVC, as a retrain does: not while one runs
 
 
@@ -75,17 +78,47 @@ def poll(installation: Installation, at: datetime) -> list[str]:
     return lines
 
 
-def coalesce_before_serving(installation: Installation, at: datetime) -> None:
-    """Cancel what is overdue but the newest run of each deployment, before any of it is picked up.
+def tidy_before_serving(installation: Installation, at: datetime) -> None:
+    """End the runs whose process ended with the flows before, and cancel what is overdue but the newest run of each
+    deployment, before any of it is picked up.
 
     An error is logged: the deployments have to be served.
     """
     try:
         with get_client(sync_client=True) as client:
+            end_orphans(client, runs_alive())
             pacing = coalesce_late(client, read_pacing(installation.settings), plan(installation.params), at)
         write_pacing(installation.settings, pacing)
     except (httpx.HTTPError, PrefectException, OSError) as error:
-        log.error("overdue runs were not looked at: %s; each may start", error)
+        log.error("overdue and orphaned runs were not looked at: %s; each may start, or hold others up", error)
+
+
+def end_orphans(client: Any, alive: Collection[str]) -> list[str]:
+    """End the runs of deployments that are under way by the server and have no process; return their names.
+
+    The process that serves the deployments was killed with them, and nobody else tells the server: such a run would
+    hold its deployment up for ever. Called while nothing serves them. A run that waits for a person is left alone.
+
+    alive  ids of the runs that a process works on still
+    """
+    found = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(WITH_PROCESS)))),
+        limit=200,
+    )  # fmt: skip
+    orphans = [run for run in found if run.deployment_id is not None and str(run.id) not in alive]
+    for run in orphans:
+        client.set_flow_run_state(run.id, Crashed(message="its process ended with the flows"), force=True)
+        log.warning("run %s was under way when the flows ended; it is ended", run.name)
+    return [run.name for run in orphans]
+
+
+def runs_alive() -> set[str]:
+    """Return the ids of the runs that processes of this machine work on."""
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            found.add(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
+    return found - {""}
 
 
 def start_due(

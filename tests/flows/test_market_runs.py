@@ -1,6 +1,7 @@
 """Who starts runs: Prefect's schedules at speed 1, the reconciler in market time at another, and nothing twice."""
 
 import json
+import subprocess
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import uuid4
@@ -48,7 +49,7 @@ class Server:
         """Add a run of a deployment in this state."""
         made = {"auto_scheduled": False, "next_scheduled_start_time": None, **facts}
         self.runs.append(SimpleNamespace(
-            id=uuid4(), deployment_id=self.deployments[name].id, state_type=state, **made
+            id=uuid4(), name=name, deployment_id=self.deployments[name].id, state_type=state, **made
         ))  # fmt: skip
         return self.runs[-1]
 
@@ -239,9 +240,25 @@ def test_after_a_night_off_of_prefects_own_schedules_only_the_newest_overdue_run
     server.run_of("monitor", StateType.SCHEDULED, auto_scheduled=True, next_scheduled_start_time=ahead)
     server.run_of("monitor", StateType.SCHEDULED, next_scheduled_start_time=WALL - 5 * HOUR)  # a person's own
     server.run_of("verify", StateType.SCHEDULED, auto_scheduled=True, next_scheduled_start_time=WALL - HOUR)
-    market_runs.coalesce_before_serving(installation, WALL)
+    market_runs.tidy_before_serving(installation, WALL)
     assert server.cancelled == late[:2]
     assert pacing.describe(installation)["deployments"] == {"monitor": {"missed": 2}}
+
+
+def test_a_run_whose_process_ended_with_the_flows_holds_nothing_up(server, installation, monkeypatch):
+    submitting, running = (server.run_of("monitor", s) for s in (StateType.PENDING, StateType.RUNNING))
+    alive, waits = server.run_of("retrain", StateType.RUNNING), server.run_of("promote", StateType.PAUSED)
+    planned = server.run_of("monitor", StateType.SCHEDULED, auto_scheduled=True, next_scheduled_start_time=WALL + HOUR)
+    monkeypatch.setattr(market_runs, "runs_alive", lambda: {str(alive.id)})
+    market_runs.tidy_before_serving(installation, WALL)
+    assert server.cancelled == [submitting, running]
+    assert not {alive.id, waits.id, planned.id} & {run.id for run in server.cancelled}
+
+
+def test_a_process_that_works_on_a_run_is_found():
+    with subprocess.Popen(["sleep", "60"], env={"PREFECT__FLOW_RUN_ID": "0190-this-one"}) as process:
+        assert "0190-this-one" in market_runs.runs_alive()
+        process.kill()
 
 
 def test_a_damaged_file_of_what_is_due_counts_from_now(server, installation):

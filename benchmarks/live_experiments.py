@@ -38,7 +38,7 @@ from serving.inference.predictions import faulty
 from serving.service.keys import write_key
 
 FAMILY, SPEED, LIMIT_S = "validator", 3600.0, 600.0
-EQUAL_S = 300.0  # what has no gain does not end: it is watched for so long
+EQUAL_S = 240.0  # what has no gain does not end: it is watched for so long
 SHIFT = 1.0  # of the log odds: costs about p (1 - p) / 2, some .1 nat
 BOUND = 1.0  # of a block's mean: some five deviations of what such a shift makes of it
 FAR = 1e9  # golden rows so far from the training that no model is asked

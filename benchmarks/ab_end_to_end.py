@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.ab import DEVIATIONS, GATE_BLOCKS, LEAST_SHARE, MAX_BLOCKS, median_of, share_of
 from benchmarks.ab_streams import HORIZON, PERIOD, SKILL, SYMBOLS, Stream, streams
-from flows.support import experiment_guardrails, experiments
+from flows.support import experiment_guardrails, experiment_verify, experiments
 from flows.support.installation import Installation, now
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Decision, Floats, JsonObject
 from pipelines.data.timeframes import Grid
@@ -70,7 +70,10 @@ def end_to_end(case: str) -> JsonObject:
             broken = broken or experiment_guardrails.tripped(installation, experiment)
             if store.experiment_state(experiment.number) not in RUNNING:
                 break
-        again, moves = experiments.recompute(installation, experiment.number), store.transitions(experiment.number)
+        again, moves = (
+            experiment_verify.recompute(installation, experiment.number),
+            store.transitions(experiment.number),
+        )
         last, decided = moves[-1], next(move for move in moves if "decided_at" in move.evidence)
         scores, chain = store.block_scores(experiment.number), store.verify_chain([])
         store.close()

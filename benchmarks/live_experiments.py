@@ -22,7 +22,7 @@ import numpy as np
 from bellwether.operations.replay_decisions import replay_decisions
 from benchmarks.live_half_hour import running, wait_until_live
 from benchmarks.scratch_home import environment
-from flows.support import experiments, promotion
+from flows.support import experiment_verify, experiments, promotion
 from flows.support.installation import Installation, open_installation
 from pipelines.contracts import Check, JsonObject, Verdict
 from pipelines.evaluation.experiment_view import ExperimentView
@@ -194,7 +194,7 @@ def found_of(installation: Installation, number: int, case: str, seconds: float)
         and d.ingested_at <= moves[-1].at
     ]  # fmt: skip
     replayed = replay_decisions(installation, store.decisions(since=experiment.begun, last=REPLAYED)).to_dict()
-    verified = experiments.recompute(installation, number)
+    verified = experiment_verify.recompute(installation, number)
     slots = store.slots(FAMILY)
     return {
         "state": moves[-1].state, "states": " ".join(move.state for move in moves), "reason": moves[-1].reason,

@@ -188,10 +188,10 @@ def verify(number: Number, as_json: AsJson = False) -> None:
     Bit for bit on the CPU type that recorded it. The means of blocks are computed again where their outcomes are still
     stored. Exit code 1 if anything differs.
     """
-    from flows.support import experiments
+    from flows.support import experiment_verify
     from flows.support.installation import open_installation
 
-    found = experiments.recompute(open_installation(), number)
+    found = experiment_verify.recompute(open_installation(), number)
     if as_json:
         emit({"id": number, **asdict(found), "same": found.same})
     else:

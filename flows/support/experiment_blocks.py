@@ -4,6 +4,7 @@ A block is one of time, with the outcomes of every symbol in it. It does not cou
 differed inside it: a close without a decision, a symbol that came or went, a corrected bar.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from math import floor, inf, isfinite
@@ -15,9 +16,9 @@ from flows.support.experiments import NO_MODEL, POLICY_ARMS, TRADITIONAL
 from flows.support.installation import Installation, now
 from flows.support.live_outcomes import decision_grid
 from flows.support.traditional_arm import of_traditional
-from pipelines.contracts import Floats, utc
+from pipelines.contracts import Floats, JsonObject, utc
 from pipelines.experiments.eprocess import block_means
-from pipelines.store import BlockScore, Experiment
+from pipelines.store import RUNNING, BlockScore, Experiment
 
 NAMED = 3  # symbols that a void block names
 INSTANT_S = 1e-3  # what a close at the edge of a block is moved by, to belong to it
@@ -164,3 +165,20 @@ def _joined(causes: Sequence[str]) -> str:
     """Return causes as one text, the first few by name."""
     more = len(causes) - NAMED
     return "; ".join(causes[:NAMED]) + (f"; {more} more" if more > 0 else "")
+
+
+def trades_by_arm(installation: Installation, experiment: Experiment) -> list[JsonObject]:
+    """Return for each arm that decided since an experiment began its trades and their mean net bps, JSON-ready.
+
+    Descriptive: the arms share account and limits, and in shadow only one of them decides.
+    """
+    moves = installation.store.transitions(experiment.number)
+    until = utc(moves[-1].as_of_s) if moves[-1].state not in RUNNING else None
+    net_bps: dict[str, list[float]] = defaultdict(list)
+    for record, outcome in installation.store.resolved(experiment.begun, until):
+        if record.decision.action != "NO_TRADE":
+            net_bps[record.decision.arm].append(outcome.net_bps)
+    return [
+        {"arm": arm, "trades": len(values), "net_bps": float(np.mean(values))}
+        for arm, values in sorted(net_bps.items())
+    ]  # fmt: skip

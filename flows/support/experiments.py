@@ -6,11 +6,9 @@ promotions is spent when it begins. Scores of blocks: `flows.support.experiment_
 """
 
 import secrets
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from math import ceil, isclose
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,7 @@ from flows.support.frozen import frozen
 from flows.support.installation import Installation, hold_lease, now
 from flows.support.market_time import learning_now, market_speed
 from pipelines.compiled import cpu_type
-from pipelines.contracts import Floats, JsonObject, finite_or_none, utc
+from pipelines.contracts import Floats, JsonObject, finite_or_none
 from pipelines.errors import ChainBroken, GateRefused, StateError
 from pipelines.evaluation.experiment_view import ExperimentView
 from pipelines.evaluation.verdicts import is_leak_suspected
@@ -36,7 +34,6 @@ LIVE = "live policy"
 NO_MODEL = "no_model"  # every event of the signals is taken
 TRADITIONAL = "traditional"  # the policy of tier 3, see flows.support.traditional_arm
 STANDING = (TRADITIONAL, NO_MODEL)
-OTHER_CPU = 1e-12  # relative; math libraries of two CPU types differ in the last bit
 CLIPPED = "experiment_clipped"
 STAGE_LEAD_S = 10.0  # of wall time: services take up a published generation within a second
 PAGES = "experiments"  # folder of the pages: under the home's reports, and in a run's artifacts
@@ -305,25 +302,10 @@ def limits_of(installation: Installation, experiment: Experiment) -> GuardrailPa
     return GuardrailParams(**stored) if stored else installation.params.experiment.guardrails
 
 
-def trades_by_arm(installation: Installation, experiment: Experiment) -> list[JsonObject]:
-    """Return for each arm that decided since an experiment began its trades and their mean net bps, JSON-ready.
-
-    Descriptive: the arms share account and limits, and in shadow only one of them decides.
-    """
-    moves = installation.store.transitions(experiment.number)
-    until = utc(moves[-1].as_of_s) if moves[-1].state not in RUNNING else None
-    net_bps: dict[str, list[float]] = defaultdict(list)
-    for record, outcome in installation.store.resolved(experiment.begun, until):
-        if record.decision.action != "NO_TRADE":
-            net_bps[record.decision.arm].append(outcome.net_bps)
-    return [
-        {"arm": arm, "trades": len(values), "net_bps": float(np.mean(values))}
-        for arm, values in sorted(net_bps.items())
-    ]  # fmt: skip
-
-
 def view_of(installation: Installation, experiment: Experiment, with_trades: bool = False) -> ExperimentView:
     """Return an experiment as its stored rows have it. `with_trades`: also what the arms traded since it began."""
+    from flows.support.experiment_blocks import trades_by_arm  # as above
+
     blocks = installation.store.block_scores(experiment.number)
     progress = progress_on(experiment, blocks)
     return ExperimentView(
@@ -506,80 +488,3 @@ def _watch_clipping(installation: Installation, experiment: Experiment, found: P
         keep_alarm(installation.store, CLIPPED, "warning", title_of(experiment), detail, now())
     else:
         end_alarm(installation.store, CLIPPED, title_of(experiment), now())
-
-
-# ---- the verdict, computed again ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Recomputed:
-    """Hold a verdict computed again from the stored scores of blocks.
-
-    state      that the scores give: running, won, stopped or expired; `recorded` is the last one that they decided
-    same       whether they agree; differs: names of figures that are not the recorded ones
-    blocks     that count; outcomes_gone: of those, the ones whose outcomes were pruned; wrong: numbers of the blocks
-               whose mean is another one than their outcomes give
-    misassigned  units of (symbol, block), whole before it ended, that another arm decided than the assigned one; such a
-               split is stopped
-    cpu        type that recorded the verdict; figures are compared to the last bit on the same, else to OTHER_CPU
-    """
-
-    state: str
-    recorded: str
-    differs: tuple[str, ...]
-    blocks: int
-    outcomes_gone: int
-    wrong: tuple[int, ...]
-    misassigned: int
-    cpu: str
-
-    @property
-    def same(self) -> bool:
-        """Return whether the verdict, its figures and the means of the blocks are those recorded."""
-        return self.state == self.recorded and not self.differs and not self.wrong
-
-
-def recompute(installation: Installation, number: int) -> Recomputed:
-    """Compute the verdict of an experiment again, and the means of its blocks where their outcomes are still stored.
-
-    Raises  UnknownName
-    """
-    from flows.support.experiment_blocks import mean_gains  # as above
-    from flows.support.experiment_guardrails import decided_units, misassigned
-
-    store = installation.store
-    experiment, blocks, transitions = store.experiment(number), store.block_scores(number), store.transitions(number)
-    decided = [t for t in transitions if "decided_at" in t.evidence]
-    found = progress_on(experiment, blocks)
-    figures, recorded = evidence_of(experiment, blocks, found), "running"
-    cpu = str(experiment.evidence.get("cpu", cpu_type()))
-    differs: list[str] = []
-    if decided:
-        recorded, cpu = str(decided[-1].evidence["verdict"]), str(decided[-1].evidence["cpu"])
-        figures |= {"decided_at": found.decided_at}
-        stored = decided[-1].evidence
-        differs = [name for name in figures if not _equal(figures[name], stored.get(name), cpu == cpu_type())]
-    gone, wrong = 0, []
-    counting = [block for block in blocks if block.mean is not None]
-    if counting:
-        end_s = counting[-1].start_s + (experiment.horizons + 1) * experiment.horizon_s
-        means = mean_gains(installation, experiment, experiment.begun, utc(end_s), end_s)
-        for block in counting:
-            mean, n = means.get(block.number, (None, 0))
-            if n < block.n:
-                gone += 1
-            elif (n, mean) != (block.n, block.mean) and not _equal(mean, block.mean, cpu == cpu_type()):
-                wrong.append(block.number)
-    others = 0
-    if any("stage" in t.evidence for t in transitions):
-        assignment = experiment.assignment(transitions)
-        units = decided_units(installation, experiment.family, assignment, transitions[-1])
-        others = len(misassigned(units, assignment))
-    return Recomputed(found.state, recorded, tuple(differs), len(counting), gone, tuple(wrong), others, cpu)
-
-
-def _equal(one: object, other: object, to_the_last_bit: bool) -> bool:
-    """Return whether two figures are the same, on another CPU type within OTHER_CPU."""
-    if to_the_last_bit or not (isinstance(one, float) and isinstance(other, float)):
-        return one == other
-    return isclose(one, other, rel_tol=OTHER_CPU)

@@ -20,6 +20,8 @@ ALLOWED = {
     "bellwether/operations/feed_pace.py": (1, "how many bars the feed is late, from wall time"),
     "bellwether/operations/feed_report.py": (1, "bars a second of wall time, for a person"),
     "flows/support/experiment_blocks.py": (2, "blocks of an experiment, counted in horizons from its start"),
+    "flows/support/experiment_guardrails.py": (1, "blocks of an experiment, counted from its start"),
+    "flows/support/experiments.py": (1, "the first block of a stage, counted from the experiment's start"),
     "flows/support/due.py": (1, "intervals of runs in market time, counted since the epoch"),
     "pipelines/costs.py": (2, "times of funding: an exchange's own hours since the epoch, not bars"),
     "pipelines/data/admission.py": (
@@ -48,6 +50,7 @@ ALLOWED = {
     "pipelines/evaluation/stress.py": (2, "days of UTC, and a horizon of days as a number of bars"),
     "pipelines/evaluation/stress_limits.py": (1, "days of UTC of the account: limits of losses a day"),
     "pipelines/experiments/eprocess.py": (1, "blocks of outcomes from the beginning of an experiment"),
+    "pipelines/experiments/assignment.py": (1, "blocks of an experiment, counted from its start"),
     "serving/policy/online_weights.py": (1, "days of UTC: how far a weight may move in one"),
 }
 

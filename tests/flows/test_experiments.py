@@ -11,7 +11,7 @@ from support.registry import empty_registry
 from support.stack import quiet
 
 from flows import promote as promote_module
-from flows.support import aliases, experiment_pages, experiments, promotion, traditional_arm
+from flows.support import aliases, experiment_pages, experiment_verify, experiments, promotion, traditional_arm
 from pipelines.errors import ChainBroken, GateRefused, StateError
 from pipelines.experiments.verdict import progress_of
 from pipelines.migrations import tables as t
@@ -54,7 +54,7 @@ def test_a_better_challenger_wins_after_looking_at_every_block_and_becomes_champ
     assert won.evidence["e_value"] >= 1 / 0.02
     assert won.evidence["decided_at"] + 1 == won.evidence["blocks"] >= 5
     assert "promoted_without_experiment" not in home.alarms()
-    again = experiments.recompute(home.installation, number)
+    again = experiment_verify.recompute(home.installation, number)
     assert again.same
     assert (again.state, again.blocks, again.wrong, again.outcomes_gone) == ("won", won.evidence["blocks"], (), 0)
 
@@ -100,7 +100,7 @@ def test_one_whose_blocks_are_all_void_expires_too(home):
     assert home.state(number) == "expired"
     assert home.store.transitions(number)[-1].reason == "no verdict after 10 blocks, 10 of them void"
     assert len(home.store.block_scores(number)) == 10
-    assert experiments.recompute(home.installation, number).same
+    assert experiment_verify.recompute(home.installation, number).same
 
 
 def test_a_refused_candidate_serves_in_shadow_and_never_wins_and_a_suspected_leak_serves_nowhere(home):
@@ -147,7 +147,7 @@ def test_a_block_waits_for_the_outcomes_of_the_market_that_is_looked_at_last(hom
     home.settle(ETH)
     experiments.advance(home.installation, "validator")
     assert [(score.n, score.void) for score in home.store.block_scores(number)] == [(160, ""), (160, "")]
-    assert experiments.recompute(home.installation, number).same
+    assert experiment_verify.recompute(home.installation, number).same
 
 
 def test_a_block_without_the_outcomes_of_a_market_that_has_no_bars_any_more_is_void(home):
@@ -256,14 +256,14 @@ def test_a_block_that_its_outcomes_do_not_give_is_found(home):
     number = home.running().number
     home.live(3, gain=0.01)
     experiments.advance(home.installation, "validator")
-    assert experiments.recompute(home.installation, number).same
+    assert experiment_verify.recompute(home.installation, number).same
     family = t.family_outcomes
     with home.store.writing() as connection:
         one = connection.execute(sa.select(family.c.id, family.c.losses).order_by(family.c.id.desc())).first()
         worse = {digest: loss + 1.0 for digest, loss in json.loads(one.losses).items() if digest == home.arms()[0]}
         edited = json.dumps({**json.loads(one.losses), **worse})
         connection.execute(sa.update(family).where(family.c.id == one.id - 40).values(losses=edited))
-    again = experiments.recompute(home.installation, number)
+    again = experiment_verify.recompute(home.installation, number)
     assert not again.same
     assert again.wrong == (2,)
 
@@ -310,7 +310,7 @@ def test_without_an_approval_a_winner_waits_and_without_a_basis_nothing_begins(h
     won = home.store.transitions(number)[-1].evidence
     assert won["blocks"] == won["decided_at"] + 1 < len(home.store.block_scores(number))  # 40 were scored at once
     assert won["e_value"] >= 1 / 0.02
-    assert experiments.recompute(home.installation, number).same
+    assert experiment_verify.recompute(home.installation, number).same
     old = promote_module.evidence_text(home.installation, "validator", "1")
     assert "none was won" in old
     promote_module.decline(home.installation, "validator", version, "ann", "not before the holidays")

@@ -9,7 +9,7 @@ from support.registry import empty_registry
 from support.stack import quiet
 
 from flows import reconciler
-from flows.support import experiment_guardrails, experiments, frozen, promotion
+from flows.support import experiment_guardrails, experiment_verify, experiments, frozen, promotion
 from flows.support.installation import now
 from pipelines.errors import StateError
 from pipelines.evaluation.experiment_page import _guardrails, _trades
@@ -76,7 +76,7 @@ def test_a_winner_acts_on_a_few_units_then_on_more_and_is_promoted_after_that(ho
     assert set(decided.values()) == {"champion", "challenger"}
     assert all(arm == assignment.arm(*unit) for unit, arm in decided.items())
     assert {record.decision.arm for record in home.store.decisions()} == {"champion", "challenger"}
-    again = experiments.recompute(home.installation, number)
+    again = experiment_verify.recompute(home.installation, number)
     assert (again.same, again.state, again.recorded, again.misassigned) == (True, "won", "won", 0)
     assert "promoted_without_experiment" not in home.alarms()
 
@@ -89,7 +89,7 @@ def test_the_verdict_is_the_one_of_the_shadow_and_what_comes_later_changes_nothi
     advance(home)
     assert home.store.transitions(number)[1].evidence == won
     assert experiments.view_of(home.installation, home.store.experiment(number)).figures["e_value"] == won["e_value"]
-    assert experiments.recompute(home.installation, number).same
+    assert experiment_verify.recompute(home.installation, number).same
 
 
 def test_a_split_that_the_service_does_not_follow_is_stopped_by_name(home):
@@ -103,7 +103,7 @@ def test_a_split_that_the_service_does_not_follow_is_stopped_by_name(home):
     assert (home.state(number), champion(home)) == ("stopped", "1")
     assert f"{BTC} in block" in home.alarms()["guardrail"]
     assert "not decided by the arm" in home.store.transitions(number)[-1].reason
-    assert experiments.recompute(home.installation, number).misassigned == 1
+    assert experiment_verify.recompute(home.installation, number).misassigned == 1
     assert "validator" not in generation(home)["assignments"]
 
 
@@ -173,7 +173,7 @@ def test_the_version_before_is_kept_in_shadow_and_the_probation_ends_by_itself(h
     advance(home)
     assert (home.state(number), champion(home)) == ("expired", version)
     assert home.running().challenger == other
-    assert experiments.recompute(home.installation, number).same
+    assert experiment_verify.recompute(home.installation, number).same
 
 
 def test_a_champion_that_loses_more_than_the_version_before_is_replaced_by_it(home):

@@ -36,7 +36,7 @@ def begin(home, **rules):
 def live_until(home, number, state, days=60, **how):
     """Let market days pass, with a look after each, until an experiment is in a state."""
     while home.state(number) != state and days:
-        home.live(15 if days == 60 else 1, gain=0.04, **how)  # under a fortnight nothing is won
+        home.live(15 if days == 60 else 1, gain=0.08, **how)  # under a fortnight nothing is won
         advance(home)
         days -= 1
     assert home.state(number) == state

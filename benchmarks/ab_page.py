@@ -6,7 +6,7 @@ from textwrap import fill
 import numpy as np
 from scipy.stats import invgauss
 
-from benchmarks import ab, ab_end_to_end, ab_guardrails, live_experiments
+from benchmarks import ab, ab_end_to_end, ab_guardrails
 from benchmarks.ab_streams import EVENTS_A_DAY, HORIZON, HORIZONS, NULLS, SYMBOLS
 from benchmarks.results import machines, table
 from pipelines.contracts import JsonObject
@@ -84,15 +84,6 @@ SPLIT_TEST_TEXT = """\
 Units, one symbol in one block, fall to the challenger as stated, or not; the test looks after every block of a ramp
 ({ramp}) or, *long*, of {long} blocks at each of its weights. *None*: the challenger gets no unit; *twice as many*:
 twice the stated share. {runs:,} runs a row."""
-STANDING_TEXT = """\
-`bellwether run` as it comes, on its {symbols} simulated symbols, from its turn on. Of {events:,} events the live policy
-traded {traded:,}. Net basis points, the whole event or nothing, of each arm less the live policy's, with a 95 %
-confidence sequence over blocks of a market day. So few blocks tell large differences only."""
-LIVE_TEXT = """\
-Four cases on one installation with every service running: four simulated symbols at {speed:,.0f} times the speed of
-time, a turn that trains the validator, a horizon of one hour, so that a block takes six. The arms are variants of the
-trained bundle, with its calibrated log odds shifted as the columns say; a shift of {shift:g} costs some .1 nat. Only
-their verdicts are put on the ledger by hand, the monitor does the rest. A case takes {limit:.0f} s at most."""
 END_TO_END_TEXT = """\
 {n} experiments on a home each, {seeds} seeds a challenger: SQLite with its migrations, ledger and chain. As days
 pass, a decision at every close and the outcomes of its events are stored, and the monitor's own code scores the blocks
@@ -117,67 +108,7 @@ def ab_page(found: JsonObject, incomplete: Sequence[str]) -> str:
     for name, section in SECTIONS.items():
         if name in found:
             blocks += section(found[name]["figures"])
-    if "ab_live" in found:
-        blocks += live_section(found["ab_live"]["cases"])
-    if "ab_standing" in found:
-        blocks += standing_section(found["ab_standing"]["cases"])
     return "\n\n".join(block if block[0] in "#|-" else fill(block, 120) for block in blocks) + "\n"
-
-
-SAFE_S = 5.0  # from a fault to the end of its experiment
-
-
-def live_section(cases: JsonObject) -> list[str]:
-    """Return the section on live markets, of the cases as they were stored."""
-    rows, kept = [], []
-    for name, (of_champion, of_challenger) in live_experiments.CASES.items():
-        if (case := cases.get(name)) is None:
-            continue
-        low, high = case["low"], case["high"]
-        gain = "–" if case["gain"] is None else f"{case['gain']:+.3f} [{low:+.3f}, {high:+.3f}]"
-        rows.append([
-            name, f"{of_champion:+g}", "no number" if of_challenger is None else f"{of_challenger:+g}",
-            case["states"].replace(" ", ", "), f"{case['blocks']} ({case['void']} void)", gain,
-            f"{case['seconds']:.0f} s", f"{case['by_challenger']:,} of {case['decisions']:,}",
-        ])  # fmt: skip
-        right = {
-            "better": case["state"] == "won" and case["is_champion"], "equal": case["state"] != "won",
-            "worse": case["state"] == "stopped",
-            "faulty": case["state"] == "stopped" and case["to_end_s"] is not None and case["to_end_s"] <= SAFE_S,
-        }[name]  # fmt: skip
-        kept.append(f"{name} {_held(right and case['seconds'] <= live_experiments.LIMIT_S + 5.0)}")
-    whole = list(cases.values())
-    replayed, equal = (sum(case[name] for case in whole) for name in ("replayed", "replayed_equal"))
-    wrong = sum(case["misassigned"] + case["chain"] + (not case["same"]) for case in whole)
-    took = ", ".join(f"{case['to_end_s']:.1f} s" for case in whole if case["to_end_s"] is not None) or "not run"
-    ends = "; ".join(f"*{name}*: {case['reason']}" for name, case in cases.items() if case["state"] == "stopped")
-    return [
-        "## On a live market",
-        LIVE_TEXT.format(speed=live_experiments.SPEED, limit=live_experiments.LIMIT_S, shift=live_experiments.SHIFT),
-        table(["case", "champion", "challenger", "states", "blocks", "gain, nats", "took",
-               "decided by the challenger"], rows),
-        f"Promised: within {live_experiments.LIMIT_S / 60:.0f} minutes the better one is promoted, the equal one is "
-        f"not, the worse one is stopped; a fault ends the experiment within {SAFE_S:.0f} s of the close at which it "
-        f"happened, and the arm decides nothing from that close on: {took}. "
-        f"{', '.join(kept)}. {ends}.",
-        f"Of the newest {replayed:,} decisions of the cases {equal:,} come out the same when they are made again, "
-        f"{_held(replayed == equal)}; verdicts, units and chains computed again: {wrong} differ, {_held(wrong == 0)}.",
-    ]  # fmt: skip
-
-
-def standing_section(cases: JsonObject) -> list[str]:
-    """Return the section on the standing arms."""
-    (case,) = cases.values()
-    rows = [
-        [f"`{name}`", f"{arm['blocks']} ({arm['void']} void)", f"{arm['outcomes']:,}",
-         f"{arm['gain']:+.2f} [{arm['low']:+.2f}, {arm['high']:+.2f}]"]
-        for name, arm in case["arms"].items() if arm["gain"] is not None
-    ]  # fmt: skip
-    return [
-        "## Standing arms",
-        STANDING_TEXT.format(symbols=len(case["symbols"]), events=case["events"], traded=case["traded"]),
-        table(["arm", "blocks", "events", "more than the live policy, bps an event"], rows),
-    ]
 
 
 def null_section(figures: JsonObject) -> list[str]:
@@ -442,4 +373,4 @@ SECTIONS = {
     "ab_false_promotions": null_section, "ab_years": year_section, "ab_power": power_section,
     "ab_futility": futility_section, "ab_guardrails": guardrail_section, "ab_end_to_end": end_to_end_section,
 }  # fmt: skip
-PARTS = (*SECTIONS, "ab_live", "ab_standing")
+PARTS = tuple(SECTIONS)

@@ -310,8 +310,6 @@ PARTS = {
                           ab_end_to_end.end_to_end, ab_end_to_end.end_to_end_figures, code=RUNNING),
     "ab_live": Part("experiments on a live market, real services", tuple(live_experiments.CASES),
                     live_experiments.live_case, live_experiments.live_figures, jobs=1, code=RUNNING),
-    "ab_standing": Part("the standing arms beside the live policy, on the market of `bellwether run`", ("default",),
-                        live_experiments.standing, live_experiments.standing_figures, jobs=1, code=RUNNING),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
 }  # fmt: skip
 
@@ -431,7 +429,7 @@ def main() -> None:
         parser.error(f"no case {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
     folder, progress = Settings().home / "evidence", Console(stderr=True)
     if options.write:
-        from benchmarks import ab_page, gate_results, results, results_drift
+        from benchmarks import ab_live_page, ab_page, gate_results, results, results_drift
 
         for name, parts, make in (
             ("faults", results.PARTS, results.faults_page),
@@ -440,6 +438,7 @@ def main() -> None:
             ("universe", ("universe_turns",), universe_turns.page_of),
             ("live", ("live_half_hour",), live_summary.page_of),
             ("ab", ab_page.PARTS, ab_page.ab_page),
+            ("ab-live", ab_live_page.PARTS, ab_live_page.live_page),
         ):
             print(results.write_page(ROOT / "docs" / "results" / f"{name}.md", folder, parts, make))
         return

@@ -20,12 +20,10 @@ from typing import IO, Any
 import numpy as np
 
 from bellwether.operations.replay_decisions import replay_decisions
-from benchmarks.live_half_hour import running, wait_until_live
 from benchmarks.scratch_home import environment
 from flows.support import experiment_verify, experiments, promotion
 from flows.support.installation import Installation, open_installation
 from pipelines.contracts import Check, JsonObject, Verdict
-from pipelines.evaluation.experiment_view import ExperimentView
 from pipelines.experiments.guardrails import GUARDRAIL
 from pipelines.models.runtime import load_bundle
 from pipelines.models.tables import answers, example
@@ -42,7 +40,6 @@ EQUAL_S = 240.0  # what has no gain does not end: it is watched for so long
 SHIFT = 1.0  # of the log odds: costs about p (1 - p) / 2, some .1 nat
 BOUND = 1.0  # of a block's mean: some five deviations of what such a shift makes of it
 FAR = 1e9  # golden rows so far from the training that no model is asked
-STANDING_BLOCKS, STANDING_S = 10, 1500.0
 REPLAYED = 1500  # newest decisions that are made again
 # case → shift of the champion, of the challenger; None: its calibration gives no number
 CASES: dict[str, tuple[float, float | None]] = {
@@ -219,50 +216,3 @@ def live_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
         }  # fmt: skip
         figures[f"{name}: seconds"] = {"value": case["seconds"], "low": None, "high": None, "n": n}
     return figures
-
-
-# ---- the standing arms ----------------------------------------------------------------------------------------------
-
-
-def standing(case: str) -> JsonObject:
-    """Run `bellwether run` as it comes until both standing arms have STANDING_BLOCKS, or for STANDING_S; return their
-    figures. Raises ServiceDown if it does not run."""
-    folder = Settings().home.resolve() / "evidence" / "ab_standing"
-    env = environment(folder, {})
-    with here(env), (folder / "run.log").open("a") as log, running(env, log) as process:
-        wait_until_live(process, folder)
-        installation = open_installation()
-        with closing(installation.store):
-            until = time.monotonic() + STANDING_S
-            while time.monotonic() < until and _fewest(installation) < STANDING_BLOCKS:
-                time.sleep(5.0)
-            events = [record.decision for record in installation.store.decisions(events_only=True)]
-            return {
-                "symbols": list(installation.symbols), "events": len(events),
-                "traded": sum(d.action != "NO_TRADE" for d in events),
-                "arms": {
-                    view.experiment.challenger: {
-                        name: view.figures[name] for name in ("blocks", "void", "outcomes", "gain", "low", "high")
-                    }
-                    for view in _standing_views(installation)
-                },
-            }  # fmt: skip
-
-
-def _standing_views(installation: Installation) -> list[ExperimentView]:
-    """Return the standing arms as their stored rows have them."""
-    return [experiments.view_of(installation, one) for one in installation.store.experiments(experiments.POLICY_ARMS)]
-
-
-def _fewest(installation: Installation) -> int:
-    """Return the blocks of the standing arm that has fewest; 0 before they begin."""
-    return min((view.figures["blocks"] for view in _standing_views(installation)), default=0)
-
-
-def standing_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
-    """Return by arm its gain over the live policy with the confidence sequence; n counts blocks."""
-    return {
-        arm: {"value": of_arm["gain"], "low": of_arm["low"], "high": of_arm["high"], "n": of_arm["blocks"]}
-        for case in found
-        for arm, of_arm in case["arms"].items()
-    }

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from textwrap import fill
 
 from benchmarks import live_experiments
-from benchmarks.pages import table
-from benchmarks.results import machines
+from benchmarks.results import machines, table
 from pipelines.contracts import JsonObject
 
 PARTS = ("ab_live",)

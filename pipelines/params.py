@@ -165,7 +165,7 @@ class RampParams(FrozenParams):
 
 
 class GuardrailParams(FrozenParams):
-    """Set the limits of harm, each beside the champion on the same closes; size and power are in docs/results/ab.md.
+    """Set the limits of harm, compared with the champion on the same closes; their power is in docs/results/ab.md.
 
     level        chance that a harmless challenger is ever stopped by one of them, each
     abstention   by how much its share of abstentions may exceed the champion's

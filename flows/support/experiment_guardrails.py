@@ -54,8 +54,8 @@ def harm_of_blocks(
         found["abstention"].append(float(guarded.status != "OK") - float(other.status != "OK"))
         found["novelty"].append(_novel(guarded) - _novel(other))
         p, y = guarded.chance[0], labels.get((record.decision.symbol, at))
-        if p is not None and y in (0, 1, 0.0, 1.0):
-            found["calibration"].append(p - float(y))  # type: ignore[arg-type]
+        if p is not None and isinstance(y, float | int) and y in (0, 1):
+            found["calibration"].append(p - y)
     return {
         number: {metric: float(np.mean(values)) for metric, values in found.items()} for number, found in sums.items()
     }

@@ -304,15 +304,17 @@ def limits_of(installation: Installation, experiment: Experiment) -> GuardrailPa
 
 def view_of(installation: Installation, experiment: Experiment, with_trades: bool = False) -> ExperimentView:
     """Return an experiment as its stored rows have it. `with_trades`: also what the arms traded since it began."""
-    from flows.support.experiment_blocks import trades_by_arm  # as above
-
-    blocks = installation.store.block_scores(experiment.number)
+    blocks, trades = installation.store.block_scores(experiment.number), list[JsonObject]()
     progress = progress_on(experiment, blocks)
+    if with_trades:
+        from flows.support.experiment_blocks import trades_by_arm  # as above
+
+        trades = trades_by_arm(installation, experiment)
     return ExperimentView(
         experiment, installation.store.transitions(experiment.number), blocks, progress,
         evidence_of(experiment, blocks, progress), budget_left(installation),
         guardrail_rows(harms(installation, experiment, blocks), limits_of(installation, experiment)),
-        trades_by_arm(installation, experiment) if with_trades else (),
+        trades,
     )  # fmt: skip
 
 

@@ -209,18 +209,23 @@ def rollback(installation: Installation, family: str, actor: str, reason: str) -
     Raises UnknownName where there is none, ChainBroken as `promote`.
     """
     with promotion_lease(installation):
-        require_intact(installation)
-        stack = champions(installation.store, family)
-        if len(stack) < 2:
-            raise UnknownName(
-                f"{family} has no previous champion to go back to; the ledger shows {stack[-1] if stack else 'none'}. "
-                f"`bellwether promote {family} VERSION` makes another version champion."
-            )
-        previous = installation.tracking.version(family, stack[-2])
-        fetch_bundle(installation, previous)
-        line = _line(previous, "rollback", "champion", actor, reason, stack[-1], True, {})
-        _move(installation, line)
-        return line
+        return _rollback(installation, family, actor, reason)
+
+
+def _rollback(installation: Installation, family: str, actor: str, reason: str) -> Promotion:
+    """Go back to the version before, under the lease of the caller. Raises as `rollback`."""
+    require_intact(installation)
+    stack = champions(installation.store, family)
+    if len(stack) < 2:
+        raise UnknownName(
+            f"{family} has no previous champion to go back to; the ledger shows {stack[-1] if stack else 'none'}. "
+            f"`bellwether promote {family} VERSION` makes another version champion."
+        )
+    previous = installation.tracking.version(family, stack[-2])
+    fetch_bundle(installation, previous)
+    line = _line(previous, "rollback", "champion", actor, reason, stack[-1], True, {})
+    _move(installation, line)
+    return line
 
 
 def _move(installation: Installation, line: Promotion) -> None:
@@ -289,7 +294,12 @@ def end_probation(installation: Installation, experiment: Experiment, why: str) 
     family, title = experiment.family, experiments.title_of(experiment)
     gain = experiments.view_of(installation, experiment).figures["gain"]
     if gain is not None and gain > 0.0:
-        rollback(installation, family, POLICY, f"{why}; it lost {gain:.2g} {experiment.unit} less on the same blocks")
+        reason = f"{why}; it lost {gain:.2g} {experiment.unit} less on the same blocks"
+        with promotion_lease(installation):  # monitor and reconciler may both come here: the second finds it done
+            champion = installation.store.slots(family).champion
+            if champion is None or champion.digest != experiment.champion_digest:
+                return f"{title} has ended: its champion is replaced already"
+            _rollback(installation, family, POLICY, reason)
         return f"{title} ends: version {experiment.challenger} is champion again: {why}"
     lost = "no block of both is scored yet" if gain is None else f"it lost {-gain:.2g} {experiment.unit} more"
     reason = f"{why}; version {experiment.challenger} is not served again: {lost}. A person may roll back"

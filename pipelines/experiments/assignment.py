@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
 from math import floor
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pipelines.contracts import JsonObject
 from pipelines.errors import BadValues
@@ -102,7 +102,7 @@ class Assignment:
         }  # fmt: skip
 
 
-def read_assignment(content: Mapping[str, object]) -> Assignment:
+def read_assignment(content: Mapping[str, Any]) -> Assignment:
     """Return an assignment from what `to_dict` gives.
 
     Raises  BadValues where weights are not those of the two arms, do not sum to one, or shrink from stage to stage
@@ -110,7 +110,7 @@ def read_assignment(content: Mapping[str, object]) -> Assignment:
     fields = {name: value for name, value in content.items() if name != "stages"}
     champion, challenger = str(content["champion"]), str(content["challenger"])
     stages = []
-    for stage in content["stages"]:  # type: ignore[attr-defined]
+    for stage in content["stages"]:
         weights: Mapping[str, float] = stage["weights"]
         if set(weights) != {champion, challenger}:
             raise BadValues(f"weights of {', '.join(sorted(weights))}: must be those of the two arms")
@@ -123,4 +123,4 @@ def read_assignment(content: Mapping[str, object]) -> Assignment:
                 f"a weight of {after.weight:g} from block {after.from_block} on follows {before.weight:g} from block "
                 f"{before.from_block} on: blocks and weights must grow"
             )
-    return Assignment(**fields, stages=tuple(stages))  # type: ignore[arg-type]
+    return Assignment(**fields, stages=tuple(stages))

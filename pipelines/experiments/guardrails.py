@@ -1,9 +1,9 @@
-"""Guardrails: harm that ends a challenger before its experiment does. Each looks at one thing, beside the champion.
+"""Guardrails: harm that ends a challenger before its experiment does. Each compares one thing with the champion.
 
 Three rest on means of blocks, by a bet that may be looked at after every block (`eprocess`): a harmless challenger is
 ever stopped by one of them with a chance of at most `level`. The others are limits of what one account, or one process,
 bears. Size and power of each are measured in docs/results/ab.md. On probation the new champion is the one that is
-watched, beside the version before; "challenger" below is the version that is watched.
+watched, compared with the version before; "challenger" below is the version that is watched.
 """
 
 from collections.abc import Mapping, Sequence
@@ -97,12 +97,12 @@ def latency_harm(champion_ms: Floats, challenger_ms: Floats, limit_ms: float) ->
         return Harm("latency")
     champion, challenger = pair[:, -LATENCY_ANSWERS:]
     alone = int(((challenger > limit_ms) & (champion <= limit_ms)).sum())
-    median, beside = float(np.median(challenger)), float(np.median(champion))
+    median, other = float(np.median(challenger)), float(np.median(champion))
     if alone < LATENCY_ALONE:
         return Harm("latency", median)
     reason = (
         f"at {alone} of the last {LATENCY_ANSWERS} closes it alone took more than {limit_ms:g} ms to answer: median "
-        f"{median:.3g} ms, of the other version {beside:.3g} ms"
+        f"{median:.3g} ms, of the other version {other:.3g} ms"
     )
     return Harm("latency", median, None, pair.shape[1], reason)
 

@@ -117,7 +117,7 @@ def inference_requests(
 def predict_local(snapshot: Snapshot, requests: Sequence[InferenceRequest], timed: Timed = not_timed) -> list[Answers]:
     """Return each request's predictions by (family, arm), of the models in this process; a fault where one failed.
 
-    A model is called once, with the rows of every request of its family and arm; `timed` takes how long that took.
+    A model is called once, with the rows of every request of its family and arm; `timed` takes how long a row took.
     """
     found: list[dict[tuple[str, str], PredictionOrFault]] = [{} for _ in requests]
     places: dict[tuple[str, str], list[int]] = {}
@@ -130,7 +130,7 @@ def predict_local(snapshot: Snapshot, requests: Sequence[InferenceRequest], time
         begin = perf_counter()
         for i, answer in zip(rows_of, predict_each(model, rows, f"{family} {arm}"), strict=True):
             found[i][family, arm] = answer
-        timed(family, arm, 1e3 * (perf_counter() - begin))
+        timed(family, arm, 1e3 * (perf_counter() - begin) / len(rows_of))
     return list(found)
 
 

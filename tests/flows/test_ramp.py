@@ -49,10 +49,10 @@ def states(home, number):
 def promoted(home):
     """Promote a winner without a ramp; return its version and the number of its probation."""
     set_rules(home, ramp=RampParams(canary_blocks=0, split_blocks=0))
-    version = home.candidate().version
+    before, version = champion(home), home.candidate().version
     propose(home, version)
     live_until(home, home.running().number, "won")
-    assert (champion(home), challenger(home)) == (version, "1")
+    assert (champion(home), challenger(home)) == (version, before)
     return version, home.running().number
 
 
@@ -204,6 +204,23 @@ def test_a_guardrail_on_probation_serves_the_version_before_only_if_it_lost_less
     assert ("rollback" if goes_back else "is not served again") in reason
 
 
+def test_two_that_see_the_same_harm_go_back_one_version_and_not_two(home):
+    promoted(home)
+    home.live(12)
+    advance(home)  # the first probation is over
+    _, number = promoted(home)
+    home.live(4, gain=0.02)
+    advance(home)
+    experiment = home.store.experiment(number)
+    before = experiment.challenger
+    with quiet():
+        promotion.end_probation(home.installation, experiment, "guardrail: a fault")
+        line = promotion.end_probation(home.installation, experiment, "guardrail: a fault")
+    assert champion(home) == before != "1"
+    assert "already" in line
+    assert [each.action for each in home.store.promotions("validator")].count("rollback") == 1
+
+
 def test_a_damaged_bundle_of_the_version_before_is_not_served_again(home):
     version, number = promoted(home)
     digest = home.store.experiment(number).challenger_digest
@@ -232,7 +249,7 @@ def test_a_file_that_says_otherwise_than_the_ledger_who_decides_is_not_served(ho
     assert not reconciler.is_behind_ledger(home.installation)
 
 
-def test_what_each_arm_traded_is_described_beside_the_test(home):
+def test_what_each_arm_traded_is_described_and_not_tested(home):
     number = begin(home)
     for name, arm, net_bps in (("a", "champion", 4.0), ("b", "challenger", -2.0), ("c", "challenger", 6.0)):
         made = replace(home.decision(name, BTC, home.at + QUARTER), action="BUY", arm=arm)

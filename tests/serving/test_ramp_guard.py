@@ -149,5 +149,5 @@ def test_a_loss_of_the_account_from_its_highest_equity_stops_a_challenger_that_a
     assert detail.startswith("experiment 7: ")
     assert "2.86%" in detail
     guarded.ended()
-    guarded.look()  # what ended is forgotten: a later experiment starts anew
+    guarded.look()  # what ended is forgotten: a later experiment starts without it
     assert len(raised(guarded)) == 1

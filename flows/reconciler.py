@@ -1,4 +1,4 @@
-"""The reconciler: a thread next to the deployments that checks every two seconds what must be noticed within seconds.
+"""The reconciler: threads next to the deployments that check every two seconds what must be noticed within seconds.
 
 An alias moved by hand in MLflow, a generation file behind the ledger (a crash between the two), a retrain whose worker
 died, an experiment whose guardrail tripped in the service, a registry that does not answer; next to it, what is due in
@@ -50,7 +50,7 @@ def poll(installation: Installation, restarted: Restarted, tried: Tried | None =
     for experiment, why in experiment_guardrails.alarmed(installation):
         with promotion.isolate_fault(installation, experiment.family, promotion.EXPERIMENT):
             done.append(promotion.stop_by_guardrail(installation, experiment, why))
-    if registry_answers(installation):
+    if processes.is_responding(installation.settings, "mlflow"):
         cooling = {family for family, at in tried.items() if now() - at < FAULT_COOLDOWN}
         doubtful = promotion.faulty(installation) - cooling
         if doubtful or is_behind_ledger(installation, cooling):
@@ -226,6 +226,7 @@ def watch_in_background() -> Iterator[None]:
             raise
 
     with (
+        run_periodically(lambda: registry_answers(installation), POLL_INTERVAL_S, "registry"),  # `watch` may be long
         run_periodically(watch, POLL_INTERVAL_S, "watch"),
         run_periodically(start_due, POLL_INTERVAL_S, "due"),
         run_periodically(forms.follow, FORMS_INTERVAL_S, "forms"),

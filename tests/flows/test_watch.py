@@ -174,7 +174,7 @@ class Registry:
 def registered(installation, monkeypatch):
     """An installation whose registry answers, and the registry."""
     registry = Registry()
-    monkeypatch.setattr(reconciler, "registry_answers", lambda installation: True)
+    monkeypatch.setattr(reconciler.processes, "is_responding", lambda settings, name: True)
     monkeypatch.setattr(
         promotion,
         "install_warm_starts",

@@ -19,6 +19,7 @@ from pipelines.data.timeframes import Grid, resample
 from pipelines.families import FAMILIES
 from pipelines.params import Params
 from pipelines.settings import load_params
+from pipelines.stage_outputs import features_of, labels_of
 from pipelines.store import DecisionRecord
 from pipelines.training import stages
 from pipelines.warm_start import publish_warm_start, read_warm_start
@@ -76,8 +77,9 @@ def four_families(root: Path) -> Served:
             (artifacts / family / "bundle").rename(home / "bundles" / digest)
             families[family][arm] = _origin(digest)
     into = home / "serving" / "warm"
-    record = json.loads((artifacts / "labels" / "traditional.json").read_text())
-    warm = publish_warm_start(artifacts / "features" / "warm", into, data_hash=hex_of("data"), **record)
+    symbol = params.simulator.symbol
+    record = json.loads((labels_of(artifacts, symbol) / "traditional.json").read_text())
+    warm = publish_warm_start(features_of(artifacts, symbol) / "warm", into, data_hash=hex_of("data"), **record)
     write_generation(home / "serving", families, by_symbol(warm), datetime.now(UTC))
     return Served(home, params, live, warm)
 

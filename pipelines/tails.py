@@ -16,6 +16,19 @@ VOLATILITY_BARS, BURN_IN = 128, 20  # returns that a volatility rests on, and th
 
 
 @kernel
+def newest_volatility(prices: Floats, decay: float, i: int) -> float:
+    """Return `ewma_volatility` at price `i` alone; NaN under BURN_IN returns."""
+    if i < BURN_IN:
+        return np.nan
+    total, weights, weight = 0.0, 0.0, 1.0
+    for j in range(i, max(i - VOLATILITY_BARS, 0), -1):
+        total += weight * (prices[j] / prices[j - 1] - 1.0) ** 2
+        weights += weight
+        weight *= decay
+    return math.sqrt(total / weights)
+
+
+@kernel
 def ewma_volatility(prices: Floats, decay: float) -> Floats:
     """Return (n,) volatility known at each price: root of the weighted mean square of the returns up to it, a fraction.
 
@@ -26,13 +39,8 @@ def ewma_volatility(prices: Floats, decay: float) -> Floats:
     """
     n = prices.shape[0]
     found = np.full(n, np.nan)
-    for i in range(BURN_IN, n):
-        total, weights, weight = 0.0, 0.0, 1.0
-        for j in range(i, max(i - VOLATILITY_BARS, 0), -1):
-            total += weight * (prices[j] / prices[j - 1] - 1.0) ** 2
-            weights += weight
-            weight *= decay
-        found[i] = math.sqrt(total / weights)
+    for i in range(n):
+        found[i] = newest_volatility(prices, decay, i)
     return found
 
 

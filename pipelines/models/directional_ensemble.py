@@ -3,13 +3,13 @@
 It is never counted as one half.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import REGIMES, Arrays, Floats
+from pipelines.contracts import REGIMES, Arrays, EnsembleVote, Floats, Probabilities
 from pipelines.errors import UnknownName
 from pipelines.models.losses import log_losses
 
@@ -67,11 +67,7 @@ def directional(
     Raises   UnknownName on a member without a weight: none is left out silently
     """
     weights = phase_weights(ensemble, phase)
-    if unknown := set(members) - set(weights):
-        raise UnknownName(
-            f"no weight for {', '.join(sorted(unknown))}; ensemble in params.yaml has {', '.join(weights)}. "
-            "Add the weight there."
-        )
+    _refuse_unknown(members, weights)
     n = max((len(p) for p in members.values()), default=0)
     p = np.array([members.get(name, np.full(n, np.nan)) for name in weights])
     stated = np.array(list(weights.values()))
@@ -81,6 +77,34 @@ def directional(
     share = share / np.where(total > 0, total, 1.0)
     missing = [tuple(name for name, known in zip(weights, row, strict=True) if not known) for row in available.T]
     return EnsemblePrediction(average(p, stated), dict(zip(weights, share, strict=True)), missing)
+
+
+def vote(members: Mapping[str, Probabilities], ensemble: Mapping[str, Any], phase: str | None = None) -> EnsembleVote:
+    """Return M5 for one row: what `directional` returns, to the last bit, without arrays.
+
+    members  member → its p; None where it has none, and for a member that is not a key
+    Raises   UnknownName on a member without a weight
+    """
+    weights = phase_weights(ensemble, phase)
+    _refuse_unknown(members, weights)
+    known = {name: p for name in weights if isinstance(p := members.get(name), float)}
+    total = sum(weights[name] for name in known)
+    weighted = sum(p * weights[name] for name, p in known.items())
+    shares = {
+        name: (float(stated) if name in known else 0.0) / (total if total > 0 else 1.0)
+        for name, stated in weights.items()
+    }
+    missing = tuple(name for name in weights if name not in known)
+    return EnsembleVote(weighted / total if total > 0 else None, phase, shares, missing)
+
+
+def _refuse_unknown(members: Iterable[str], weights: Mapping[str, float]) -> None:
+    """Raise UnknownName on a member without a weight: none is left out silently."""
+    if unknown := set(members) - set(weights):
+        raise UnknownName(
+            f"no weight for {', '.join(sorted(unknown))}; ensemble in params.yaml has {', '.join(weights)}. "
+            "Add the weight there."
+        )
 
 
 def ensemble_losses(oof: Arrays, y: Floats, ensemble: Mapping[str, Any]) -> dict[str, Floats]:

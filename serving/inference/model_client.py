@@ -20,7 +20,14 @@ from pipelines.contracts import Floats, JsonObject, Model, Predictions
 from pipelines.errors import BadShape, BadValues
 from pipelines.models.views import select
 from serving.inference.model_slots import Snapshot
-from serving.inference.predictions import MODEL_FAULT, InferenceRequest, PredictionOrFault, predict, row_of
+from serving.inference.predictions import (
+    MODEL_FAULT,
+    InferenceRequest,
+    PredictionsOrFault,
+    RowOrFault,
+    predict,
+    rows_of,
+)
 from serving.service.schemas import Packed, PackedInferenceRequest, PredictBatchRequest
 
 
@@ -75,7 +82,7 @@ def _rows_for(model: Model, rows: Floats, columns: tuple[str, ...]) -> Floats:
     return select(rows, columns, model.columns)
 
 
-def _packed_predictions(answer: PredictionOrFault) -> JsonObject:
+def _packed_predictions(answer: PredictionsOrFault) -> JsonObject:
     """Return predictions as JSON, or {"fault"}."""
     if not isinstance(answer, Predictions):
         return {"fault": answer}
@@ -116,13 +123,13 @@ class ModelClient:
 
     async def predict(
         self, snapshot: Snapshot, requests: Sequence[InferenceRequest]
-    ) -> list[dict[tuple[str, str], PredictionOrFault]]:
+    ) -> list[dict[tuple[str, str], RowOrFault]]:
         """Return each request's predictions by (family, arm), from the bundles of `snapshot` only; or their fault.
 
         Requests of one family and the same arms travel together, a row each, and its model is called once for all.
         Where that call fails, each of its rows is sent alone, in one request more.
         """
-        found: list[dict[tuple[str, str], PredictionOrFault]] = [{} for _ in requests]
+        found: list[dict[tuple[str, str], RowOrFault]] = [{} for _ in requests]
         groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault((request.family, request.arms), []).append(i)
@@ -135,7 +142,7 @@ class ModelClient:
         snapshot: Snapshot,
         requests: Sequence[InferenceRequest],
         groups: Sequence[Sequence[int]],
-        found: list[dict[tuple[str, str], PredictionOrFault]],
+        found: list[dict[tuple[str, str], RowOrFault]],
     ) -> list[int]:
         """Put the predictions of each group, positions in `requests`, into `found`; return where to try rows alone."""
         if not groups:
@@ -198,16 +205,16 @@ def _together(requests: Sequence[InferenceRequest]) -> InferenceRequest:
     return requests[0] if len(requests) == 1 else replace(requests[0], rows=np.concatenate([r.rows for r in requests]))
 
 
-def _by_row(answer: PredictionOrFault, n: int) -> list[PredictionOrFault]:
+def _by_row(answer: PredictionsOrFault, n: int) -> list[RowOrFault]:
     """Return the predictions of each of n rows; the fault n times where there are none, or not as many."""
     if isinstance(answer, str):
         return [answer] * n
     if len(answer.status) != n:
         return [f"MODEL_SERVICE_DOWN: {len(answer.status)} answers for {n} rows"] * n
-    return [row_of(answer, i) for i in range(n)]
+    return list(rows_of(answer))
 
 
-def _unpacked_predictions(answer: JsonObject | None, digest: str) -> PredictionOrFault:
+def _unpacked_predictions(answer: JsonObject | None, digest: str) -> PredictionsOrFault:
     """Return the predictions of one arm; its fault where there are none, or where another bundle predicted."""
     if answer is None or "fault" in answer:
         return str(answer["fault"]) if answer else "MODEL_SERVICE_DOWN: it left this arm out"

@@ -8,13 +8,13 @@ that fails abstains by name and the others go on: `MODEL_FAULT:` where its own c
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from pipelines.contracts import (
-    EnsembleVote,
     Floats,
     Model,
     ModelAnswer,
@@ -26,12 +26,12 @@ from pipelines.contracts import (
 from pipelines.data.series import names_of
 from pipelines.errors import BadShape
 from pipelines.families import DECISION_FAMILY
-from pipelines.models.directional_ensemble import directional
+from pipelines.models.directional_ensemble import vote
 from pipelines.models.trained_on import symbols_of
 from pipelines.models.views import VIEWS, select
 from pipelines.signals.events import Events, event_row, events
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
-from serving.inference.model_slots import ARMS, Slot, Snapshot
+from serving.inference.model_slots import Slot, Snapshot
 from serving.state.symbols import Symbol
 
 log = logging.getLogger("bellwether.models")
@@ -42,8 +42,26 @@ NOT_ASKED = ("WARMING_UP", "NO_EVENT", "TRAINED_ON:", UNSEEN_SYMBOL)  # reasons 
 
 Unseen = Literal["refuse", "allow"]  # whether a model answers for a symbol that it was not trained on
 
-PredictionOrFault = Predictions | str  # predictions of one row, or the fault as text
-Answers = Mapping[tuple[str, str], PredictionOrFault]  # by (family, arm)
+PredictionsOrFault = Predictions | str  # of the rows of one call, or the fault as text
+
+
+class Row(NamedTuple):
+    """Hold the prediction of one row as plain numbers; p, p_low and members have a number a class, NaN = none.
+
+    A model with one class has a number in place of the list.
+    """
+
+    p: Any
+    p_low: Any
+    status: str
+    reason: str | None
+    novelty: float
+    label: str | None
+    members: dict[str, Any] | None
+
+
+RowOrFault = Row | str
+Answers = Mapping[tuple[str, str], RowOrFault]  # by (family, arm)
 Timed = Callable[[str, str, float], object]  # family, arm, ms of its answer
 
 
@@ -66,6 +84,13 @@ class InferenceRequest:
     columns: tuple[str, ...]
     event: str | None
     direction: int
+
+
+class Asked(NamedTuple):
+    """Hold what one symbol's close asks of the models: a request a family, and why the other arms do not answer."""
+
+    requests: list[InferenceRequest]
+    reasons: dict[tuple[str, str], str]  # by (family, arm)
 
 
 def market_mismatch(slot: Slot, symbol: Symbol, unseen: Unseen = "refuse") -> str | None:
@@ -93,25 +118,21 @@ def events_at_close(symbol: Symbol) -> Events | None:
     return events(symbol.closed.features[np.newaxis], symbol.closed.signals[np.newaxis])
 
 
-def inference_requests(
-    snapshot: Snapshot, symbol: Symbol, raised: Events | None, unseen: Unseen = "refuse"
-) -> list[InferenceRequest]:
-    """Return one request for each served family at this close; arms that have to abstain are left out.
+def ask(snapshot: Snapshot, symbol: Symbol, raised: Events | None, unseen: Unseen = "refuse") -> Asked:
+    """Return one request for each served family at this close; arms that have to abstain are left out, with the reason.
 
     raised  what `events_at_close` returned
     """
-    requests: list[InferenceRequest] = []
+    arms: dict[str, list[str]] = {}
+    reasons = {}
+    for (family, arm), slot in snapshot.slots.items():
+        if (why := not_applicable(slot, symbol, raised, unseen)) is None:
+            arms.setdefault(family, []).append(arm)
+        else:
+            reasons[family, arm] = why
     if raised is None:
-        return requests
-    for family in dict.fromkeys(family for family, _ in snapshot.slots):
-        arms = tuple(
-            arm
-            for arm in ARMS
-            if (slot := snapshot.slot(family, arm)) and not_applicable(slot, symbol, raised, unseen) is None
-        )
-        if arms:
-            requests.append(request_of(family, arms, symbol, raised))
-    return requests
+        return Asked([], reasons)
+    return Asked([request_of(family, tuple(some), symbol, raised) for family, some in arms.items()], reasons)
 
 
 def predict_local(snapshot: Snapshot, requests: Sequence[InferenceRequest], timed: Timed = not_timed) -> list[Answers]:
@@ -119,7 +140,7 @@ def predict_local(snapshot: Snapshot, requests: Sequence[InferenceRequest], time
 
     A model is called once, with the rows of every request of its family and arm; `timed` takes how long a row took.
     """
-    found: list[dict[tuple[str, str], PredictionOrFault]] = [{} for _ in requests]
+    found: list[dict[tuple[str, str], RowOrFault]] = [{} for _ in requests]
     places: dict[tuple[str, str], list[int]] = {}
     for i, request in enumerate(requests):
         for arm in request.arms:
@@ -134,35 +155,34 @@ def predict_local(snapshot: Snapshot, requests: Sequence[InferenceRequest], time
     return list(found)
 
 
-def predict_each(model: Model, rows: Floats, name: str) -> list[PredictionOrFault]:
-    """Return the predictions of each row, from one call of the model.
+def predict_each(model: Model, rows: Floats, name: str) -> list[RowOrFault]:
+    """Return the prediction of each row, from one call of the model.
 
     Where that call fails, each row is tried alone: one symbol's row never costs another its answer.
     """
     answer = predict(model, rows, name)
     if isinstance(answer, Predictions):
-        return [row_of(answer, i) for i in range(len(rows))]
+        return list(rows_of(answer))
     if len(rows) == 1:
         return [answer]
-    return [predict(model, rows[i : i + 1], name) for i in range(len(rows))]
+    alone = [predict(model, rows[i : i + 1], name) for i in range(len(rows))]
+    return [one if isinstance(one, str) else rows_of(one)[0] for one in alone]
 
 
-def row_of(answer: Predictions, i: int) -> Predictions:
-    """Return the predictions of row `i` alone."""
-    at = slice(i, i + 1)
-    return replace(
-        answer,
-        p=answer.p[at],
-        p_low=answer.p_low[at],
-        status=answer.status[at],
-        reason=answer.reason[at],
-        novelty=answer.novelty[at],
-        label=None if answer.label is None else answer.label[at],
-        members=None if answer.members is None else {name: p[at] for name, p in answer.members.items()},
-    )
+def rows_of(answer: Predictions) -> list[Row]:
+    """Return the predictions of each row as plain numbers."""
+    n = len(answer.status)
+    members: list[dict[str, Any] | None] = [None] * n
+    if answer.members is not None:
+        each = [p.tolist() for p in answer.members.values()]
+        members = [dict(zip(answer.members, row, strict=True)) for row in zip(*each, strict=True)]
+    label = answer.label or [None] * n
+    numbers = answer.p.tolist(), answer.p_low.tolist()
+    columns = *numbers, answer.status, answer.reason, answer.novelty.tolist(), label, members
+    return [Row(*row) for row in zip(*columns, strict=True)]
 
 
-def predict(model: Model, rows: Floats, name: str) -> PredictionOrFault:
+def predict(model: Model, rows: Floats, name: str) -> PredictionsOrFault:
     """Return the predictions of one model, or its fault as text; `name` stands in the log line of a fault."""
     try:
         answer = model.predict(rows)
@@ -174,32 +194,18 @@ def predict(model: Model, rows: Floats, name: str) -> PredictionOrFault:
         return f"{MODEL_FAULT}{type(error).__name__}: {error}"[:300]
 
 
-def prediction_records(
-    snapshot: Snapshot,
-    symbol: Symbol,
-    raised: Events | None,
-    requests: Iterable[InferenceRequest],
-    answers: Iterable[Answers],
-    unseen: Unseen = "refuse",
-) -> ModelAnswers:
+def prediction_records(snapshot: Snapshot, asked: Asked, answers: Iterable[Answers]) -> ModelAnswers:
     """Return the answer of every served model at this close: its numbers, or None and the reason for it.
 
-    requests, answers  of this symbol, in the same order
+    answers  of `asked.requests`, in the same order
     """
     records: ModelAnswers = {}
-    for (family, arm), slot in snapshot.slots.items():
-        if (why := not_applicable(slot, symbol, raised, unseen)) is not None:
-            records.setdefault(family, {})[arm] = replace(_abstention(slot), reason=why)
-    for request, answered in zip(requests, answers, strict=True):
+    for at, why in asked.reasons.items():
+        records.setdefault(at[0], {})[at[1]] = ModelAnswer(*_identity(snapshot.slots[at]), reason=why)
+    for request, answered in zip(asked.requests, answers, strict=True):
         for arm in request.arms:
-            blank = replace(
-                _abstention(snapshot.slots[request.family, arm]), event=request.event, direction=request.direction
-            )
-            classes = snapshot.slots[request.family, arm].model.classes
-            answer = answered[request.family, arm]
-            records.setdefault(request.family, {})[arm] = (
-                _filled(blank, answer, classes) if isinstance(answer, Predictions) else replace(blank, reason=answer)
-            )
+            slot = snapshot.slots[request.family, arm]
+            records.setdefault(request.family, {})[arm] = _answer(slot, request, answered[request.family, arm])
     return records
 
 
@@ -226,10 +232,7 @@ def _with_vote(answer: ModelAnswer, slot: Slot, phase: str | None) -> ModelAnswe
     weights = slot.model.schema.get("ensemble")
     if weights is None or answer.members is None:
         return answer
-    members = {name: np.array([np.nan if p is None else p]) for name, p in answer.members.items()}
-    vote = directional(members, weights, phase)
-    shares = {name: float(share[0]) for name, share in vote.weights.items()}
-    return replace(answer, ensemble=EnsembleVote(finite_or_none(vote.p[0]), phase, shares, tuple(vote.missing[0])))
+    return replace(answer, ensemble=vote(answer.members, weights, phase))
 
 
 def not_applicable(slot: Slot, symbol: Symbol, raised: Events | None, unseen: Unseen) -> str | None:
@@ -252,39 +255,37 @@ def request_of(family: str, arms: tuple[str, ...], symbol: Symbol, raised: Event
     return InferenceRequest(family, arms, rows if view.steps > 1 else rows[:, 0], view.columns, None, 0)
 
 
-def _abstention(slot: Slot) -> ModelAnswer:
-    """Return an answer without numbers that names the model of a slot."""
-    role = "active" if slot.arm == "champion" else "shadow"
-    return ModelAnswer(slot.family, slot.version, slot.digest, slot.verdict, role)
+def _identity(slot: Slot) -> tuple[str, str, str, str, str]:
+    """Return the first fields of the answer of a slot's model: family, version, digest, verdict, role."""
+    return slot.family, slot.version, slot.digest, slot.verdict, "active" if slot.arm == "champion" else "shadow"
 
 
-def _filled(blank: ModelAnswer, predictions: Predictions, classes: tuple[str, ...]) -> ModelAnswer:
-    """Return the answer with the only row of these predictions; OK without a finite p is a fault of the model."""
-    members = (
-        None
-        if predictions.members is None
-        else {name: _first_row(p, classes) for name, p in predictions.members.items()}
-    )
-    ok = predictions.status[0] == "OK"
-    if ok and not np.isfinite(predictions.p[0]).all():
-        return replace(blank, members=members, reason=f"{MODEL_FAULT}NaN: the model says OK and gives no number")
-    return replace(
-        blank,
+def _answer(slot: Slot, request: InferenceRequest, row: RowOrFault) -> ModelAnswer:
+    """Return the answer of one arm to a request; OK without a finite p is a fault of the model."""
+    about = *_identity(slot), request.event, request.direction
+    if isinstance(row, str):
+        return ModelAnswer(*about, reason=row)
+    classes = slot.model.classes
+    members = None if row.members is None else {name: _by_class(p, classes) for name, p in row.members.items()}
+    ok = row.status == "OK"
+    if ok and not all(map(isfinite, row.p if isinstance(row.p, list) else (row.p,))):
+        return ModelAnswer(*about, reason=f"{MODEL_FAULT}NaN: the model says OK and gives no number", members=members)
+    return ModelAnswer(
+        *about,
+        p=_by_class(row.p, classes) if ok else None,
+        p_low=_by_class(row.p_low, classes) if ok else None,
+        label=row.label,
+        status=row.status,
+        reason=row.reason,
+        novelty=finite_or_none(row.novelty),
         members=members,
-        p=_first_row(predictions.p, classes) if ok else None,
-        p_low=_first_row(predictions.p_low, classes) if ok else None,
-        label=None if predictions.label is None else predictions.label[0],
-        status=predictions.status[0],
-        reason=predictions.reason[0],
-        novelty=finite_or_none(predictions.novelty[0]),
     )
 
 
-def _first_row(values: Floats, classes: tuple[str, ...]) -> Probabilities:
-    """Return the first row of (n,) as a number, of (n, classes) as class → number; None = not finite."""
-    row = values[0]
-    if values.ndim == 1:
-        return finite_or_none(row)
+def _by_class(values: float | list[float], classes: tuple[str, ...]) -> Probabilities:
+    """Return a number as it is, a list as class → number; None = not finite."""
+    if not isinstance(values, list):
+        return finite_or_none(values)
     # a member may have classes of its own (the hidden states): those are named by their number
-    names = classes if len(row) == len(classes) else map(str, range(len(row)))
-    return dict(zip(names, map(finite_or_none, row), strict=True))
+    names = classes if len(values) == len(classes) else map(str, range(len(values)))
+    return dict(zip(names, map(finite_or_none, values), strict=True))

@@ -43,9 +43,9 @@ from serving.inference.predictions import (
     NOT_ASKED,
     Timed,
     Unseen,
+    ask,
     events_at_close,
     faulty,
-    inference_requests,
     market_mismatch,
     not_timed,
     predict_local,
@@ -89,14 +89,9 @@ def predict_together(
 ) -> list[ModelAnswers]:
     """Return, for each symbol, the answers of the models in this process; each model is called once for all."""
     raised = [events_at_close(symbol) for symbol in symbols]
-    requests = [
-        inference_requests(snapshot, symbol, events, unseen) for symbol, events in zip(symbols, raised, strict=True)
-    ]
-    answers = iter(predict_local(snapshot, [request for some in requests for request in some], timed))
-    return [
-        prediction_records(snapshot, symbol, events, some, [next(answers) for _ in some], unseen)
-        for symbol, events, some in zip(symbols, raised, requests, strict=True)
-    ]
+    asked = [ask(snapshot, symbol, events, unseen) for symbol, events in zip(symbols, raised, strict=True)]
+    answers = iter(predict_local(snapshot, [request for one in asked for request in one.requests], timed))
+    return [prediction_records(snapshot, one, [next(answers) for _ in one.requests]) for one in asked]
 
 
 def market_of(symbol: Symbol) -> dict[str, float | None]:

@@ -20,7 +20,7 @@ from pipelines.contracts import Floats
 from pipelines.data.symbols import currency_of
 from pipelines.data.timeframes import Grid
 from pipelines.params import TailParams
-from pipelines.tails import VOLATILITY_BARS, euler_es, ewma_volatility, tail_losses
+from pipelines.tails import VOLATILITY_BARS, euler_es, ewma_volatility, newest_volatility, tail_losses
 from pipelines.warm_start import CLOSES_KEPT
 
 ES_LEVEL = 0.975  # of every expected shortfall here; Basel Committee 2019, MAR33
@@ -155,7 +155,7 @@ class Scenarios:
         for symbol, at in self.codes.items():
             prices = np.ascontiguousarray(newest_closes(symbol)[-VOLATILITY_BARS - 1 :])
             if len(prices):
-                now[at] = ewma_volatility(prices, self.decay)[-1]
+                now[at] = newest_volatility(prices, self.decay, len(prices) - 1)
         return now
 
     def losing_most(self, net: Floats, volatility: Floats) -> Floats:

@@ -11,12 +11,12 @@ from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import NamedTuple
 
-from pipelines.contracts import Decision, ModelAnswers
+from pipelines.contracts import Decision, Floats, ModelAnswers
 from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.store import DecisionRecord, StoreFault
 from serving.inference.model_client import ModelClient
 from serving.inference.model_slots import ModelSlots, Snapshot
-from serving.inference.predictions import Unseen, events_at_close, inference_requests, prediction_records
+from serving.inference.predictions import Unseen, ask, events_at_close, prediction_records
 from serving.policy.decide import age_in_bars, decide, predict_all, predict_together, tier_at
 from serving.policy.decision_row import Policy
 from serving.service.breaker_watch import BreakerWatch
@@ -148,14 +148,11 @@ class Decider:
         """Return symbol → answers of the model service, of the symbols not decided yet."""
         undecided = self._undecided(names, now, snapshot)
         events = [events_at_close(symbol) for symbol in undecided]
-        requests = [
-            inference_requests(snapshot, symbol, event, self._unseen)
-            for symbol, event in zip(undecided, events, strict=True)
-        ]
-        answers = iter(await client.predict(snapshot, [request for some in requests for request in some]))
+        asked = [ask(snapshot, symbol, event, self._unseen) for symbol, event in zip(undecided, events, strict=True)]
+        answers = iter(await client.predict(snapshot, [request for one in asked for request in one.requests]))
         return {
-            symbol.name: prediction_records(snapshot, symbol, event, some, [next(answers) for _ in some], self._unseen)
-            for symbol, event, some in zip(undecided, events, requests, strict=True)
+            symbol.name: prediction_records(snapshot, one, [next(answers) for _ in one.requests])
+            for symbol, one in zip(undecided, asked, strict=True)
         }
 
     def _undecided(self, names: Sequence[str], now: datetime, snapshot: Snapshot) -> list[Symbol]:
@@ -187,10 +184,11 @@ class Decider:
             answers |= {symbol.name: found for symbol, found in zip(here, predicted, strict=True)}
         found: dict[str, PendingDecision | BellwetherError] = {}
         new: list[_New] = []
+        volatility = self._account.volatility()  # no bar arrives while this runs: it is of every decision here
         try:
             for name in names:
                 try:
-                    made = self._decide_one(self._live.symbols[name], now, snapshot, answers.get(name))
+                    made = self._decide_one(self._live.symbols[name], now, snapshot, answers.get(name), volatility)
                 except BellwetherError as error:
                     found[name] = error
                     continue
@@ -203,11 +201,12 @@ class Decider:
         return found
 
     def _decide_one(
-        self, symbol: Symbol, now: datetime, snapshot: Snapshot, predictions: ModelAnswers | None
+        self, symbol: Symbol, now: datetime, snapshot: Snapshot, predictions: ModelAnswers | None, volatility: Floats
     ) -> "PendingDecision | _New":
         """Decide and count the decision in the account, or return the one already made on exactly this.
 
         predictions  answers of the models at this close; None: run the models in this process
+        volatility   (assets,) of the account, at the newest closes
         """
         subject = subject_of(symbol, snapshot)
         if (before := self._memory.find(subject)) is not None:
@@ -225,7 +224,7 @@ class Decider:
             snapshot,
             self._policy,
             # at the newest close of all: a symbol that is a bar behind sees what the others opened meanwhile
-            functools.partial(self._account.portfolio, self._live.newest_close(), symbol.name),
+            functools.partial(self._account.portfolio, self._live.newest_close(), symbol.name, volatility=volatility),
             self._breakers.names,
             tier=tier_at(state, age_bars, self._params.risk.max_data_age_bars),
             assigned=self._ramp.assigned(snapshot, symbol),

@@ -152,9 +152,9 @@ class TierWatch:
     def _note_stale(self, symbol: Symbol, now: datetime) -> None:
         """Note whether the data of a symbol are stale at this moment of wall time."""
         stale = self._stale_reason(symbol, now)
-        self._stale = {k: v for k, v in self._stale.items() if k != symbol.name} | (
-            {symbol.name: stale} if stale else {}
-        )
+        self._stale.pop(symbol.name, None)
+        if stale:
+            self._stale[symbol.name] = stale
 
     def _stale_reason(self, symbol: Symbol, now: datetime) -> str | None:
         """Return why the data of a symbol are stale; None if they are not, or on a `market` clock without a feed."""

@@ -270,8 +270,17 @@ class Account:
 
     # ---- exposure -------------------------------------------------------------------------------------------------
 
-    def portfolio(self, at: datetime, symbol: str = "", strategy: str = "", side: float = 0.0) -> ExposureSnapshot:
+    def portfolio(
+        self,
+        at: datetime,
+        symbol: str = "",
+        strategy: str = "",
+        side: float = 0.0,
+        volatility: Floats | None = None,
+    ) -> ExposureSnapshot:
         """Return the account at the close `at`, as a new position of `strategy` in `symbol` on `side` is measured.
+
+        volatility  what `volatility()` returned, for callers that ask for many symbols at one close; None = it is asked
 
         A position past its expiry does not count as open, nor one opened after `at`: replayed markets have times of
         their own. One that a venue reported counts until its exit. Days are days of event time, so a replay of last
@@ -281,7 +290,14 @@ class Account:
         self.open = {key: d for key, d in self.open.items() if self._is_open(d, at)}
         positions, asset = self.positions(at), self.scenarios.code(symbol)
         return ExposureSnapshot(
-            **exposure_by_name(positions, side, asset, self._code(strategy), self.scenarios, self.volatility()),
+            **exposure_by_name(
+                positions,
+                side,
+                asset,
+                self._code(strategy),
+                self.scenarios,
+                self.volatility() if volatility is None else volatility,
+            ),
             open_count=float(len(positions)),
             trades_today=float(self.trades_today),
             daily_pnl=self.equity / self.day_start - 1.0,

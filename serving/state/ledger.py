@@ -7,6 +7,7 @@ once instead of waiting for the same lock in turn.
 """
 
 import functools
+import itertools
 import logging
 import threading
 import time
@@ -31,10 +32,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """Hold one write and the future that its caller waits on."""
+    """Hold one write and the future that its caller waits on; `record` is the decision that it writes, if it is one."""
 
     write: Callable[[Transaction | None], Any]
     done: "Future[Any]"
+    record: DecisionRecord | None = None
 
 
 class Ledger:
@@ -56,7 +58,7 @@ class Ledger:
 
     def append_all(self, records: Sequence[DecisionRecord]) -> "list[Future[None]]":
         """Return a future for each decision, as `append`; all are written in one transaction, a refused one alone."""
-        return self._put_all([functools.partial(self._add_decision, record) for record in records])
+        return self._put_all([functools.partial(self._add_decision, record) for record in records], records)
 
     def _add_decision(self, record: DecisionRecord, within: Transaction | None) -> None:
         """Write one decision."""
@@ -102,13 +104,18 @@ class Ledger:
         """Queue a write; raise ServiceDown after `close`."""
         return self._put_all([write])[0]
 
-    def _put_all(self, writes: Sequence[Callable[[Transaction | None], T]]) -> "list[Future[T]]":
-        """Queue writes that share one transaction; raise ServiceDown after `close`."""
+    def _put_all(
+        self, writes: Sequence[Callable[[Transaction | None], T]], records: Sequence[DecisionRecord] = ()
+    ) -> "list[Future[T]]":
+        """Queue writes that share one transaction; raise ServiceDown after `close`.
+
+        records  the decisions that they write, where they are decisions
+        """
         entries: list[_Entry] = []
-        for write in writes:
+        for write, record in itertools.zip_longest(writes, records):
             done: Future[T] = Future()
             done.set_running_or_notify_cancel()  # a caller that stops waiting does not cancel the write
-            entries.append(_Entry(write, done))
+            entries.append(_Entry(write, done, record))
         with self._order:
             if self._closed:
                 raise ServiceDown("the ledger is closed: this process is shutting down. Retry on the new one.")
@@ -132,6 +139,18 @@ class Ledger:
                 group += self._queue.get() or ()
             _fail(group, ServiceDown("the ledger's writer stopped; see the log, then restart"))
 
+    def _write(self, group: Sequence[_Entry], connection: Transaction) -> list[Any]:
+        """Write a group in its order; return the result of each entry. Decisions in a row are one statement."""
+        results: list[Any] = []
+        for is_decision, run in itertools.groupby(group, key=lambda entry: entry.record is not None):
+            if is_decision:
+                records = [entry.record for entry in run if entry.record is not None]
+                self._store.add_decisions(records, connection)
+                results += [None] * len(records)
+            else:
+                results += [entry.write(connection) for entry in run]
+        return results
+
     def _waiting(self, most: int) -> list[_Entry]:
         """Take entries from the queue until there are `most`; the end mark stays."""
         taken: list[_Entry] = []
@@ -147,7 +166,7 @@ class Ledger:
         self._since = time.monotonic()
         try:
             with self._store.writing() as connection:
-                results = [entry.write(connection) for entry in group]
+                results = self._write(group, connection)
         except (BellwetherError, StoreFault, OSError) as error:
             if len(group) == 1 or isinstance(error, OUTAGES):
                 _fail(group, error)

@@ -14,7 +14,7 @@ from pipelines.errors import BadShape, BadTimes, BadValues
 from pipelines.migrations import tables as t
 from pipelines.store.codec import context_value, packed, padded, unpacked
 from pipelines.store.corrections import HeldBar, corrections_by, hold, opening_in, read_with, withdraw_held
-from pipelines.store.engine import Database, known, lock_table
+from pipelines.store.engine import LOOKUP, Database, known, lock_table
 
 ADMISSION = "admission"  # who put a bar into quarantine, if no person did
 
@@ -52,40 +52,31 @@ class BarStore(Database):
     """Store bars, books and context of each symbol."""
 
     def add_bars(self, batch: BarBatch, within: Connection | None = None) -> int:
-        """Store bars as observed and return how many were new. The same bars a second time change nothing.
+        """Store the bars of one symbol, as `add_all_bars`; return how many were new."""
+        return self.add_all_bars([batch], within)[0]
+
+    def add_all_bars(self, batches: Sequence[BarBatch], within: Connection | None = None) -> list[int]:
+        """Store bars as observed and return how many of each batch were new. The same bars again change nothing.
 
         Raises  BadShape, BadTimes (not ascending), BadValues (another bar is stored under that symbol and time);
-                in each case nothing of the batch is written
+                in each case nothing of any batch is written
         """
-        rows, n = batch.bars, len(batch.bars)
-        if rows.ndim != 2 or rows.shape[1] != BAR_WIDTH or batch.known_at.shape != (n,):
-            raise BadShape(
-                f"{batch.symbol}: bars {rows.shape} and known_at {batch.known_at.shape}, want (n, {BAR_WIDTH}) and (n,)"
-            )
-        if n == 0 and batch.books is None and batch.feed is None and not batch.held:
-            return 0
-        if not np.all(np.diff(rows[:, 0]) > 0):
-            at = utc(rows[1 + int(np.argmin(np.diff(rows[:, 0]) > 0)), 0])
-            raise BadTimes(
-                f"{batch.symbol}: open_time {at:%F %T} is not after the one before it. Sort and deduplicate."
-            )
+        for batch in batches:
+            _refuse_disorder(batch)
+        if all(not len(b.bars) and b.books is None and b.feed is None and not b.held for b in batches):
+            return [0] * len(batches)
+        found: list[int] = []
         with self.writing(within) as connection:
             lock_table(connection, t.bars)
-            span = (float(rows[0, 0]), float(rows[-1, 0])) if n else (0.0, 0.0)  # drivers accept no numpy numbers
-            stored = {row[0]: row for row in _stored_bars(connection, batch.symbol, *span)}
-            fresh: list[dict[str, object]] = []
-            for bar, known_at in zip(rows.tolist(), batch.known_at.tolist(), strict=True):
-                if bar[0] not in stored:
-                    values = dict(zip(BAR_FIELDS, (None if v != v else v for v in bar), strict=True))
-                    stamps = {"known_at": known_at, "ingested_at": batch.ingested_at}
-                    fresh.append({"symbol": batch.symbol} | values | stamps)
-                elif not np.array_equal(stored[bar[0]], bar, equal_nan=True):
-                    raise BadValues(_conflict(batch.symbol, stored[bar[0]], bar))
-            if fresh:
-                connection.execute(sa.insert(t.bars), fresh)
-            hold(connection, batch.symbol, batch.held, batch.ingested_at, ADMISSION)
-            _add_records(batch, connection)
-        return len(fresh)
+            for together in _with_symbols_once(batches):
+                fresh = _fresh_bars(together, connection)
+                if rows := [row for some in fresh for row in some]:
+                    connection.execute(sa.insert(t.bars), rows)
+                found += map(len, fresh)
+                for batch in together:
+                    hold(connection, batch.symbol, batch.held, batch.ingested_at, ADMISSION)
+                    _add_records(batch, connection)
+        return found
 
     def bars(
         self,
@@ -208,15 +199,64 @@ def _observed(
     return np.array(rows, dtype=np.float64).reshape(-1, BAR_WIDTH)
 
 
-def _stored_bars(connection: Connection, symbol: str, first: float, last: float) -> Iterator[tuple[float, ...]]:
-    """Yield stored bars with first <= open_time <= last in BAR_FIELDS order; NaN = not recorded."""
-    query = (
-        sa.select(*(t.bars.c[name] for name in BAR_FIELDS))
-        .where(t.bars.c.symbol == symbol, t.bars.c.open_time.between(first, last))
-        .order_by(t.bars.c.open_time)
-    )
-    for row in connection.execute(query):
-        yield tuple(float("nan") if value is None else float(value) for value in row)
+def _refuse_disorder(batch: BarBatch) -> None:
+    """Raise BadShape or BadTimes for bars that are not (n, 9) in ascending order with a time for each."""
+    rows, n = batch.bars, len(batch.bars)
+    if rows.ndim != 2 or rows.shape[1] != BAR_WIDTH or batch.known_at.shape != (n,):
+        raise BadShape(
+            f"{batch.symbol}: bars {rows.shape} and known_at {batch.known_at.shape}, want (n, {BAR_WIDTH}) and (n,)"
+        )
+    if not np.all(np.diff(rows[:, 0]) > 0):
+        at = utc(rows[1 + int(np.argmin(np.diff(rows[:, 0]) > 0)), 0])
+        raise BadTimes(f"{batch.symbol}: open_time {at:%F %T} is not after the one before it. Sort and deduplicate.")
+
+
+def _with_symbols_once(batches: Sequence[BarBatch]) -> Iterator[list[BarBatch]]:
+    """Yield the batches in their order, in lists in which a symbol comes once: a later one is compared with it."""
+    together: dict[str, BarBatch] = {}
+    for batch in batches:
+        if batch.symbol in together:
+            yield list(together.values())
+            together = {}
+        together[batch.symbol] = batch
+    yield list(together.values())
+
+
+def _fresh_bars(batches: Sequence[BarBatch], connection: Connection) -> list[list[dict[str, object]]]:
+    """Return, for each batch, the rows that are not stored yet. Raises BadValues where another bar is stored."""
+    spans: dict[tuple[float, float], list[str]] = {}
+    for batch in batches:
+        if len(batch.bars):
+            spans.setdefault((batch.bars[0, 0].item(), batch.bars[-1, 0].item()), []).append(batch.symbol)
+    stored = {
+        (symbol, row[0]): row
+        for span, symbols in spans.items()  # bars that close together are one question
+        for symbol, row in _stored_bars(connection, symbols, *span)
+    }
+    fresh: list[list[dict[str, object]]] = []
+    for batch in batches:
+        rows: list[dict[str, object]] = []
+        for bar, known_at in zip(batch.bars.tolist(), batch.known_at.tolist(), strict=True):
+            if (before := stored.get((batch.symbol, bar[0]))) is None:
+                values = dict(zip(BAR_FIELDS, (None if v != v else v for v in bar), strict=True))
+                stamps = {"known_at": known_at, "ingested_at": batch.ingested_at}
+                rows.append({"symbol": batch.symbol} | values | stamps)
+            elif not np.array_equal(before, bar, equal_nan=True):
+                raise BadValues(_conflict(batch.symbol, before, bar))
+        fresh.append(rows)
+    return fresh
+
+
+def _stored_bars(
+    connection: Connection, symbols: Sequence[str], first: float, last: float
+) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Yield (symbol, bar) of stored bars with first <= open_time <= last, in BAR_FIELDS order; NaN = not recorded."""
+    for i in range(0, len(symbols), LOOKUP):
+        query = sa.select(t.bars.c.symbol, *(t.bars.c[name] for name in BAR_FIELDS)).where(
+            t.bars.c.symbol.in_(symbols[i : i + LOOKUP]), t.bars.c.open_time.between(first, last)
+        )
+        for symbol, *row in connection.execute(query):
+            yield symbol, tuple(float("nan") if value is None else float(value) for value in row)
 
 
 def _conflict(symbol: str, stored: tuple[float, ...], sent: list[float]) -> str:

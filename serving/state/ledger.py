@@ -6,7 +6,6 @@ is written on its own, so a bad entry fails alone. If the database itself is una
 once instead of waiting for the same lock in turn.
 """
 
-import functools
 import itertools
 import logging
 import threading
@@ -28,15 +27,19 @@ GROUP = 512  # entries from which on no more are added to a transaction: bounds 
 STUCK_S = 0.8  # a transaction that takes longer waits for a database that neither answers nor fails
 
 T = TypeVar("T")
+Write = Callable[[Sequence[Any], Transaction], Sequence[T]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """Hold one write and the future that its caller waits on; `record` is the decision that it writes, if it is one."""
+    """Hold one item to write and the future that its caller waits on.
 
-    write: Callable[[Transaction | None], Any]
+    write  takes items of its kind and the transaction; returns the result of each
+    """
+
+    write: "Write[Any]"
+    item: Any
     done: "Future[Any]"
-    record: DecisionRecord | None = None
 
 
 class Ledger:
@@ -58,11 +61,12 @@ class Ledger:
 
     def append_all(self, records: Sequence[DecisionRecord]) -> "list[Future[None]]":
         """Return a future for each decision, as `append`; all are written in one transaction, a refused one alone."""
-        return self._put_all([functools.partial(self._add_decision, record) for record in records], records)
+        return self._put_all(self._add_decisions, records)
 
-    def _add_decision(self, record: DecisionRecord, within: Transaction | None) -> None:
-        """Write one decision."""
-        self._store.add_decisions([record], within)
+    def _add_decisions(self, records: Sequence[DecisionRecord], within: Transaction) -> list[None]:
+        """Write decisions."""
+        self._store.add_decisions(records, within)
+        return [None] * len(records)
 
     def observe(self, batch: BarBatch) -> "Future[int]":
         """Return a future of the number of new bars, done when they are durable."""
@@ -70,7 +74,7 @@ class Ledger:
 
     def observe_all(self, batches: Sequence[BarBatch]) -> "list[Future[int]]":
         """Return a future for each batch, as `observe`; all are written in one transaction, a refused one alone."""
-        return self._put_all([functools.partial(self._store.add_bars, batch) for batch in batches])
+        return self._put_all(self._store.add_all_bars, batches)
 
     def resolve(self, outcome: Outcome, at: datetime) -> "Future[bool]":
         """Return a future, done when the outcome, received at `at`, is durable; False if it was stored already."""
@@ -100,22 +104,17 @@ class Ledger:
             self._queue.put(None)
         self._thread.join()
 
-    def _put(self, write: Callable[[Transaction | None], T]) -> "Future[T]":
-        """Queue a write; raise ServiceDown after `close`."""
-        return self._put_all([write])[0]
+    def _put(self, write: Callable[[Transaction], T]) -> "Future[T]":
+        """Queue a write of its own; raise ServiceDown after `close`."""
+        return self._put_all(lambda _, within: [write(within)], [None])[0]
 
-    def _put_all(
-        self, writes: Sequence[Callable[[Transaction | None], T]], records: Sequence[DecisionRecord] = ()
-    ) -> "list[Future[T]]":
-        """Queue writes that share one transaction; raise ServiceDown after `close`.
-
-        records  the decisions that they write, where they are decisions
-        """
+    def _put_all(self, write: Write[T], items: Sequence[Any]) -> "list[Future[T]]":
+        """Queue items that share one transaction; raise ServiceDown after `close`."""
         entries: list[_Entry] = []
-        for write, record in itertools.zip_longest(writes, records):
+        for item in items:
             done: Future[T] = Future()
             done.set_running_or_notify_cancel()  # a caller that stops waiting does not cancel the write
-            entries.append(_Entry(write, done, record))
+            entries.append(_Entry(write, item, done))
         with self._order:
             if self._closed:
                 raise ServiceDown("the ledger is closed: this process is shutting down. Retry on the new one.")
@@ -139,18 +138,6 @@ class Ledger:
                 group += self._queue.get() or ()
             _fail(group, ServiceDown("the ledger's writer stopped; see the log, then restart"))
 
-    def _write(self, group: Sequence[_Entry], connection: Transaction) -> list[Any]:
-        """Write a group in its order; return the result of each entry. Decisions in a row are one statement."""
-        results: list[Any] = []
-        for is_decision, run in itertools.groupby(group, key=lambda entry: entry.record is not None):
-            if is_decision:
-                records = [entry.record for entry in run if entry.record is not None]
-                self._store.add_decisions(records, connection)
-                results += [None] * len(records)
-            else:
-                results += [entry.write(connection) for entry in run]
-        return results
-
     def _waiting(self, most: int) -> list[_Entry]:
         """Take entries from the queue until there are `most`; the end mark stays."""
         taken: list[_Entry] = []
@@ -166,7 +153,11 @@ class Ledger:
         self._since = time.monotonic()
         try:
             with self._store.writing() as connection:
-                results = self._write(group, connection)
+                results = [  # what follows each other and is written alike is one statement
+                    result
+                    for write, run in itertools.groupby(group, key=lambda entry: entry.write)
+                    for result in write([entry.item for entry in run], connection)
+                ]
         except (BellwetherError, StoreFault, OSError) as error:
             if len(group) == 1 or isinstance(error, OUTAGES):
                 _fail(group, error)

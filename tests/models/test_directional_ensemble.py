@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from pipelines.errors import UnknownName
 from pipelines.family_params import EnsembleParams
-from pipelines.models.directional_ensemble import directional, ensemble_losses
+from pipelines.models.directional_ensemble import directional, ensemble_losses, vote
 from pipelines.models.losses import log_losses
 from pipelines.settings import load_params
 
@@ -74,3 +74,19 @@ def test_the_out_of_fold_table_has_the_ensemble_and_every_member():
 def test_weights_that_do_not_sum_to_one_or_name_other_members_are_refused(wrong):
     with pytest.raises(ValidationError):
         EnsembleParams(stated={"lstm": 0.5, "logistic": 0.5}, phases={"TRENDING": wrong})
+
+
+def test_the_vote_on_one_row_is_that_of_the_arrays_to_the_last_bit():
+    rng, names = np.random.default_rng(3), list(WEIGHTS["stated"])
+    for _ in range(200):
+        members = {name: None if rng.random() < 0.2 else float(rng.random()) for name in names if rng.random() < 0.9}
+        phase = rng.choice([*WEIGHTS["phases"], "QUIET", None])
+        whole = directional({n: np.array([np.nan if p is None else p]) for n, p in members.items()}, WEIGHTS, phase)
+        one = vote(members, WEIGHTS, phase)
+        if not members:
+            assert (one.p, one.missing) == (None, tuple(names))
+            continue
+        assert one.p == (None if np.isnan(whole.p[0]) else whole.p[0])
+        assert (one.missing, one.weights) == (whole.missing[0], {n: share[0] for n, share in whole.weights.items()})
+    with pytest.raises(UnknownName, match="oracle"):
+        vote({"oracle": 1.0}, WEIGHTS)

@@ -164,7 +164,7 @@ def test_a_stored_decision_replaces_the_one_that_is_made_again(client, monkeypat
     assert stored.decision.id == answers[0]["id"]
 
 
-@pytest.mark.parametrize("hangs", ["add_decisions", "add_bars", "add_outcome", "decision"])
+@pytest.mark.parametrize("hangs", ["add_decisions", "add_all_bars", "add_outcome", "decision"])
 def test_a_database_that_hangs_delays_no_caller_and_what_it_did_late_is_found(client, monkeypatch, hangs):
     """The database neither fails nor answers, as a stopped server does: the service has to end the wait."""
     decision = client.decide()
@@ -179,7 +179,8 @@ def test_a_database_that_hangs_delays_no_caller_and_what_it_did_late_is_found(cl
     path, body = next(
         call
         for call in calls(client, decision)
-        if call[0] == {"add_decisions": "/decide", "add_bars": "/observe", "decision": "/fill"}.get(hangs, "/outcome")
+        if call[0]
+        == {"add_decisions": "/decide", "add_all_bars": "/observe", "decision": "/fill"}.get(hangs, "/outcome")
     )
     for _ in range(3):
         answer, took = timed(lambda: client.call(path, body))

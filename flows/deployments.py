@@ -29,6 +29,7 @@ from flows.support.installation import now, open_installation
 from flows.support.schedules import RegisterOnceDeployment, drift_trigger, plan
 from flows.train import train
 from flows.verify import verify
+from pipelines.bootstrap import step_back
 from pipelines.permissions import restrict
 from pipelines.settings import load_params, settings
 
@@ -67,6 +68,9 @@ def deployments() -> list[RegisterOnceDeployment]:
         for flow, description in DEPLOYMENTS
     ]
 
+
+if __name__ == "__mp_main__":  # a run of a flow
+    step_back(settings().job_niceness)
 
 if __name__ == "__main__":
     restrict()

@@ -27,6 +27,11 @@ def bootstrap() -> None:
     gc.set_threshold(GC_THRESHOLD)
 
 
+def step_back(niceness: int) -> None:
+    """Let other processes go first: this one, and what it starts, runs at this niceness; never at a lower one."""
+    os.nice(max(0, niceness - os.nice(0)))
+
+
 def serve_from_now_on() -> None:
     """Keep what a service has loaded out of every later search for cycles, and search often; once it is loaded.
 

@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     exchange_url: str = ""  # put before the URL of every exchange request (ccxt's proxyUrl); empty = straight there
     exchange_pause_ms: int = Field(default=0, ge=0)  # shortest pause between two requests; 0 = the venue's own limit
     fit_timeout_minutes: float = Field(default=30.0, gt=0)  # a family that takes longer is stopped; others go on
+    job_niceness: int = Field(default=10, ge=0, le=19)  # of training and every other job: the services go first
     keep_days: int = Field(default=365, ge=30)  # `bellwether prune` deletes what is older, where it may
     disk_warn_mb: int = Field(default=2048, ge=0)  # less free space under `home` raises an alarm
     disk_stop_mb: int = Field(default=512, ge=0)  # less: no position is opened, nothing more is recorded

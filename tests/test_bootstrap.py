@@ -76,3 +76,14 @@ def test_a_service_keeps_what_it_loaded_out_of_frequent_searches():
     )
     shown = " ".join(map(str, bootstrap.SERVING_THRESHOLDS))
     assert run(code) == [*shown.split(), "True", "True"]
+
+
+def test_a_run_of_a_flow_steps_back_behind_the_services_and_what_it_starts_inherits_one_thread(tmp_path):
+    run_of_a_flow = (
+        "import runpy; runpy.run_module('flows.deployments', run_name='__mp_main__')\nimport os, subprocess\n"
+    )
+    child = f"import os; print(os.nice(0), os.environ['{bootstrap.THREADS}'])"
+    code = run_of_a_flow + f"print(subprocess.check_output([{sys.executable!r}, '-c', {child!r}], text=True))"
+    here = os.nice(0)
+    assert run(code, BELLWETHER_HOME=str(tmp_path)) == [str(max(10, here)), "1"]
+    assert run(code, BELLWETHER_HOME=str(tmp_path), BELLWETHER_JOB_NICENESS="13") == [str(max(13, here)), "1"]

@@ -7,8 +7,10 @@ import typer
 from bellwether.cli.connection import require_services
 from bellwether.cli.options import AsJson, DryRun, Reason, canonical, new_group, user
 from bellwether.cli.output import emit, err, line
+from pipelines.bootstrap import step_back
 from pipelines.errors import UnknownName
 from pipelines.families import FAMILIES
+from pipelines.settings import settings
 
 if TYPE_CHECKING:
     from flows.support.installation import Installation
@@ -105,6 +107,7 @@ def retrain(
     require_services("mlflow", "prefect")
     from flows.retrain import retrain as retrain_flow
 
+    step_back(settings().job_niceness)
     with progress_display(err):
         versions = retrain_flow(families, reason, force)
     if as_json:

@@ -6,19 +6,19 @@ symbol is a batch of one.
 
 import asyncio
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import NamedTuple
 
-from pipelines.contracts import Decision, Floats, ModelAnswers
+from pipelines.contracts import Decision, ModelAnswers
 from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.store import DecisionRecord, StoreFault
 from serving.inference.model_client import ModelClient
 from serving.inference.model_slots import ModelSlots, Snapshot
 from serving.inference.predictions import Unseen, ask, events_at_close, prediction_records
 from serving.policy.decide import age_in_bars, decide, predict_all, predict_together, tier_at
-from serving.policy.decision_row import Policy
+from serving.policy.decision_row import ExposureSnapshot, Policy
 from serving.service.breaker_watch import BreakerWatch
 from serving.service.decision_memory import DecisionKey, DecisionMemory, PendingDecision, Subject, id_of, subject_of
 from serving.service.live_symbols import LiveSymbols
@@ -184,11 +184,15 @@ class Decider:
             answers |= {symbol.name: found for symbol, found in zip(here, predicted, strict=True)}
         found: dict[str, PendingDecision | BellwetherError] = {}
         new: list[_New] = []
-        volatility = self._account.volatility()  # no bar arrives while this runs: it is of every decision here
+        # at the newest close of all: a symbol that is a bar behind sees what the others opened meanwhile. No bar
+        # arrives while this runs, so close and volatility are those of every decision here
+        portfolio = functools.partial(
+            self._account.portfolio, self._live.newest_close(), volatility=self._account.volatility()
+        )
         try:
             for name in names:
                 try:
-                    made = self._decide_one(self._live.symbols[name], now, snapshot, answers.get(name), volatility)
+                    made = self._decide_one(self._live.symbols[name], now, snapshot, answers.get(name), portfolio)
                 except BellwetherError as error:
                     found[name] = error
                     continue
@@ -201,12 +205,17 @@ class Decider:
         return found
 
     def _decide_one(
-        self, symbol: Symbol, now: datetime, snapshot: Snapshot, predictions: ModelAnswers | None, volatility: Floats
+        self,
+        symbol: Symbol,
+        now: datetime,
+        snapshot: Snapshot,
+        predictions: ModelAnswers | None,
+        portfolio: Callable[[str, str, float], ExposureSnapshot],
     ) -> "PendingDecision | _New":
         """Decide and count the decision in the account, or return the one already made on exactly this.
 
         predictions  answers of the models at this close; None: run the models in this process
-        volatility   (assets,) of the account, at the newest closes
+        portfolio    (symbol, signal, side) → the account at the newest close
         """
         subject = subject_of(symbol, snapshot)
         if (before := self._memory.find(subject)) is not None:
@@ -223,8 +232,7 @@ class Decider:
             symbol,
             snapshot,
             self._policy,
-            # at the newest close of all: a symbol that is a bar behind sees what the others opened meanwhile
-            functools.partial(self._account.portfolio, self._live.newest_close(), symbol.name, volatility=volatility),
+            functools.partial(portfolio, symbol.name),
             self._breakers.names,
             tier=tier_at(state, age_bars, self._params.risk.max_data_age_bars),
             assigned=self._ramp.assigned(snapshot, symbol),

@@ -42,6 +42,7 @@ from benchmarks import (
     live_experiments,
     live_half_hour,
     live_summary,
+    standing_arms,
     universe_turns,
     upgrade,
     watch_evidence,
@@ -310,6 +311,8 @@ PARTS = {
                           ab_end_to_end.end_to_end, ab_end_to_end.end_to_end_figures, code=RUNNING),
     "ab_live": Part("experiments on a live market, real services", tuple(live_experiments.CASES),
                     live_experiments.live_case, live_experiments.live_figures, jobs=1, code=RUNNING),
+    "standing_arms": Part("the standing arms on the default market, real services", standing_arms.CASES,
+                          standing_arms.standing_arms, standing_arms.arm_figures, jobs=1, code=RUNNING),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
 }  # fmt: skip
 
@@ -330,6 +333,7 @@ OTHERS = (
     "benchmarks/evidence.py",
     "benchmarks/live_experiments.py",
     "benchmarks/predictor_epochs.py",
+    "benchmarks/standing_arms.py",
     "benchmarks/watch_evidence.py",
 )
 HARD = ("hardship.py", "faults.py", "probes.py", "services.py", "upgrade.py", "inputs.py")  # under benchmarks/
@@ -439,6 +443,7 @@ def main() -> None:
             ("live", ("live_half_hour",), live_summary.page_of),
             ("ab", ab_page.PARTS, ab_page.ab_page),
             ("ab-live", ab_live_page.PARTS, ab_live_page.live_page),
+            ("standing-arms", ("standing_arms",), standing_arms.page_of),
         ):
             print(results.write_page(ROOT / "docs" / "results" / f"{name}.md", folder, parts, make))
         return

@@ -65,7 +65,7 @@ def changes() -> dict[str, dict[str, Any]]:
 def live_case(case: str) -> JsonObject:
     """Run one case on the installation of all; return what became of the experiment. Raises ServiceDown."""
     folder = Settings().home.resolve() / "evidence" / "ab_live"
-    with live_market(folder):
+    with live_market(folder, changes()):
         installation = open_installation()
         with closing(installation.store):
             challenger = arms_of(installation, case)
@@ -76,9 +76,12 @@ def live_case(case: str) -> JsonObject:
 
 
 @contextmanager
-def live_market(folder: Path) -> Iterator[None]:
-    """Start the installation of all cases with its feed, after a turn where there was none; stop it at the end."""
-    env = environment(folder, changes())
+def live_market(folder: Path, changed: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+    """Start an installation in `folder` with its feed, after a turn where there was none; stop it at the end.
+
+    changed  section of params.yaml → key → value
+    """
+    env = environment(folder, changed)
     with here(env), (folder / "run.log").open("a") as log:
         has_turned = (settings().home / "serving" / GENERATION_FILE).is_file()
         for command in (() if has_turned else (("run", "--once"),)) + (("up",), ("feed", "start")):

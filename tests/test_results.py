@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-from benchmarks import evidence, faults, results
+from benchmarks import evidence, faults, results, standing_arms
 from benchmarks.probes import CALLS, READS, Log, shorten
 
 SEEN = {
@@ -49,7 +49,7 @@ def test_the_page_has_each_fault_and_names_what_is_missing(tmp_path):
 def test_a_page_of_which_nothing_is_stored_stays_as_it_is_and_the_terminal_shows_that(tmp_path, monkeypatch, capsys):
     pages = tmp_path / "docs" / "results"
     pages.mkdir(parents=True)
-    for name in ("faults", "gate", "drift", "universe", "live", "ab", "ab-live"):
+    for name in ("faults", "gate", "drift", "universe", "live", "ab", "ab-live", "standing-arms"):
         (pages / f"{name}.md").write_text("measured elsewhere")
     monkeypatch.setattr(evidence, "ROOT", tmp_path)
     monkeypatch.setenv("BELLWETHER_HOME", str(tmp_path / "home"))
@@ -57,7 +57,7 @@ def test_a_page_of_which_nothing_is_stored_stays_as_it_is_and_the_terminal_shows
     evidence.main()
     assert capsys.readouterr().out.splitlines() == [
         f"{pages / name}.md: nothing stored, left as it is"
-        for name in ("faults", "gate", "drift", "universe", "live", "ab", "ab-live")
+        for name in ("faults", "gate", "drift", "universe", "live", "ab", "ab-live", "standing-arms")
     ]
     assert {page.read_text() for page in pages.iterdir()} == {"measured elsewhere"}
 
@@ -101,3 +101,16 @@ def test_a_refusal_is_shortened_to_its_code_and_kind():
     assert shorten('decide was refused (401): {"kind": "Unauthorized"}') == "401 Unauthorized"
     assert shorten("the decision service does not answer at http://x: timed out. Start it") == "silent"
     assert shorten("the decision service does not answer at http://x: Connection refused") == "refused"
+
+
+def test_the_page_of_the_standing_arms_has_both_with_their_confidence_sequences(tmp_path):
+    arm = {"blocks": 15, "void": 1, "outcomes": 900, "gain": -0.7, "low": -9.1, "high": 8.2, "clipped_share": 0.0}
+    arm |= {"unit": "bps an event", "trades": [{"arm": "champion", "trades": 49, "net_bps": 17.94}]}
+    case = {"symbols": ["A", "B"], "speed": 900.0, "decisions": 6000, "arms": {"no_model": arm, "traditional": arm}}
+    stored_part(tmp_path, "standing_arms", {"default market": case})
+    page = tmp_path / "page.md"
+    results.write_page(page, tmp_path, ("standing_arms",), standing_arms.page_of)
+    text = page.read_text()
+    assert "| no_model | -0.7 [-9.1, +8.2] | 15 (1 void) | 900 | 0.0% |" in text
+    assert "champion 49 trades, mean +17.9 bps net" in text
+    assert "**Not run" not in text

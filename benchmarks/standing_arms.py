@@ -24,8 +24,8 @@ LIMIT_S = 4200.0
 TEXT = """\
 One installation with every service running, all settings as `params.yaml` has them: {symbols} simulated symbols at
 {speed:,.0f} times the speed of time. Both arms are paired with the live policy at every event, by blocks of five
-horizons. A gain below zero: the arm earns less than the live policy. They never end, spend no budget and win nothing;
-the confidence sequence holds at every look, and an arm whose sequence holds 0 has not been told apart from the policy."""
+horizons. A gain below zero: the arm earns less than the live policy. They never end, spend nothing and win nothing; the
+confidence sequence holds at every look, and an arm whose sequence holds 0 is not told apart from the policy."""
 
 
 def standing_arms(case: str) -> JsonObject:
@@ -80,8 +80,8 @@ def page_of(found: JsonObject, incomplete: Sequence[str]) -> str:
         blocks.append("**Not run to its end.**")
     for case in found["standing_arms"]["cases"].values():
         rows = [
-            [name, f"{arm['gain']:+.1f} [{arm['low']:+.1f}, {arm['high']:+.1f}]", f"{arm['blocks']} ({arm['void']} void)",
-             f"{arm['outcomes']:,}", f"{arm['clipped_share']:.1%}"]
+            [name, f"{arm['gain']:+.1f} [{arm['low']:+.1f}, {arm['high']:+.1f}]",
+             f"{arm['blocks']} ({arm['void']} void)", f"{arm['outcomes']:,}", f"{arm['clipped_share']:.1%}"]
             for name, arm in case["arms"].items()
         ]  # fmt: skip
         unit = next(iter(case["arms"].values()))["unit"]

@@ -44,15 +44,24 @@ def windows(values: Floats, at: Ints, steps: int) -> Floats:
 def feature_view(columns: tuple[str, ...], steps: int) -> View:
     """Return the view of these columns of the feature catalogue over `steps` bars."""
     places = [FEATURES.index[name] for name in columns]
-    return View(columns, steps, lambda history, at: windows(history.features[:, places], at, steps))
+
+    def build(history: History, at: Ints) -> Floats:
+        """Return the windows of these columns; only the bars that they reach are read."""
+        first = max(0, int(at.min()) - steps + 1) if len(at) else 0
+        return windows(history.features[first : int(at.max(initial=-1)) + 1, places], at - first, steps)
+
+    return View(columns, steps, build)
 
 
 def select(rows: Floats, have: tuple[str, ...], want: tuple[str, ...]) -> Floats:
     """Return (…, len(want)): the wanted columns of rows (…, len(have)); a column that they lack is NaN."""
     if have == want:
         return rows
+    places, lacks = _places(have, want)
+    if not lacks:
+        return rows[..., places]
     missing = np.full((*rows.shape[:-1], 1), np.nan)
-    return np.concatenate([rows, missing], axis=-1)[..., _places(have, want)]
+    return np.concatenate([rows, missing], axis=-1)[..., places]
 
 
 def check_schema(model: Model) -> None:
@@ -69,10 +78,11 @@ def check_schema(model: Model) -> None:
 
 
 @cache
-def _places(have: tuple[str, ...], want: tuple[str, ...]) -> Ints:
-    """Return the position in `have` of each wanted column; len(have) for one it lacks."""
+def _places(have: tuple[str, ...], want: tuple[str, ...]) -> tuple[Ints, bool]:
+    """Return the position in `have` of each wanted column, len(have) for one it lacks, and whether it lacks any."""
     at = {name: j for j, name in enumerate(have)}
-    return np.array([at.get(name, len(have)) for name in want])
+    places = np.array([at.get(name, len(have)) for name in want])
+    return places, bool((places == len(have)).any())
 
 
 VIEWS: dict[str, View] = {

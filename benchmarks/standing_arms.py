@@ -17,6 +17,7 @@ from flows.support.installation import open_installation
 from pipelines.contracts import JsonObject
 from pipelines.errors import ServiceDown
 from pipelines.settings import Settings
+from pipelines.store import DecisionRecord
 
 CASES = ("default market",)
 BLOCKS = 15  # of each arm; a block is a market day, a minute and a half at the default speed and more while it trains
@@ -50,13 +51,21 @@ def standing_arms(case: str) -> JsonObject:
             keep = ("blocks", "void", "outcomes", "gain", "low", "high", "clipped_share")
             return {
                 "symbols": list(installation.symbols()), "speed": installation.params.feed.speed,
-                "decisions": store.count_decisions()[0],
+                "decisions": store.count_decisions()[0], "repeated_rows": repeated_rows(store.decisions()),
                 "arms": {
                     name: {key: view.figures[key] for key in keep}
                     | {"unit": view.experiment.unit, "begun": view.experiment.begun.isoformat(), "trades": view.trades}
                     for name, view in views.items()
                 },
             }  # fmt: skip
+
+
+def repeated_rows(records: Sequence[DecisionRecord]) -> int:
+    """Return how many decisions rest on features that an earlier one of any symbol had, to the byte.
+
+    So often a cache of predictions, keyed by model and features, would be hit.
+    """
+    return len(records) - len({record.features for record in records})
 
 
 def arm_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
@@ -92,5 +101,8 @@ def page_of(found: JsonObject, incomplete: Sequence[str]) -> str:
             f"{case['decisions']:,} decisions; traded since the arms began, described and not tested: "
             + ("; ".join(f"{row['arm']} {row['trades']} trades, mean {row['net_bps']:+.1f} bps net" for row in traded)
                or "nothing") + ".",
+            f"A cache of predictions, keyed by model and features, would have been hit {case['repeated_rows']:,} times in "
+            f"{case['decisions']:,} decisions ({case['repeated_rows'] / max(case['decisions'], 1):.1%}): the same request "
+            "again is answered from the decisions made, before any model is asked.",
         ]  # fmt: skip
     return "\n\n".join(block if block[0] in "#|-" else fill(block, 120) for block in blocks) + "\n"

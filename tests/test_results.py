@@ -106,11 +106,18 @@ def test_a_refusal_is_shortened_to_its_code_and_kind():
 def test_the_page_of_the_standing_arms_has_both_with_their_confidence_sequences(tmp_path):
     arm = {"blocks": 15, "void": 1, "outcomes": 900, "gain": -0.7, "low": -9.1, "high": 8.2, "clipped_share": 0.0}
     arm |= {"unit": "bps an event", "trades": [{"arm": "champion", "trades": 49, "net_bps": 17.94}]}
-    case = {"symbols": ["A", "B"], "speed": 900.0, "decisions": 6000, "arms": {"no_model": arm, "traditional": arm}}
+    case = {
+        "symbols": ["A", "B"],
+        "speed": 900.0,
+        "decisions": 6000,
+        "repeated_rows": 60,
+        "arms": {"no_model": arm, "traditional": arm},
+    }
     stored_part(tmp_path, "standing_arms", {"default market": case})
     page = tmp_path / "page.md"
     results.write_page(page, tmp_path, ("standing_arms",), standing_arms.page_of)
     text = page.read_text()
     assert "| no_model | -0.7 [-9.1, +8.2] | 15 (1 void) | 900 | 0.0% |" in text
     assert "champion 49 trades, mean +17.9 bps net" in text
+    assert "hit 60 times in 6,000 decisions (1.0%)" in " ".join(text.split())
     assert "**Not run" not in text

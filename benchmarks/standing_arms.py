@@ -101,8 +101,8 @@ def page_of(found: JsonObject, incomplete: Sequence[str]) -> str:
             f"{case['decisions']:,} decisions; traded since the arms began, described and not tested: "
             + ("; ".join(f"{row['arm']} {row['trades']} trades, mean {row['net_bps']:+.1f} bps net" for row in traded)
                or "nothing") + ".",
-            f"A cache of predictions, keyed by model and features, would have been hit {case['repeated_rows']:,} times in "
-            f"{case['decisions']:,} decisions ({case['repeated_rows'] / max(case['decisions'], 1):.1%}): the same request "
-            "again is answered from the decisions made, before any model is asked.",
+            f"A cache of predictions, keyed by model and features, would have been hit {case['repeated_rows']:,} times "
+            f"in {case['decisions']:,} decisions ({case['repeated_rows'] / max(case['decisions'], 1):.1%}): the same "
+            "request again is answered from the decisions made, before any model is asked.",
         ]  # fmt: skip
     return "\n\n".join(block if block[0] in "#|-" else fill(block, 120) for block in blocks) + "\n"

@@ -12,6 +12,7 @@ import binascii
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from time import perf_counter
 
 import httpx
 import numpy as np
@@ -20,7 +21,15 @@ from pipelines.contracts import Floats, JsonObject, Model, Predictions
 from pipelines.errors import BadShape, BadValues
 from pipelines.models.views import select
 from serving.inference.model_slots import Snapshot
-from serving.inference.predictions import MODEL_FAULT, InferenceRequest, PredictionOrFault, predict, row_of
+from serving.inference.predictions import (
+    MODEL_FAULT,
+    InferenceRequest,
+    PredictionOrFault,
+    Timed,
+    not_timed,
+    predict,
+    row_of,
+)
 from serving.service.schemas import Packed, PackedInferenceRequest, PredictBatchRequest
 
 
@@ -47,8 +56,11 @@ def unpacked(array: Packed) -> Floats:
 # ---- the model service's side -----------------------------------------------------------------------------------
 
 
-def run_inference(snapshot: Snapshot, request: PredictBatchRequest) -> JsonObject:
-    """Return {"generation", "predictions": [arm → predictions or {"fault"}]}, in the order of the requests."""
+def run_inference(snapshot: Snapshot, request: PredictBatchRequest, timed: Timed = not_timed) -> JsonObject:
+    """Return {"generation", "predictions": [arm → predictions or {"fault"}]}, in the order of the requests.
+
+    timed  receives how long a row took
+    """
     by_digest = {(slot.family, slot.digest): slot.model for slot in snapshot.slots.values()}
     answers = []
     for one in request.inference_requests:
@@ -57,12 +69,14 @@ def run_inference(snapshot: Snapshot, request: PredictBatchRequest) -> JsonObjec
             raise BadShape(f"{one.family}: rows {rows.shape} for {len(columns)} columns")
         by_arm = {}
         for arm, digest in one.digests.items():
-            model = by_digest.get((one.family, digest))
+            model, begin = by_digest.get((one.family, digest)), perf_counter()
             by_arm[arm] = (
                 {"fault": f"MODEL_SERVICE_BEHIND: its generation {snapshot.generation} holds no {digest[:12]}"}
                 if model is None
                 else _packed_predictions(predict(model, _rows_for(model, rows, columns), f"{one.family} {arm}"))
             )
+            if model is not None:
+                timed(one.family, arm, 1e3 * (perf_counter() - begin) / max(len(rows), 1))
         answers.append(by_arm)
     return {"generation": snapshot.generation, "predictions": answers}
 

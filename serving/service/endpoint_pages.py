@@ -306,7 +306,8 @@ PROBE_PAGES: dict[str, tuple[str, str, Mapping[str, object] | str]] = {
     ),
     "/metrics": (
         "Show the metrics in Prometheus' text format",
-        "Requests by path and status, their duration, and requests in progress.",
+        "Requests by path and status; time of every stage of a decision and of every model; decisions, abstentions, "
+        "swaps, breaker trips, alarms; of the decision service also its gauges and its service level.",
         'bentoml_service_request_total{endpoint="/decide",http_response_code="200"} 17.0',
     ),
 }

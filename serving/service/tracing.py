@@ -8,15 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from pipelines.errors import BadValues
 from pipelines.settings import settings
 from serving.service.connection_limits import in_worker
 from serving.service.startup import starting
 
-LACKING = (
-    "BELLWETHER_OTLP_URL is set, and the package that sends traces is not installed. Run `.venv/bin/uv pip install -r "
-    "requirements-otlp.txt -c requirements.lock`, or unset BELLWETHER_OTLP_URL"
-)
 TRACES = "/v1/traces"  # the path of a collector's HTTP endpoint
 NOT_TRACED = ("livez", "healthz", "readyz", "ready", "metrics", "docs.json", "schema.json")  # asked again and again
 
@@ -63,18 +58,13 @@ def trace_worker(container: Any, service: str) -> None:
 
 
 def start(url: str, service: str) -> Any:
-    """Trace from here on, and send to the collector at `url`; return the provider for the HTTP server.
-
-    Raises BadValues where the package that sends is not installed.
-    """
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    except ModuleNotFoundError as error:
-        raise BadValues(LACKING) from error
+    """Trace from here on, and send to the collector at `url`; return the provider for the HTTP server."""
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    endpoint = url.rstrip("/") if url.rstrip("/").endswith(TRACES) else url.rstrip("/") + TRACES
-    return trace_with(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)), service)
+    from serving.service.otlp_exporter import JsonExporter
+
+    base = url.rstrip("/").removesuffix(TRACES)
+    return trace_with(BatchSpanProcessor(JsonExporter(base + TRACES)), service)
 
 
 def trace_with(processor: Any, service: str) -> Any:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"bellwether", "flows", "pipelines", "serving", "mlflow", "tests", "benchmarks", "deploy", "docs"}
 FILES = {
     "data.dvc", "dvc.yaml", "params.yaml", "pyproject.toml", "requirements.in", "requirements.lock",
-    "requirements-s3.txt", "requirements-otlp.txt",
+    "requirements-s3.txt",
     "Makefile", "Procfile", "LICENSE", "README.md", "ARCHITECTURE.md", "CHANGELOG.md",
 }  # fmt: skip
 DOTTED = {

@@ -16,8 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import bentoml
+import httpx
 import pytest
 from bentoml.exceptions import BentoMLException
+from prometheus_client.parser import text_string_to_metric_families
 from support.bentoml_process import wait_until_ready
 from support.decision_service import as_json
 from support.serving_fixture import SYMBOL, make_bundle, publish, slot_entry
@@ -28,6 +30,7 @@ from benchmarks.ports import free_ports
 from pipelines.errors import UnknownName
 from pipelines.settings import ROOT, Settings
 from serving.inference.feature_client import FeatureClient
+from serving.service import metrics
 from serving.service.connection_limits import MAX_CONNECTIONS, TRANSFER_TIMEOUT_S
 
 DECIDERS = 64
@@ -134,6 +137,42 @@ def test_the_model_service_reads_a_row_here_and_is_refused_in_the_same_words(wor
     assert (found["symbol"], list(found["families"])) == (SYMBOL, ["validator"])
     with pytest.raises(UnknownName, match="no live state for 'ABC/USDT'; known: SIM/USDT"):
         asyncio.run(asked("ABC/USDT", "validator"))
+
+
+def test_a_scrape_of_the_worker_has_every_metric_that_its_decisions_feed(worker):
+    """Bars that close twice, a decision on each: counted once, in time; what is not known has no series."""
+    headers = {"Authorization": "Bearer test-key"}
+    with httpx.Client(base_url=worker.url, headers=headers) as client:
+        client.post("/decide", json={"symbol": SYMBOL}).raise_for_status()  # from here on its closes count
+        for part in (worker.stand.live[:8], worker.stand.live[8:23]):
+            observed = client.post("/observe", json={"symbol": SYMBOL, "bars": [as_json(row) for row in part]}).json()
+            assert len(observed["closed"]) == 1
+            for _ in range(2):
+                client.post("/decide", json={"symbol": SYMBOL}).raise_for_status()
+        text = httpx.get(f"{worker.url}/metrics").text  # without the key
+        level = client.get("/status").json()["service_level"]["windows"]["day"]
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    unknown = {metrics.DRIFT, metrics.DRIFT_THRESHOLD, metrics.E_VALUE, metrics.E_VALUE_WINS, metrics.CHAMPION_AGE}
+    unknown |= {metrics.ALARMS}  # none was raised
+    missing = [
+        name for name, one in metrics.METRICS.items()
+        if one not in unknown and name + ("_count" if one.kind == "histogram" else "") not in found
+    ]  # fmt: skip
+    assert missing == []
+    closes = {labels["result"]: value for labels, value in found["bellwether_closes_total"]}
+    assert (closes, level["met"], level["due"]) == ({"met": 2.0, "late": 0.0, "missed": 0.0}, 2, 2)
+    stages = {labels["stage"]: value for labels, value in found["bellwether_stage_seconds_count"]}
+    decided = sum(value for _, value in found["bellwether_decisions_total"])
+    assert decided == stages["ledger"] == stages["fusion"] == stages["risk"]
+    assert {name: count > 0 for name, count in stages.items()} == dict.fromkeys(metrics.STAGES, True)
+    assert found["bellwether_close_to_decision_seconds_count"] == [({}, 2.0)]
+    assert {labels["symbol"] for labels, _ in found["bellwether_data_age_seconds"]} == {SYMBOL}
+    for name, one in metrics.METRICS.items():
+        if one.kind == "histogram":
+            assert sum(len(found[name + part]) for part in ("_bucket", "_sum", "_count")) <= metrics.MOST_SERIES
 
 
 def test_odd_requests_over_a_real_socket_are_never_a_5xx_and_their_log_is_one_short_json_line_each(worker):

@@ -21,6 +21,7 @@ import pytest
 from bentoml.exceptions import BentoMLException
 from prometheus_client.parser import text_string_to_metric_families
 from support.bentoml_process import wait_until_ready
+from support.collector import collecting, spans_in
 from support.decision_service import as_json
 from support.serving_fixture import SYMBOL, make_bundle, publish, slot_entry
 
@@ -37,8 +38,8 @@ DECIDERS = 64
 
 
 class Worker:
-    def __init__(self, port, log, stand):
-        self.port, self.log, self.stand = port, log, stand
+    def __init__(self, port, log, stand, traces):
+        self.port, self.log, self.stand, self.traces = port, log, stand, traces
         self.url = f"http://127.0.0.1:{port}"
 
     def connect(self):
@@ -72,11 +73,12 @@ def worker(stand, tmp_path_factory):
         "BELLWETHER_WRITE_KEY": "test-key",
         "BENTOML_DO_NOT_TRACK": "True",
     }
-    with (home / "log").open("w") as log:
+    with collecting() as (collector, traces), (home / "log").open("w") as log:
+        env["BELLWETHER_OTLP_URL"] = collector
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
         try:
             wait_until_ready(f"http://127.0.0.1:{port}", process, home / "log")
-            yield Worker(port, home / "log", stand)
+            yield Worker(port, home / "log", stand, traces)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(30)
@@ -173,6 +175,23 @@ def test_a_scrape_of_the_worker_has_every_metric_that_its_decisions_feed(worker)
     for name, one in metrics.METRICS.items():
         if one.kind == "histogram":
             assert sum(len(found[name + part]) for part in ("_bucket", "_sum", "_count")) <= metrics.MOST_SERIES
+
+
+def test_a_trace_has_the_request_and_the_stages_of_its_decision_and_none_is_of_a_probe(worker):
+    def traced():
+        """Name of the span → those below it, of each trace."""
+        spans = spans_in(worker.traces)
+        names = {span["spanId"]: span["name"] for span in spans}
+        return {(names.get(span.get("parentSpanId")), span["name"]) for span in spans}
+
+    httpx.get(f"{worker.url}/ready")
+    deadline = time.monotonic() + 30  # sent every five seconds
+    wanted = {("decision", name) for name in ("family", "policy", "ledger")} | {("POST /observe", "features")}
+    wanted |= {("POST /decide", "decision"), (None, "POST /decide")}
+    while not wanted <= traced() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert wanted <= traced(), traced()
+    assert {name for _, name in traced() if "ready" in name or "metrics" in name} == set()
 
 
 def test_odd_requests_over_a_real_socket_are_never_a_5xx_and_their_log_is_one_short_json_line_each(worker):

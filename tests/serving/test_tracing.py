@@ -1,15 +1,13 @@
 """Traces: nothing of OpenTelemetry without a collector, spans of the stages with one, JSON that the protocol reads."""
 
-import json
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from google.protobuf.json_format import ParseDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from pydantic import ValidationError
+from support.collector import collecting, spans_in
 
 from pipelines.settings import ROOT, Settings
 from serving.service import tracing
@@ -27,38 +25,22 @@ def test_nothing_is_traced_or_loaded_without_a_collector():
 
 
 def test_spans_reach_a_collector_as_the_protocol_says_with_the_stage_under_its_request():
-    received = []
-
-    class Collector(BaseHTTPRequestHandler):
-        def do_POST(self):
-            received.append((self.path, json.loads(self.rfile.read(int(self.headers["content-length"])))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Collector)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    provider = tracing.start(f"http://127.0.0.1:{server.server_port}/", "bellwether-decision")
-    try:
+    with collecting() as (url, received):
+        provider = tracing.start(url + "/", "bellwether-decision")
         with tracing.span("decide"):
             ledger = tracing.begin("ledger")
             with tracing.span("family") as family:
                 family.set_attribute("rows", 3)
                 family.set_attribute("risk_s", 0.5)
             ledger.end()
-        provider.shutdown()
-    finally:
         tracing.stop()
-        server.shutdown()
-        server.server_close()
+        provider.shutdown()
     ((path, body),) = received
     assert path == "/v1/traces"
     request = ParseDict(body, ExportTraceServiceRequest())  # unknown fields and wrong types are errors
     (resource,) = request.resource_spans
     assert {a.key: a.value.string_value for a in resource.resource.attributes}["service.name"] == "bellwether-decision"
-    spans = {span["name"]: span for span in body["resourceSpans"][0]["scopeSpans"][0]["spans"]}
+    spans = {span["name"]: span for span in spans_in(received)}
     assert {name: span.get("parentSpanId") for name, span in spans.items()} == {
         "decide": None, "ledger": spans["decide"]["spanId"], "family": spans["decide"]["spanId"],
     }  # fmt: skip

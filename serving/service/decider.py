@@ -211,10 +211,10 @@ class Decider:
         finally:  # also after a fault of our own: the account counts what was decided before it
             policy.set_attribute("risk_s", self._risk_s)
             policy.end()
-            if new:
-                metrics.observe(metrics.STAGE, self._policy_s - self._risk_s, "fusion")
-                metrics.observe(metrics.STAGE, self._risk_s, "risk")
             found |= self._append(new)
+        if new:
+            metrics.observe(metrics.STAGE, self._policy_s - self._risk_s, "fusion")
+            metrics.observe(metrics.STAGE, self._risk_s, "risk")
         return found
 
     def _decide_one(

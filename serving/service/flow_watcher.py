@@ -52,13 +52,12 @@ class FlowWatcher:
         gauges: StoredGauges,
     ) -> None:
         """Take the collaborators; nothing is polled yet."""
-        self._level, self._gauges = level, gauges
-        self._level_fault: str | None = None  # why the counts of the service level could not be written last
         self._store, self._executor, self._ledger = store, executor, ledger
         self._slots, self._live, self._account, self._weights = slots, live, account, weights
         self._breakers, self._tiers, self._memory = breakers, tiers, memory
         self._store_monitor, self._clock, self._model_client = store_monitor, clock, model_client
-        self._alarms, self._fills = alarms, fills
+        self._alarms, self._fills, self._level, self._gauges = alarms, fills, level, gauges
+        self._level_fault: str | None = None  # why the counts of the service level could not be written last
         self._loaded: Snapshot | None = None  # a generation that is loaded and not served yet
 
     async def poll(self) -> None:

@@ -29,7 +29,7 @@ from serving.state.service_level import TARGET, WINDOWS, ServiceLevel
 from serving.state.symbols import Symbol
 
 log = logging.getLogger("bellwether.decision")
-READ_EVERY_S = 15.0
+READ_EVERY_S = 30.0
 SEVERITIES = ("critical", "high", "info")
 DRIFT_FOLDER, DRIFT_FILE = Path("reports") / "drift", "score.json"  # as flows.support.drift_reports writes them
 

@@ -144,9 +144,8 @@ class Intake:
         params: Params,
     ) -> None:
         """Take the collaborators; nothing is read or written yet."""
-        self._level = level
         self._live, self._store, self._executor, self._ledger = live, store, executor, ledger
-        self._account, self._breakers, self._tiers = account, breakers, tiers
+        self._account, self._breakers, self._tiers, self._level = account, breakers, tiers, level
         self._store_monitor, self._clock, self._alarms, self._fills = store_monitor, clock, alarms, fills
         self._rules, self._max_age_bars = params.data.quality, params.risk.max_data_age_bars
 

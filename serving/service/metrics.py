@@ -8,7 +8,7 @@ MOST_SYMBOLS by name are shown: `bellwether_symbols` says how many there are.
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
@@ -205,6 +205,7 @@ def observe_model(family: str, arm: str, ms: float) -> None:
     observe(MODEL, ms / 1e3, family, arm)
 
 
+@lru_cache(1024)
 def code_of(reason: str | None) -> str:
     """Return the code that a reason begins with, up to its colon; OTHER where it has none.
 

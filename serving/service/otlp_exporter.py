@@ -56,6 +56,7 @@ def request_of(spans: Sequence[ReadableSpan]) -> dict[str, Any]:
 def _span(span: ReadableSpan) -> dict[str, Any]:
     """Return one span; ids in hex digits and times as text, as OTLP's JSON has them."""
     context, parent = span.get_span_context(), span.parent
+    assert context is not None, "a span that has ended has one"
     return {
         "traceId": f"{context.trace_id:032x}",
         "spanId": f"{context.span_id:016x}",

@@ -153,10 +153,12 @@ class ServiceLevel:
         """Add to the counts of the day; days out of every window go."""
         if not n:
             return
-        kept = f"{utc(at) - timedelta(days=max(WINDOWS.values())):%F}"
-        self._days = {day: counts for day, counts in self._days.items() if day > kept}
-        counts = self._days.setdefault(f"{utc(at):%F}", dict.fromkeys(RESULTS, 0))
-        counts[result] += n
+        day = f"{utc(at):%F}"
+        if day not in self._days:
+            oldest = f"{utc(at) - timedelta(days=max(WINDOWS.values())):%F}"
+            kept = {name: counts for name, counts in self._days.items() if name > oldest}
+            self._days = kept | {day: dict.fromkeys(RESULTS, 0)}
+        self._days[day][result] += n
         self._counted(result, n)
         self.unsaved = True
 

@@ -153,6 +153,8 @@ class Decider:
     ) -> dict[str, ModelAnswers]:
         """Return symbol → answers of the model service, of the symbols not decided yet."""
         undecided = self._undecided(names, now, snapshot)
+        if not undecided:
+            return {}
         events = [events_at_close(symbol) for symbol in undecided]
         requests = [
             inference_requests(snapshot, symbol, event, self._unseen)

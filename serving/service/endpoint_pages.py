@@ -228,8 +228,8 @@ PAGES: dict[str, Page] = {
     "/status": Page(
         "State",
         "Show health, tier, models, symbols, breakers and account",
-        "The tier at the top is that of the worst symbol. docs/health.md says what each word of health means, and what the "
-        "service level counts.",
+        "The tier at the top is that of the worst symbol. docs/health.md says what each word of health means, and what "
+        "the service level counts.",
         {},
         {
             "api": 1,

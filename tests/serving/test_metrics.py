@@ -1,18 +1,25 @@
 """The metrics: defined once, bounded, named right in rules and dashboard, counted of durable decisions alone."""
 
+import asyncio
 import json
 import re
 import shutil
 import subprocess
+from datetime import UTC, datetime, timedelta
 from itertools import product
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 
+from pipelines.experiments.verdict import win_evidence
 from pipelines.settings import ROOT
+from pipelines.store import BlockScore, Experiment, Promotion, Store
 from serving.service import metrics
-from serving.service.gauges import drift_samples
+from serving.service.gauges import StoredGauges, drift_samples
 from serving.service.metrics import METRICS, MOST_SERIES, MOST_SYMBOLS, Sample, code_of, gauge_text
+from serving.service.store_executor import StoreExecutor
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "bellwether.json").read_text())
@@ -113,6 +120,49 @@ def test_the_drift_gauge_is_of_the_newest_block_that_has_a_score(tmp_path):
     (tmp_path / "2024-01-02" / "score.json").write_text('{"score": null, "threshold": 3.0}')
     assert [sample.value for sample in drift_samples(tmp_path, "regime")] == [None, 3.0]
     assert list(drift_samples(tmp_path / "none", "regime")) == []
+
+
+def test_the_store_gives_open_alarms_the_age_of_champions_and_the_evidence_of_the_experiment_that_runs(tmp_path):
+    store = Store.open(f"sqlite:///{tmp_path / 'store.db'}")
+    promoted = datetime(2024, 1, 1, tzinfo=UTC)
+    line = Promotion(promoted, "flow", "promote", "regime", "champion", None, "1", "a" * 64, None, None, None, True, "")
+    store.add_promotion(line)
+    store.raise_alarm("drift", "high", "regime: drift", promoted)
+    begun = store.begin_experiment(
+        Experiment(
+            promoted, "regime", "1", "a" * 64, "2", "b" * 64, "nat", 0.0, 900.0, 5, 0.02, 1.0, 0.002, 0.05, 120
+        ),
+        "flow", "it passed",
+    )  # fmt: skip
+    store.add_block_scores([BlockScore(begun.number, i, 900.0 * i, 50, 0.5, "", promoted) for i in range(8)])
+
+    class Served:
+        generation, snapshot = 3, None
+
+        def slot(self, family, arm):
+            return SimpleNamespace(version="1") if family == "regime" else None
+
+    served = Served()
+    served.snapshot = served
+
+    async def read():
+        executor = StoreExecutor()
+        stored = StoredGauges(store, executor, served, tmp_path)
+        await stored.follow()
+        executor.close()
+        return {(s.metric.name, *s.labels): s.value for s in stored.samples(promoted + timedelta(hours=2))}
+
+    found = asyncio.run(read())
+    store.close()
+    e_value = found.pop(("bellwether_experiment_e_value", "regime"))
+    assert e_value == win_evidence(np.full(8, 0.5), 1.0)[-1] > 1.0
+    assert found == {
+        ("bellwether_alarms_open", "critical"): 0,
+        ("bellwether_alarms_open", "high"): 1,
+        ("bellwether_alarms_open", "info"): 0,
+        ("bellwether_champion_age_seconds", "regime"): 7200.0,
+        ("bellwether_experiment_e_value_wins", "regime"): 50.0,
+    }
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from prometheus_client import generate_latest
 
 from pipelines.experiments.verdict import win_evidence
 from pipelines.settings import ROOT
@@ -25,6 +26,9 @@ PROMETHEUS = ROOT / "deploy" / "prometheus"
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "bellwether.json").read_text())
 RULES = yaml.safe_load((PROMETHEUS / "rules.yml").read_text())
 COMMANDS = ("check config prometheus.yml", "test rules rules_test.yml")
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)"
+)
 SUFFIX = re.compile(r"_(bucket|sum|count)$")
 
 
@@ -165,7 +169,18 @@ def test_the_store_gives_open_alarms_the_age_of_champions_and_the_evidence_of_th
     }
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+@needs_promtool
+def test_promtool_finds_no_fault_in_names_and_help_of_the_metrics():
+    metrics.make_all()
+    counted = generate_latest().decode().splitlines()
+    text = "\n".join(line for line in counted if "bellwether_" in line and "_created" not in line) + "\n"
+    gauges = [one for one in METRICS.values() if one.kind == "gauge"]
+    text += gauge_text([Sample(one, 1.0, tuple("x" for _ in one.labels)) for one in gauges])
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@needs_promtool
 @pytest.mark.parametrize("command", COMMANDS)
 def test_promtool_finds_no_fault_in_the_files_of_prometheus(command):
     done = subprocess.run(["promtool", *command.split()], cwd=PROMETHEUS, capture_output=True, text=True)

@@ -10,7 +10,7 @@ import asyncio
 import base64
 import binascii
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
 
@@ -111,8 +111,21 @@ def _packed_predictions(answer: PredictionOrFault) -> JsonObject:
 class ModelClient:
     """Call one model service over keep-alive connections; `outage` = why it is out of use now, None = in use."""
 
-    def __init__(self, url: str, key: str, timeout_s: float, retry_s: float, slow_in_row: int) -> None:
-        """Open no connection yet. `slow_in_row`: requests over `timeout_s` in a row before an outage is declared."""
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        timeout_s: float,
+        retry_s: float,
+        slow_in_row: int,
+        headers: Callable[[], dict[str, str]] = dict,
+    ) -> None:
+        """Open no connection yet.
+
+        slow_in_row  requests over `timeout_s` in a row before an outage is declared
+        headers      of each request, besides the key: what its trace is
+        """
+        self._headers = headers
         self._client = httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=None)
         self._timeout_s, self._retry_s, self._slow_in_row = timeout_s, retry_s, slow_in_row
         self._slow, self._next_probe = 0, 0.0
@@ -181,7 +194,9 @@ class ModelClient:
         """Return the service's answers, or the fault as text, which also sets `outage`."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._client.post("/predict_batch", json={"inference_requests": body})
+                response = await self._client.post(
+                    "/predict_batch", json={"inference_requests": body}, headers=self._headers()
+                )
         except TimeoutError:
             self._slow += 1
             fault = f"MODEL_SERVICE_SLOW: no answer within {self._timeout_s * 1e3:.0f} ms"

@@ -17,7 +17,7 @@ from serving.policy.decision_row import policy_of
 from serving.risk.account_report import account_report
 from serving.risk.breaker_monitor import BreakerMonitor
 from serving.risk.utilisation import utilisation
-from serving.service import metrics
+from serving.service import metrics, tracing
 from serving.service.alarm_queue import AlarmQueue, report_poll
 from serving.service.breaker_watch import BreakerWatch
 from serving.service.decider import Decider
@@ -246,4 +246,5 @@ def model_client(where: Settings, params: Params) -> ModelClient | None:
         timeout_s=where.model_timeout_ms / 1e3,
         retry_s=where.model_retry_seconds,
         slow_in_row=params.tiers.faults_in_row,
+        headers=tracing.headers,
     )

@@ -91,6 +91,16 @@ def begin(name: str) -> Span:
     return span
 
 
+def headers() -> dict[str, str]:
+    """Return the headers by which another service's spans become part of the trace of this request; none without."""
+    carrier: dict[str, str] = {}
+    if _tracer is not None:
+        from opentelemetry.propagate import inject
+
+        inject(carrier)
+    return carrier
+
+
 @contextmanager
 def span(name: str) -> Iterator[Span]:
     """Time a block as a span of the request that is served now."""

@@ -17,6 +17,7 @@ def test_nothing_is_traced_or_loaded_without_a_collector():
     with tracing.span("features") as span:
         span.set_attribute("risk_s", 0.1)
     assert span is tracing.begin("ledger") is tracing.NO_SPAN
+    assert tracing.headers() == {}
     code = (
         "import sys; from serving.service import tracing; tracing.begin('x').end(); "
         "sys.exit('opentelemetry' in sys.modules)"
@@ -33,6 +34,7 @@ def test_spans_reach_a_collector_as_the_protocol_says_with_the_stage_under_its_r
                 family.set_attribute("rows", 3)
                 family.set_attribute("risk_s", 0.5)
             ledger.end()
+            passed_on = tracing.headers()["traceparent"]
         tracing.stop()
         provider.shutdown()
     ((path, body),) = received
@@ -44,6 +46,8 @@ def test_spans_reach_a_collector_as_the_protocol_says_with_the_stage_under_its_r
     assert {name: span.get("parentSpanId") for name, span in spans.items()} == {
         "decide": None, "ledger": spans["decide"]["spanId"], "family": spans["decide"]["spanId"],
     }  # fmt: skip
+    decide = spans["decide"]
+    assert passed_on.startswith(f"00-{decide['traceId']}-{decide['spanId']}-")  # a prediction elsewhere joins it
     assert {len(span["traceId"]) for span in spans.values()} == {32}
     assert spans["family"]["attributes"] == [
         {"key": "rows", "value": {"intValue": "3"}}, {"key": "risk_s", "value": {"doubleValue": 0.5}},

@@ -4,6 +4,7 @@ services only. `Params`: everything that can change a metric (`params.yaml`), pa
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError, model_validator
@@ -43,6 +44,7 @@ class Settings(BaseSettings):
     disk_warn_mb: int = Field(default=2048, ge=0)  # less free space under `home` raises an alarm
     disk_stop_mb: int = Field(default=512, ge=0)  # less: no position is opened, nothing more is recorded
     hang_seconds: float = Field(default=60.0, ge=0)  # a service that stops answering for this long is restarted
+    otlp_url: str = ""  # collector of OpenTelemetry traces over HTTP; empty = none are made
     params_file: Path = ROOT / "params.yaml"
 
     @model_validator(mode="after")
@@ -53,6 +55,20 @@ class Settings(BaseSettings):
                 f"BELLWETHER_DISK_STOP_MB is {self.disk_stop_mb}, above BELLWETHER_DISK_WARN_MB {self.disk_warn_mb}; "
                 "set the warning limit at or above the stop limit"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_collector(self) -> "Settings":
+        """Refuse a collector that is no URL, and one on another machine without TLS: traces name what is traded."""
+        if self.otlp_url:
+            url = urlsplit(self.otlp_url)
+            if url.scheme not in ("http", "https") or not url.hostname:
+                raise ValueError(f"BELLWETHER_OTLP_URL is {self.otlp_url!r}; give a URL such as http://127.0.0.1:4318")
+            if url.scheme == "http" and url.hostname not in ("127.0.0.1", "localhost", "::1"):
+                raise ValueError(
+                    f"BELLWETHER_OTLP_URL is {self.otlp_url!r}: plain http to another machine. Use https, or a "
+                    "collector on 127.0.0.1"
+                )
         return self
 
     @property

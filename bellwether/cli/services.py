@@ -117,6 +117,21 @@ def _minute(moment: str | None) -> str | None:
     return moment and moment[:16].replace("T", " ")
 
 
+def level_text(level: Mapping[str, Any]) -> str:
+    """Return the share of closes with a decision in time, today and of 30 days, with what is left of the budget."""
+    shown = []
+    for window, name in (("day", "today"), ("30d", "30 days")):
+        one = level["windows"][window]
+        if one["share"] is None:
+            shown.append(f"{name} no close was due")
+            continue
+        missed = "" if one["met"] == one["due"] else f" ({one['late']} late, {one['missed']} missed)"
+        shown.append(f"{name} {one['met']:,} of {one['due']:,} closes, {one['share']:.3%}{missed}")
+    used = level["windows"]["30d"]["budget_used"]
+    budget = "" if used is None else f"; budget used {used:.0%}"
+    return f"{'; '.join(shown)}; decided within {level['limit_s']:g} s, target {level['target']:.1%}{budget}"
+
+
 def show_market(found: Mapping[str, Any]) -> None:
     """Print the universe, the feed, what is due in market time, what is frozen and what is disabled."""
     if universe := found.get("universe"):
@@ -128,6 +143,8 @@ def show_market(found: Mapping[str, Any]) -> None:
     if feed := found.get("feed"):
         lag = "" if feed["lag_bars"] is None else f", {feed['lag_bars']:g} bars behind"
         paragraph(f"{feed['condition']}; market time {_minute(feed['market_time']) or 'unknown'}{lag}", lead="feed")
+    if level := found.get("service_level"):
+        paragraph(level_text(level), lead="service level")
     due = found.get("due") or {"deployments": {}}
     if due["deployments"]:
         table(

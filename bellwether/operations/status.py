@@ -18,6 +18,7 @@ from pipelines.models.trained_on import symbols_of
 from pipelines.settings import settings
 from serving.client import Client
 from serving.state.feed_state import read_feed_state
+from serving.state.service_level import stored_report
 
 
 class Health(TypedDict):
@@ -74,7 +75,10 @@ class FeedStatus(TypedDict):
 
 
 def stored_status() -> dict[str, object]:
-    """Return health, families, services, universe, feed, what is due and frozen, and open alarms, JSON-ready."""
+    """Return health, families, services, universe, feed, service level, what is due and frozen, and open alarms.
+
+    All of it is ready for JSON.
+    """
     installation = open_installation()
     pointer = installation.workspace / "data.dvc"
     last = installation.store.decisions(last=1)
@@ -89,6 +93,7 @@ def stored_status() -> dict[str, object]:
         "market_time": market_time(installation),
         "universe": universe(installation, service_symbols()),
         "feed": feed_status(installation, now()),
+        "service_level": stored_report(installation.settings.serving_dir, now()),
         "due": pacing.describe(installation),
         "frozen": [{**asdict(each), "text": each.describe()} for each in freezes(installation.settings)],
         "disabled": {

@@ -3,6 +3,7 @@
 Families whose training gave the same reference share one: they saw the same rows.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +16,7 @@ from prefect.runtime import flow_run
 from flows.support.alarms import open_alarms
 from flows.support.installation import Installation
 from flows.support.watches import FamilyWatch, MarketWatch
-from pipelines.contracts import DAY_S, Floats, utc
+from pipelines.contracts import DAY_S, Floats, finite_or_none, utc
 from pipelines.monitoring.drift import BlockDrift
 from pipelines.monitoring.drift_page import MarketLine, write_drift_page
 from pipelines.monitoring.report import (
@@ -31,6 +32,7 @@ from pipelines.monitoring.report import (
 from pipelines.store import Alarm
 
 PAGE, FIGURES = "drift.html", "drift.json"
+SCORE = "score.json"  # score and threshold of the block, which the service shows as a gauge
 REPORTS = "drift"  # their folder, under `<home>/reports` and among the artifacts of a version's run
 
 
@@ -157,9 +159,12 @@ def publish(installation: Installation, judged: Judged, found: BlockReport, open
         [*map(market_line, judged.watched.markets), *left_out],
         {"Run in Evidently": opened, **mlflow, **prefect_link(installation)},
     )  # fmt: skip
+    block = judged.block
+    (judged.folder / SCORE).write_text(
+        json.dumps({name: finite_or_none(getattr(block, name)) for name in ("score", "threshold")})
+    )
     if run_id is None:
         return
-    block = judged.block
     metrics = {
         "drift.score": block.score,
         "drift.threshold": block.threshold,

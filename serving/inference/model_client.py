@@ -10,8 +10,9 @@ import asyncio
 import base64
 import binascii
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from time import perf_counter
 
 import httpx
 import numpy as np
@@ -25,6 +26,8 @@ from serving.inference.predictions import (
     InferenceRequest,
     PredictionsOrFault,
     RowOrFault,
+    Timed,
+    not_timed,
     predict,
     rows_of,
 )
@@ -54,8 +57,11 @@ def unpacked(array: Packed) -> Floats:
 # ---- the model service's side -----------------------------------------------------------------------------------
 
 
-def run_inference(snapshot: Snapshot, request: PredictBatchRequest) -> JsonObject:
-    """Return {"generation", "predictions": [arm → predictions or {"fault"}]}, in the order of the requests."""
+def run_inference(snapshot: Snapshot, request: PredictBatchRequest, timed: Timed = not_timed) -> JsonObject:
+    """Return {"generation", "predictions": [arm → predictions or {"fault"}]}, in the order of the requests.
+
+    timed  receives how long a row took
+    """
     by_digest = {(slot.family, slot.digest): slot.model for slot in snapshot.slots.values()}
     answers = []
     for one in request.inference_requests:
@@ -64,12 +70,14 @@ def run_inference(snapshot: Snapshot, request: PredictBatchRequest) -> JsonObjec
             raise BadShape(f"{one.family}: rows {rows.shape} for {len(columns)} columns")
         by_arm = {}
         for arm, digest in one.digests.items():
-            model = by_digest.get((one.family, digest))
+            model, begin = by_digest.get((one.family, digest)), perf_counter()
             by_arm[arm] = (
                 {"fault": f"MODEL_SERVICE_BEHIND: its generation {snapshot.generation} holds no {digest[:12]}"}
                 if model is None
                 else _packed_predictions(predict(model, _rows_for(model, rows, columns), f"{one.family} {arm}"))
             )
+            if model is not None:
+                timed(one.family, arm, 1e3 * (perf_counter() - begin) / max(len(rows), 1))
         answers.append(by_arm)
     return {"generation": snapshot.generation, "predictions": answers}
 
@@ -104,8 +112,21 @@ def _packed_predictions(answer: PredictionsOrFault) -> JsonObject:
 class ModelClient:
     """Call one model service over keep-alive connections; `outage` = why it is out of use now, None = in use."""
 
-    def __init__(self, url: str, key: str, timeout_s: float, retry_s: float, slow_in_row: int) -> None:
-        """Open no connection yet. `slow_in_row`: requests over `timeout_s` in a row before an outage is declared."""
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        timeout_s: float,
+        retry_s: float,
+        slow_in_row: int,
+        headers: Callable[[], dict[str, str]] = dict,
+    ) -> None:
+        """Open no connection yet.
+
+        slow_in_row  requests over `timeout_s` in a row before an outage is declared
+        headers      of each request, besides the key: what its trace is
+        """
+        self._headers = headers
         self._client = httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=None)
         self._timeout_s, self._retry_s, self._slow_in_row = timeout_s, retry_s, slow_in_row
         self._slow, self._next_probe = 0, 0.0
@@ -174,7 +195,9 @@ class ModelClient:
         """Return the service's answers, or the fault as text, which also sets `outage`."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._client.post("/predict_batch", json={"inference_requests": body})
+                response = await self._client.post(
+                    "/predict_batch", json={"inference_requests": body}, headers=self._headers()
+                )
         except TimeoutError:
             self._slow += 1
             fault = f"MODEL_SERVICE_SLOW: no answer within {self._timeout_s * 1e3:.0f} ms"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pipelines.store import Store
+from serving.service import metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class AlarmQueue:
         with self._lock:
             if alarm not in self._waiting:
                 self._waiting.append(alarm)
+                if not alarm.is_over:
+                    metrics.count(metrics.ALARMS, alarm.kind, alarm.severity)
 
 
 def _write(store: Store, alarm: QueuedAlarm) -> None:

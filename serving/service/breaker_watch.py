@@ -7,6 +7,7 @@ from pipelines.params import Params
 from pipelines.store import Store
 from serving.risk.breaker_monitor import BreakerMonitor, account_inputs, bar_inputs, fill_inputs
 from serving.risk.breakers import ACCOUNT_MISMATCH, BreakerInputs
+from serving.service import metrics
 from serving.service.alarm_queue import AlarmQueue
 from serving.service.store_executor import StoreExecutor
 from serving.service.system_clock import utc_now
@@ -94,7 +95,8 @@ class BreakerWatch:
         await asyncio.gather(*(asyncio.wrap_future(done) for done in self._monitor.pending_writes()))
 
     def _raise_tripped(self, name: str, reason: str) -> None:
-        """Queue the alarm of one trip."""
+        """Count one trip and queue its alarm."""
+        metrics.count(metrics.TRIPS, name)
         if name == ACCOUNT_MISMATCH:
             self._alarms.raise_alarm("account_mismatch", "critical", f"account: {reason}", "account: ")
         self._alarms.raise_alarm("breaker_tripped", "critical", f"{name}: {reason}", f"{name}: ")

@@ -6,12 +6,13 @@ symbol is a batch of one.
 
 import asyncio
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from datetime import datetime
+from time import perf_counter
 from typing import NamedTuple
 
-from pipelines.contracts import Decision, ModelAnswers
+from pipelines.contracts import Decision, Floats, ModelAnswers
 from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.store import DecisionRecord, StoreFault
 from serving.inference.model_client import ModelClient
@@ -19,8 +20,10 @@ from serving.inference.model_slots import ModelSlots, Snapshot
 from serving.inference.predictions import Unseen, ask, events_at_close, prediction_records
 from serving.policy.decide import age_in_bars, decide, predict_all, predict_together, tier_at
 from serving.policy.decision_row import ExposureSnapshot, Policy
+from serving.service import metrics, tracing
 from serving.service.breaker_watch import BreakerWatch
 from serving.service.decision_memory import DecisionKey, DecisionMemory, PendingDecision, Subject, id_of, subject_of
+from serving.service.decision_meter import DecisionMeter
 from serving.service.live_symbols import LiveSymbols
 from serving.service.ramp_guard import RampGuard
 from serving.service.store_executor import wait_for_write
@@ -77,6 +80,7 @@ class Decider:
         clock: ClockMonitor,
         model_client: ModelClient | None,
         ramp: RampGuard,
+        meter: DecisionMeter,
     ) -> None:
         """Take the collaborators. `model_client` None: models run in process."""
         self._policy, self._params = policy, policy.params
@@ -84,7 +88,8 @@ class Decider:
         self._slots, self._live, self._ledger = slots, live, ledger
         self._account, self._weights, self._breakers = account, weights, breakers
         self._tiers, self._memory, self._store_monitor = tiers, memory, store_monitor
-        self._clock, self._model_client, self._ramp = clock, model_client, ramp
+        self._clock, self._model_client, self._ramp, self._meter = clock, model_client, ramp, meter
+        self._policy_s = self._risk_s = 0.0  # spent on the batch that is decided now
 
     async def decide(self, names: Sequence[str]) -> list[Decision]:
         """Return a durable decision for each symbol, on its newest closed bar, for now.
@@ -123,10 +128,11 @@ class Decider:
             self._store_monitor.refuse_writes()
             self._clock.check(now)
             await self._memory.find_late(known)
-            made = await self._decide_known(known, now)
-            await self._tiers.save()
-            await self._breakers.writes_done()
-            found |= await _durable(made)
+            with self._stage("decision"):
+                made = await self._decide_known(known, now)
+                await self._tiers.save()
+                await self._breakers.writes_done()
+                found |= await _durable(made)
         return [found[name] for name in names]
 
     async def _decide_known(
@@ -147,9 +153,12 @@ class Decider:
     ) -> dict[str, ModelAnswers]:
         """Return symbol → answers of the model service, of the symbols not decided yet."""
         undecided = self._undecided(names, now, snapshot)
+        if not undecided:
+            return {}
         events = [events_at_close(symbol) for symbol in undecided]
         asked = [ask(snapshot, symbol, event, self._unseen) for symbol, event in zip(undecided, events, strict=True)]
-        answers = iter(await client.predict(snapshot, [request for one in asked for request in one.requests]))
+        with self._stage("family"):
+            answers = iter(await client.predict(snapshot, [request for one in asked for request in one.requests]))
         return {
             symbol.name: prediction_records(snapshot, one, [next(answers) for _ in one.requests])
             for symbol, one in zip(undecided, asked, strict=True)
@@ -180,15 +189,17 @@ class Decider:
         here = [symbol for symbol in self._undecided(names, now, snapshot) if symbol.name not in predictions]
         answers = dict(predictions)
         if here:
-            predicted = predict_together(here, snapshot, self._unseen, functools.partial(self._ramp.time, snapshot))
+            with self._stage("family"):
+                predicted = predict_together(here, snapshot, self._unseen, functools.partial(self._timed, snapshot))
             answers |= {symbol.name: found for symbol, found in zip(here, predicted, strict=True)}
         found: dict[str, PendingDecision | BellwetherError] = {}
         new: list[_New] = []
+        self._policy_s = self._risk_s = 0.0
+        policy = tracing.begin("policy")
         # at the newest close of all: a symbol that is a bar behind sees what the others opened meanwhile. No bar
         # arrives while this runs, so close and volatility are those of every decision here
-        portfolio = functools.partial(
-            self._account.portfolio, self._live.newest_close(), volatility=self._account.volatility()
-        )
+        at, volatility = self._live.newest_close(), self._account.volatility()
+        portfolio = functools.partial(self._portfolio, at, volatility)
         try:
             for name in names:
                 try:
@@ -201,7 +212,12 @@ class Decider:
                 else:
                     new.append(made)
         finally:  # also after a fault of our own: the account counts what was decided before it
+            policy.set_attribute("risk_s", self._risk_s)
+            policy.end()
             found |= self._append(new)
+        if new:
+            metrics.observe(metrics.STAGE, self._policy_s - self._risk_s, "fusion")
+            metrics.observe(metrics.STAGE, self._risk_s, "risk")
         return found
 
     def _decide_one(
@@ -228,6 +244,7 @@ class Decider:
         state = self._tiers.update(symbol, snapshot, predictions)
         self._ramp.look(snapshot, symbol, predictions)
         key = self._key(symbol, age_bars, snapshot)
+        begin = perf_counter()
         decision = decide(
             symbol,
             snapshot,
@@ -242,9 +259,30 @@ class Decider:
             known_at=known_at,
             now=now,
         )
+        self._policy_s += perf_counter() - begin
         self._account.add_decision(decision)  # before it is durable: the next decision must see it
         rows = symbol.closed.features.tobytes(), symbol.closed.signals.tobytes()
         return _New(symbol.name, key, subject, DecisionRecord(decision, *rows))
+
+    def _portfolio(self, at: datetime, volatility: Floats, name: str, event: str, side: float) -> ExposureSnapshot:
+        """Return what is open, as `Account.portfolio`, and count how long it took."""
+        begin = perf_counter()
+        found = self._account.portfolio(at, name, event, side, volatility)
+        self._risk_s += perf_counter() - begin
+        return found
+
+    def _timed(self, snapshot: Snapshot, family: str, arm: str, ms: float) -> None:
+        """Take how long a row of a model in this process took."""
+        self._ramp.time(snapshot, family, arm, ms)
+        metrics.observe_model(family, arm, ms)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Time a stage of the batch that is decided now."""
+        begin = perf_counter()
+        with tracing.span(name):
+            yield
+        metrics.observe(metrics.STAGE, perf_counter() - begin, name)
 
     def _append(self, new: "Sequence[_New]") -> dict[str, PendingDecision]:
         """Hand new decisions to the ledger, in one transaction, and remember them; return symbol → decision."""
@@ -259,6 +297,7 @@ class Decider:
             decision = one.record.decision
             pending[one.name] = PendingDecision(decision, self._memory.stored(decision, done))
             self._memory.add(one.key, one.subject, pending[one.name])
+        self._meter.follow([one.record.decision for one in new], written)
         return pending
 
     def _key(self, symbol: Symbol, age_bars: float, snapshot: Snapshot) -> DecisionKey:

@@ -17,12 +17,15 @@ from serving.policy.decision_row import policy_of
 from serving.risk.account_report import account_report
 from serving.risk.breaker_monitor import BreakerMonitor
 from serving.risk.utilisation import utilisation
+from serving.service import metrics, tracing
 from serving.service.alarm_queue import AlarmQueue, report_poll
 from serving.service.breaker_watch import BreakerWatch
 from serving.service.decider import Decider
 from serving.service.decision_memory import DecisionMemory
+from serving.service.decision_meter import DecisionMeter, count_close
 from serving.service.fill_booking import FillBooking
 from serving.service.flow_watcher import FlowWatcher
+from serving.service.gauges import Gauges, StoredGauges
 from serving.service.home_store import open_store
 from serving.service.intake import Intake
 from serving.service.keys import write_key
@@ -38,6 +41,7 @@ from serving.state.account import Account, no_closes
 from serving.state.feed_state import FeedWatch
 from serving.state.ledger import Ledger
 from serving.state.online_weights_store import ONLINE_WEIGHTS_FILE, OnlineWeightsStore
+from serving.state.service_level import SERVICE_LEVEL_FILE, ServiceLevel
 from serving.state.symbols import Symbols
 from serving.state.tiers import Freshness, TierStore
 
@@ -51,6 +55,8 @@ class DecisionEngine:
     def __init__(self, where: Settings, params: Params) -> None:
         """Open the store and restore the account. Raises what the store raises where it cannot be opened."""
         self._params, self._policy = params, policy_of(params)
+        metrics.make_all()
+        self._level = level = ServiceLevel(where.serving_dir / SERVICE_LEVEL_FILE, count_close)
         self._store = open_store(where, SERVICE_WAIT_MS)
         self._store.add_parameters(self._policy.digest, self._policy.content, utc_now())
         self._account = Account.restore(self._store, params.account.source, params.costs.default.taker_bps)
@@ -93,6 +99,7 @@ class DecisionEngine:
             account=self._account,
             memory=memory,
             alarms=self._alarms,
+            level=level,
         )
         fills = FillBooking(self._store, self._executor, self._ledger, self._account, params.costs)
         self.intake = Intake(
@@ -107,6 +114,7 @@ class DecisionEngine:
             clock=clock,
             alarms=self._alarms,
             fills=fills,
+            level=level,
             params=params,
         )
         self.decider = Decider(
@@ -123,8 +131,10 @@ class DecisionEngine:
             clock=clock,
             model_client=self._model_client,
             ramp=RampGuard(params.experiment.guardrails, self._account, self._alarms),
+            meter=DecisionMeter(level),
         )
-        flows = FlowWatcher(
+        stored = StoredGauges(self._store, self._executor, self._slots, where.home)
+        self._flows = flows = FlowWatcher(
             fills=fills,
             store=self._store,
             executor=self._executor,
@@ -140,6 +150,8 @@ class DecisionEngine:
             clock=clock,
             model_client=self._model_client,
             alarms=self._alarms,
+            level=level,
+            gauges=stored,
         )
         report = functools.partial(report_poll, self._alarms, "decision service")
         self._watcher = GenerationWatcher(flows.poll, report)
@@ -153,6 +165,17 @@ class DecisionEngine:
             tiers=self.tiers,
             store_monitor=self.store_monitor,
             clock=clock,
+            level=level,
+        )
+        self.gauges = Gauges(
+            params,
+            symbols=self._symbols,
+            account=self._account,
+            breakers=self._breakers,
+            tiers=self.tiers,
+            readiness=self.readiness,
+            level=level,
+            stored=stored,
         )
 
     async def start(self) -> None:
@@ -168,6 +191,7 @@ class DecisionEngine:
             await self._model_client.close()
         self.store_monitor.stop()
         await asyncio.to_thread(self._ledger.close)
+        await self._flows.save_level()
         self._slots.close()
         self._executor.close()
         self._store.close()
@@ -222,4 +246,5 @@ def model_client(where: Settings, params: Params) -> ModelClient | None:
         timeout_s=where.model_timeout_ms / 1e3,
         retry_s=where.model_retry_seconds,
         slow_in_row=params.tiers.faults_in_row,
+        headers=tracing.headers,
     )

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec
 
 import bentoml
+from bentoml._internal.configuration.containers import BentoMLContainer
 
 from pipelines.bootstrap import bootstrap
 from pipelines.contracts import Outcome
@@ -42,10 +43,12 @@ from serving.service.schemas import (
 )
 from serving.service.startup import require_home, starting
 from serving.service.system_clock import utc_now
+from serving.service.tracing import trace_worker
 
 bootstrap()  # the number of BLAS threads is in the environment that `up` passes: BentoML has imported numpy
 keep_in_memory()  # before BentoML makes its first counter
 require_home()  # before anything of a home is made
+trace_worker(BentoMLContainer, "bellwether-decision")  # before BentoML builds its server
 
 P = ParamSpec("P")
 PROTECTED = ("/observe", "/decide", "/outcome", "/fill")
@@ -105,6 +108,10 @@ class DecisionService:
     async def stop(self) -> None:
         """Write what is queued and close."""
         await self._engine.stop()
+
+    async def __metrics__(self, counted: str) -> str:
+        """Return what BentoML answers at `/metrics`, `counted`, with the gauges."""
+        return counted + self._engine.gauges.text()
 
     @bentoml.api(route="/observe", input_spec=ObserveCall, output_spec=ObserveCallResponse)
     @json_endpoint(ObserveCall)

@@ -228,7 +228,8 @@ PAGES: dict[str, Page] = {
     "/status": Page(
         "State",
         "Show health, tier, models, symbols, breakers and account",
-        "The tier at the top is that of the worst symbol. docs/health.md says what each word of health means.",
+        "The tier at the top is that of the worst symbol. docs/health.md says what each word of health means, and what "
+        "the service level counts.",
         {},
         {
             "api": 1,
@@ -306,7 +307,8 @@ PROBE_PAGES: dict[str, tuple[str, str, Mapping[str, object] | str]] = {
     ),
     "/metrics": (
         "Show the metrics in Prometheus' text format",
-        "Requests by path and status, their duration, and requests in progress.",
+        "Requests by path and status; time of every stage of a decision and of every model; decisions, abstentions, "
+        "swaps, breaker trips, alarms; of the decision service also its gauges and its service level.",
         'bentoml_service_request_total{endpoint="/decide",http_response_code="200"} 17.0',
     ),
 }

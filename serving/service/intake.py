@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from math import inf
+from time import perf_counter
 from typing import TypedDict, TypeVar
 
 from pipelines.contracts import OPEN_TIME, Books, ContextFeed, Floats, Outcome, utc
@@ -13,6 +15,7 @@ from pipelines.errors import BadValues, BellwetherError, ServiceError, UnknownNa
 from pipelines.params import Params
 from pipelines.store import BarBatch, Fill, HeldBar, Store
 from serving.risk.breaker_monitor import slippage_bps
+from serving.service import metrics, tracing
 from serving.service.alarm_queue import AlarmQueue
 from serving.service.breaker_watch import BreakerWatch
 from serving.service.fill_booking import FillBooking
@@ -24,6 +27,7 @@ from serving.service.system_clock import ClockMonitor, utc_now
 from serving.service.tier_watch import TierWatch
 from serving.state.account import Account
 from serving.state.ledger import Ledger
+from serving.state.service_level import ServiceLevel
 from serving.state.symbols import Symbol, advance_together
 
 T = TypeVar("T")
@@ -136,11 +140,12 @@ class Intake:
         clock: ClockMonitor,
         alarms: AlarmQueue,
         fills: FillBooking,
+        level: ServiceLevel,
         params: Params,
     ) -> None:
         """Take the collaborators; nothing is read or written yet."""
         self._live, self._store, self._executor, self._ledger = live, store, executor, ledger
-        self._account, self._breakers, self._tiers = account, breakers, tiers
+        self._account, self._breakers, self._tiers, self._level = account, breakers, tiers, level
         self._store_monitor, self._clock, self._alarms, self._fills = store_monitor, clock, alarms, fills
         self._rules, self._max_age_bars = params.data.quality, params.risk.max_data_age_bars
 
@@ -172,6 +177,9 @@ class Intake:
                 sent[i] = self._read(request, {one.name for one in sent.values()})
             except BellwetherError as error:
                 answers[i] = error
+        for one in sent.values():
+            if len(one.rows):  # before anything can refuse the call
+                self._level.offered(one.name, float(one.rows[-1, OPEN_TIME]), now.timestamp())
         if sent:
             self._store_monitor.refuse_writes()
             async with AsyncExitStack() as locks:
@@ -234,14 +242,26 @@ class Intake:
         for one in durable.values():
             self._quarantine(one.symbol, one.held)
             one.symbol.ingest_records(*one.new)
-        closed = advance_together([(one.symbol, one.fresh) for one in durable.values()])
+        begin = perf_counter()
+        with tracing.span("features"):
+            closed = advance_together([(one.symbol, one.fresh) for one in durable.values()])
+        if any(closed):
+            metrics.observe(metrics.STAGE, perf_counter() - begin, "features")
         answers = {}
         for (i, one), bars in zip(durable.items(), closed, strict=True):
             if len(one.fresh):
                 self._tiers.record_arrival(one.symbol, now)
             self._breakers.evaluate_bars(one.symbol, len(bars))
+            self._count_closes(one.symbol, [bar.close_time for bar in bars], now)
             answers[i] = one.answer([float(bar.bar[OPEN_TIME]) for bar in bars])
         return answers
+
+    def _count_closes(self, symbol: Symbol, closes: Sequence[float], now: datetime) -> None:
+        """Let the newest of the closes that a call brought wait for its decision."""
+        if closes:
+            is_wall = symbol.clock.mode == "wall"
+            latest = closes[-1] + symbol.base_grid.step_s if is_wall else inf  # a venue has a bar's time to deliver
+            self._level.closed(symbol.name, closes, now.timestamp(), latest)
 
     def _find_overdue(self, symbol: Symbol) -> None:
         """Find positions that a venue has not closed in time; a report may come some bars late."""

@@ -27,9 +27,10 @@ from serving.risk.exposure import AssetCloses, Scenarios, scenarios_of
 from serving.service.alarm_queue import AlarmQueue
 from serving.service.decision_memory import DecisionKey, DecisionMemory
 from serving.service.store_executor import StoreExecutor
-from serving.service.system_clock import SUBJECT
+from serving.service.system_clock import SUBJECT, utc_now
 from serving.service.tier_watch import NO_SYMBOL
 from serving.state.account import Account
+from serving.state.service_level import ServiceLevel
 from serving.state.symbols import Symbol, Symbols, clock_of, restore_symbol
 from serving.state.tiers import FULL, Tier, TierStore
 
@@ -52,13 +53,14 @@ class LiveSymbols:
         account: Account,
         memory: DecisionMemory,
         alarms: AlarmQueue,
+        level: ServiceLevel,
     ) -> None:
         """Take the collaborators. `symbols` is filled here and read by others."""
         self._policy, self._params, self._where = policy, policy.params, where
         self.symbols = symbols
         self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._store, self._executor, self._slots, self._tiers = store, executor, slots, tiers
-        self._account, self._memory, self._alarms = account, memory, alarms
+        self._account, self._memory, self._alarms, self._level = account, memory, alarms, level
         self._refused: set[str] = set()  # symbols with an open alarm for their warm start
 
     def get(self, name: str) -> Symbol:
@@ -145,8 +147,16 @@ class LiveSymbols:
         newest = utc(symbol.closed.close_time)
         stored = await self._executor.run_long(self._store.decisions, warm.symbol, newest)
         self._memory.restore(self._decisions_on_newest_bar(symbol, stored))
+        self._count_fallen(symbol)
         self.symbols[warm.symbol] = symbol
         log.info("%s: warm start %s and %d bars observed since", warm.symbol, warm.digest[:12], len(bars))
+
+    def _count_fallen(self, symbol: Symbol) -> None:
+        """Count the closes that fell while the symbol was not live: on a `market` clock those that were observed."""
+        closes = symbol.grid.closes(symbol.history.bars[:, OPEN_TIME])
+        if symbol.clock.mode != "wall":
+            closes = closes[closes > symbol.base_grid.next_close(symbol.warm.last_open_time)]
+        self._level.fell(symbol.name, closes.tolist(), utc_now().timestamp())
 
     async def _restore_again(self, name: str) -> None:
         """Fold a live symbol again from its warm start. The caller holds the symbol's lock."""

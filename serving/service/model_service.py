@@ -7,6 +7,7 @@ from typing import Any
 
 import bentoml
 import numpy as np
+from bentoml._internal.configuration.containers import BentoMLContainer
 
 from pipelines.bootstrap import bootstrap, serve_from_now_on
 from pipelines.contracts import Floats, JsonObject, Model, Predictions
@@ -25,14 +26,17 @@ from serving.service.answers import PredictBatchResponse, SymbolPredictResponse,
 from serving.service.home_store import open_store
 from serving.service.http_stack import add_http_stack
 from serving.service.ledger_check import disagreement
+from serving.service.metrics import observe_model
 from serving.service.metrics_folder import keep_in_memory
 from serving.service.schemas import EmptyRequest, PredictBatchRequest, PredictRequest
 from serving.service.startup import require_home, starting
 from serving.service.store_executor import StoreExecutor
+from serving.service.tracing import trace_worker
 
 bootstrap()  # the number of BLAS threads is in the environment that `up` passes: BentoML has imported numpy
 keep_in_memory()  # before BentoML makes its first counter
 require_home()  # before anything of a home is made
+trace_worker(BentoMLContainer, "bellwether-models")  # before BentoML builds its server
 log = logging.getLogger("bellwether.models")
 MAX_BATCH_BODY = 1 << 25  # bytes; all families of 256 symbols take about 12 MB
 DEVICE = "cpu"  # the bundles of today run on onnxruntime's CPU provider
@@ -121,7 +125,7 @@ class ModelService:
     @json_endpoint(PredictBatchRequest)
     async def predict_batch(self, request: PredictBatchRequest) -> Any:
         """Return predictions for all rows of one decision request, each by the bundle whose digest is named."""
-        return run_inference(self._slots.snapshot, request)
+        return run_inference(self._slots.snapshot, request, observe_model)
 
     @bentoml.api(route="/models", input_spec=EmptyRequest)
     @json_endpoint(EmptyRequest)

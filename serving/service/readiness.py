@@ -15,6 +15,7 @@ from serving.service.system_clock import ClockMonitor, utc_now
 from serving.service.tier_watch import TierWatch
 from serving.state.account import Account
 from serving.state.feed_state import FeedState
+from serving.state.service_level import ServiceLevel
 from serving.state.symbols import Symbol, Symbols
 from serving.state.tiers import State
 
@@ -52,11 +53,12 @@ class Readiness:
         tiers: TierWatch,
         store_monitor: StoreMonitor,
         clock: ClockMonitor,
+        level: ServiceLevel,
     ) -> None:
         """Take the objects to describe."""
         self._params, self._watcher, self._slots = params, watcher, slots
         self._symbols, self._account, self._breakers, self._tiers = symbols, account, breakers, tiers
-        self._store_monitor, self._clock = store_monitor, clock
+        self._store_monitor, self._clock, self._level = store_monitor, clock, level
 
     @property
     def is_ready(self) -> bool:
@@ -102,6 +104,7 @@ class Readiness:
                 for name, symbol in self._symbols.items()
             },
             "feed": None if (feed := self._tiers.feed) is None else _feed_fields(feed, now),
+            "service_level": self._level.report(now),
             "breakers": list(self._breakers.names),
             "breaker_reasons": self._breakers.reasons,
             "account": {

@@ -15,6 +15,7 @@ from pipelines.data.timeframes import Grid
 from pipelines.settings import Settings, load_params
 from pipelines.store import BarBatch, Store
 from serving.state.feed_state import FeedState, write_feed_state
+from serving.state.service_level import SERVICE_LEVEL_FILE, ServiceLevel
 
 MARKET, WALL = datetime(2024, 6, 5, 10, 10, tzinfo=UTC), datetime(2026, 11, 30, 20, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -93,3 +94,23 @@ def test_the_whole_status_keeps_its_keys_and_shows_what_is_frozen(installation, 
     assert "retrain is frozen by ann" in " ".join(shown.split())
     assert "B/USD" in shown
     assert "2024-06-05 10:11" in shown
+
+
+def test_the_service_level_is_shown_from_its_file_with_counts_share_and_budget(installation, capsys):
+    serving, at = installation.settings.serving_dir, WALL.timestamp()
+    level = ServiceLevel(serving / SERVICE_LEVEL_FILE, lambda *_: None)
+    level.decided("A/USD", 0.0, at)
+    for day, n in ((2, 1500), (0, 500)):
+        for close in range(n):
+            level.closed("A/USD", [10_000.0 * (3 - day) + close], at - 86_400.0 * day)
+            level.decided("A/USD", 10_000.0 * (3 - day) + close, at - 86_400.0 * day + (3.0 if close == 0 else 0.1))
+    level.save()
+    found = json.loads(json.dumps(status.stored_status()))
+    assert found["service_level"]["windows"]["30d"]["due"] == 2000
+    services.show_market(found)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert (
+        "service level today 499 of 500 closes, 99.800% (1 late, 0 missed); 30 days 1,998 of 2,000 closes, 99.900% "
+        "(2 late, 0 missed); decided within 2 s, target 99.9%; budget used 100%"
+    ) in " ".join(shown.split())

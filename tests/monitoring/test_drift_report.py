@@ -224,6 +224,8 @@ def test_families_that_saw_the_same_rows_share_a_run_and_each_has_its_page(tmp_p
     pages = drift_reports.report_drift(home.installation, [mine, other])
     assert set(pages) == {"validator", "pattern"}
     assert all(page.is_file() and (page.parent / "drift.json").is_file() for page in pages.values())
+    scores = [json.loads((page.parent / "score.json").read_text()) for page in pages.values()]
+    assert all(set(each) == {"score", "threshold"} for each in scores)
     assert len(list(tmp_path.glob("evidently/*/snapshots/*"))) == 1
 
 

@@ -1,6 +1,7 @@
 """Everything behind the routes of the decision service, built without HTTP: engine, alarms, memory, store, clock."""
 
 import asyncio
+import json
 import time
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -28,6 +29,7 @@ from serving.service.store_monitor import StoreMonitor
 from serving.service.system_clock import ClockMonitor
 from serving.state.account import Account
 from serving.state.ledger import Ledger
+from serving.state.service_level import SERVICE_LEVEL_FILE
 from serving.state.tiers import TierStore
 
 MINUTES = Grid("1m")
@@ -85,6 +87,37 @@ def test_it_observes_decides_and_describes_itself_without_a_server(stand, where)
     store = Store.open(where.store)
     assert store.decision(decision.id).decision == decision
     store.close()
+
+
+def test_the_service_level_goes_on_after_a_restart_and_counts_each_close_once(stand, where):
+    async def level(engine):
+        await asyncio.sleep(0.1)  # an answer does not wait until its decision is counted
+        found = engine.readiness.status()["service_level"]["windows"]["day"]
+        return found["met"] + found["late"], found["missed"]  # how long a restart takes is not the point
+
+    async def run():
+        async with started(where) as engine:
+            await engine.intake.observe(bars(stand, 0, 8))  # before its first decision
+            await engine.decider.decide([SYMBOL])
+            assert await level(engine) == (0, 0)
+            await engine.intake.observe(bars(stand, 8, 23))
+        async with started(where) as engine:
+            await engine.decider.decide([SYMBOL])
+            await engine.decider.decide([SYMBOL])
+            assert await level(engine) == (1, 0)
+            await engine.intake.observe(bars(stand, 23, 38))
+            await engine.intake.observe(bars(stand, 38, 68))  # two closes, the first without a chance
+            assert await level(engine) == (1, 2)
+            await engine.decider.decide([SYMBOL])
+        file = where.serving_dir / SERVICE_LEVEL_FILE
+        stored = json.loads(file.read_text())
+        file.write_text(json.dumps(stored | {"newest": {SYMBOL: stored["newest"][SYMBOL] - 900.0}}))
+        async with started(
+            where
+        ) as engine:  # as after a crash: the newest close was taken and nothing says how it went
+            assert await level(engine) == (2, 3)
+
+    asyncio.run(run())
 
 
 def test_a_caller_that_goes_away_while_its_bars_are_written_leaves_store_and_live_state_as_one(

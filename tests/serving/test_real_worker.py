@@ -16,9 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import bentoml
+import httpx
 import pytest
 from bentoml.exceptions import BentoMLException
+from prometheus_client.parser import text_string_to_metric_families
 from support.bentoml_process import wait_until_ready
+from support.collector import collecting, spans_in
 from support.decision_service import as_json
 from support.serving_fixture import SYMBOL, make_bundle, publish, slot_entry
 
@@ -28,14 +31,15 @@ from benchmarks.ports import free_ports
 from pipelines.errors import UnknownName
 from pipelines.settings import ROOT, Settings
 from serving.inference.feature_client import FeatureClient
+from serving.service import metrics
 from serving.service.connection_limits import MAX_CONNECTIONS, TRANSFER_TIMEOUT_S
 
 DECIDERS = 64
 
 
 class Worker:
-    def __init__(self, port, log, stand):
-        self.port, self.log, self.stand = port, log, stand
+    def __init__(self, port, log, stand, traces):
+        self.port, self.log, self.stand, self.traces = port, log, stand, traces
         self.url = f"http://127.0.0.1:{port}"
 
     def connect(self):
@@ -69,11 +73,12 @@ def worker(stand, tmp_path_factory):
         "BELLWETHER_WRITE_KEY": "test-key",
         "BENTOML_DO_NOT_TRACK": "True",
     }
-    with (home / "log").open("w") as log:
+    with collecting() as (collector, traces), (home / "log").open("w") as log:
+        env["BELLWETHER_OTLP_URL"] = collector
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
         try:
             wait_until_ready(f"http://127.0.0.1:{port}", process, home / "log")
-            yield Worker(port, home / "log", stand)
+            yield Worker(port, home / "log", stand, traces)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(30)
@@ -134,6 +139,59 @@ def test_the_model_service_reads_a_row_here_and_is_refused_in_the_same_words(wor
     assert (found["symbol"], list(found["families"])) == (SYMBOL, ["validator"])
     with pytest.raises(UnknownName, match="no live state for 'ABC/USDT'; known: SIM/USDT"):
         asyncio.run(asked("ABC/USDT", "validator"))
+
+
+def test_a_scrape_of_the_worker_has_every_metric_that_its_decisions_feed(worker):
+    """Bars that close twice, a decision on each: counted once, in time; what is not known has no series."""
+    headers = {"Authorization": "Bearer test-key"}
+    with httpx.Client(base_url=worker.url, headers=headers) as client:
+        client.post("/decide", json={"symbol": SYMBOL}).raise_for_status()  # from here on its closes count
+        for part in (worker.stand.live[:8], worker.stand.live[8:23]):
+            observed = client.post("/observe", json={"symbol": SYMBOL, "bars": [as_json(row) for row in part]}).json()
+            assert len(observed["closed"]) == 1
+            for _ in range(2):
+                client.post("/decide", json={"symbol": SYMBOL}).raise_for_status()
+        text = httpx.get(f"{worker.url}/metrics").text  # without the key
+        level = client.get("/status").json()["service_level"]["windows"]["day"]
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    unknown = {metrics.DRIFT, metrics.DRIFT_THRESHOLD, metrics.E_VALUE, metrics.E_VALUE_WINS, metrics.CHAMPION_AGE}
+    unknown |= {metrics.ALARMS}  # none was raised
+    missing = [
+        name for name, one in metrics.METRICS.items()
+        if one not in unknown and name + ("_count" if one.kind == "histogram" else "") not in found
+    ]  # fmt: skip
+    assert missing == []
+    closes = {labels["result"]: value for labels, value in found["bellwether_closes_total"]}
+    assert (closes, level["met"], level["due"]) == ({"met": 2.0, "late": 0.0, "missed": 0.0}, 2, 2)
+    stages = {labels["stage"]: value for labels, value in found["bellwether_stage_seconds_count"]}
+    decided = sum(value for _, value in found["bellwether_decisions_total"])
+    assert decided == stages["ledger"] == stages["fusion"] == stages["risk"]
+    assert {name: count > 0 for name, count in stages.items()} == dict.fromkeys(metrics.STAGES, True)
+    assert found["bellwether_close_to_decision_seconds_count"] == [({}, 2.0)]
+    assert {labels["symbol"] for labels, _ in found["bellwether_data_age_seconds"]} == {SYMBOL}
+    for name, one in metrics.METRICS.items():
+        if one.kind == "histogram":
+            assert sum(len(found[name + part]) for part in ("_bucket", "_sum", "_count")) <= metrics.MOST_SERIES
+
+
+def test_a_trace_has_the_request_and_the_stages_of_its_decision_and_none_is_of_a_probe(worker):
+    def traced():
+        """Name of the span → those below it, of each trace."""
+        spans = spans_in(worker.traces)
+        names = {span["spanId"]: span["name"] for span in spans}
+        return {(names.get(span.get("parentSpanId")), span["name"]) for span in spans}
+
+    httpx.get(f"{worker.url}/ready")
+    deadline = time.monotonic() + 30  # sent every five seconds
+    wanted = {("decision", name) for name in ("family", "policy", "ledger")} | {("POST /observe", "features")}
+    wanted |= {("POST /decide", "decision"), (None, "POST /decide")}
+    while not wanted <= traced() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert wanted <= traced(), traced()
+    assert {name for _, name in traced() if "ready" in name or "metrics" in name} == set()
 
 
 def test_odd_requests_over_a_real_socket_are_never_a_5xx_and_their_log_is_one_short_json_line_each(worker):

@@ -178,8 +178,8 @@ class CompiledTrees:
     def sums(self, read: Floats, link: int = MARGIN) -> Floats:
         """Return (n, 1) linked sums of what the trees read (n, width), contiguous float64; by default the bare sums."""
         if self.sieved is None or len(read) < SIEVED_FROM:
-            return walk.compiled(read, *self.walked, link)  # type: ignore[no-any-return]
-        return sieve.compiled(read, *self.sieved, link)  # type: ignore[no-any-return]
+            return walk(read, *self.walked, link)  # type: ignore[no-any-return]
+        return sieve(read, *self.sieved, link)  # type: ignore[no-any-return]
 
 
 def read_trees(path: Path, columns: int) -> CompiledTrees:

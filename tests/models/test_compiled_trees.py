@@ -7,7 +7,7 @@ import pytest
 from support.serving_fixture import make_bundle
 from xgboost import DMatrix, XGBClassifier
 
-from benchmarks.onnx_trees import boosted_session, forest_session
+from benchmarks.trees import boosted_session, forest_session
 from pipelines.errors import BadShape, BundleError
 from pipelines.family_params import ForestParams
 from pipelines.models.calibration_and_novelty import probabilities_of

@@ -204,27 +204,27 @@ def compiled_trees(arrays: Arrays, columns: int) -> CompiledTrees:
     steps["feature"] = np.where(inner, feature, 2 * width)
     steps["threshold"] = np.where(inner, arrays["threshold"], np.float32(1.0))
     steps["child"] = np.where(inner, child, np.arange(len(feature)))
-    levels = _levels(inner, child, roots)
-    base, link = arrays["base"].reshape(1), LINKS.index(str(arrays["link"]))
+    base, levels = arrays["base"].reshape(1), _levels(inner, child, roots)
     walked = (steps, value, roots.astype(np.uint32), base, len(levels))
     under = (~inner).astype(np.int64)  # number of leaves under each node
     for at in reversed(levels):
         under[at] = under[child[at]] + under[child[at] + 1]
-    if under[roots].max() > BLOCK:
-        return CompiledTrees(columns, mirror, link, walked, None)
-    first = np.zeros(len(feature), np.int64)  # the first leaf under each node, counted in its tree
+    first = under[roots].cumsum()[tree] - under[roots][tree]  # the first leaf under each node, of those of all trees
     for at in levels:
         first[child[at]] = first[at]
         first[child[at] + 1] = first[at] + under[child[at]]
-    tests = np.zeros(int(inner.sum()), TEST)
-    tests["feature"], tests["threshold"] = steps["feature"][inner], steps["threshold"][inner]
-    passed = child[inner]  # a row that fails loses the leaves under it, at most 63
-    tests["keeps"] = ~(((ONE << under[passed].astype(np.uint64)) - ONE) << first[passed].astype(np.uint64))
-    first_leaf = np.cumsum(under[roots]) - under[roots]
-    leaves = np.empty(int((~inner).sum()), value.dtype)
-    leaves[(first_leaf[tree] + first)[~inner]] = value[~inner]
-    ends = np.cumsum(np.bincount(tree[inner], minlength=len(roots)))
-    return CompiledTrees(columns, mirror, link, walked, (tests, ends, leaves, first_leaf.astype(np.uint64), base))
+    sieved = None
+    if under[roots].max() <= BLOCK:
+        leaves = np.empty(int((~inner).sum()), value.dtype)
+        leaves[first[~inner]] = value[~inner]
+        tests, passed = np.zeros(int(inner.sum()), TEST), child[inner]
+        tests["feature"], tests["threshold"] = steps["feature"][inner], steps["threshold"][inner]
+        # a row that fails loses the leaves under the first child, at most 63
+        at_bit = (first[passed] - first[roots][tree[inner]]).astype(np.uint64)
+        tests["keeps"] = ~(((ONE << under[passed].astype(np.uint64)) - ONE) << at_bit)
+        ends = np.cumsum(np.bincount(tree[inner], minlength=len(roots)))
+        sieved = (tests, ends, leaves, first[roots].astype(np.uint64), base)
+    return CompiledTrees(columns, mirror, LINKS.index(str(arrays["link"])), walked, sieved)
 
 
 def _children(feature: Ints, roots: Ints) -> tuple[Bools, Ints, Ints]:

@@ -78,8 +78,8 @@ def test_trees_are_the_same(monkeypatch):
     rows = np.random.default_rng(3).normal(size=(2, 2))
     for read in (arrays, arrays | mirror):
         trees = compiled_trees(read, 2)
-        for sieved_from in (len(rows) + 1, 0):
-            monkeypatch.setattr(compiled_trees_module, "SIEVED_FROM", sieved_from)
+        for from_rows in (len(rows) + 1, 0):
+            monkeypatch.setattr(compiled_trees_module, "QUICK_SCORER_FROM", from_rows)
             assert_same(lambda trees=trees: [trees.probabilities(rows)])
 
 

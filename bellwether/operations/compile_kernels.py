@@ -49,7 +49,7 @@ from pipelines.features.fold import StreamingFold
 from pipelines.labels.barriers import triple_barrier
 from pipelines.labels.returns import return_labels
 from pipelines.models.base import Dataset
-from pipelines.models.compiled_trees import SIEVED_FROM, compiled_trees
+from pipelines.models.compiled_trees import QUICK_SCORER_FROM, compiled_trees
 from pipelines.models.reference import block_effects
 from pipelines.models.regime.model_family import REGIME
 from pipelines.models.views import VIEWS
@@ -172,7 +172,7 @@ def predict_by_trees() -> None:
     forest: Arrays = {"value": np.ones(3), "base": np.array(0.0), "link": np.array("mean")}
     for arrays in (one | boosted, one | forest | mirror):
         trees = compiled_trees(arrays, 2)
-        for rows in (1, SIEVED_FROM):
+        for rows in (1, QUICK_SCORER_FROM):
             trees.probabilities(np.ones((rows, 2)))
 
 

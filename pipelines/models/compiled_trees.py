@@ -7,9 +7,9 @@ first: where the leaves are says where every child is. The leaves of a row are a
 their own type, as the library that fitted them adds: margins equal XGBoost's and means scikit-learn's bit for bit.
 
 Two kernels give the same sums. `walk` takes all trees of one row a step down at a time: these steps do not wait for
-each other. `sieve` makes each test of a tree for 64 rows at once and keeps as bits which leaves a row can still reach;
-nothing in it waits, but all tests are made, so it pays for many rows.
-Source of the bits: Lucchese et al. 2015, QuickScorer, SIGIR.
+each other. `quick_scorer` makes each test of a tree for 64 rows at once and keeps as bits which leaves a row can still
+reach; nothing in it waits, but all tests are made, so it pays for many rows.
+Source  Lucchese et al. 2015, QuickScorer, SIGIR: the bits; there for one row at a time.
 """
 
 import math
@@ -27,8 +27,10 @@ from pipelines.errors import BadShape, BundleError
 LINKS: Final = ("margin", "logistic", "mean")  # what is made of a sum
 MARGIN, LOGISTIC, MEAN = range(3)
 LEAF: Final = -1  # in `feature`
-BLOCK: Final = 64  # rows of a sieve, and bits of a word: forests with a tree of more leaves are walked
-SIEVED_FROM = 48  # rows; fewer are walked sooner
+BLOCK: Final = (
+    64  # rows that `quick_scorer` takes at once, and bits of a word: forests with a tree of more leaves are walked
+)
+QUICK_SCORER_FROM = 48  # rows; fewer are walked sooner
 NODES: Final = {"feature": np.int32, "threshold": np.float32}
 MIRROR: Final = {"even": np.int64, "odd": np.int64, "centres": np.float32, "sides": np.int64}
 STEP = np.dtype([("threshold", np.float32), ("feature", np.uint32), ("child", np.uint32)])
@@ -77,7 +79,7 @@ def walk(rows: Floats, steps: Any, value: Any, roots: Ints, base: Any, depth: in
 
 
 @kernel
-def sieve(rows: Floats, tests: Any, ends: Ints, leaves: Any, first_leaf: Ints, base: Any, link: int) -> Floats:
+def quick_scorer(rows: Floats, tests: Any, ends: Ints, leaves: Any, first_leaf: Ints, base: Any, link: int) -> Floats:
     """Return (n, 1) linked sums of rows (n, k), 64 at a time.
 
     tests              (inner nodes,) of all trees: a row that fails one reaches only the leaves that it `keeps`
@@ -154,14 +156,14 @@ class CompiledTrees:
     columns     how many a row has
     mirror      None, or MIRROR's arrays: the trees read a row per side, and where a side is 0 its probability is 0
     walked      what `walk` takes between rows and link
-    sieved      what `sieve` does; None where a tree has more than 64 leaves
+    quick       what `quick_scorer` takes there; None where a tree has more than 64 leaves
     """
 
     columns: int
     mirror: tuple[Any, ...] | None
     link: int
     walked: tuple[Any, ...]
-    sieved: tuple[Any, ...] | None
+    quick: tuple[Any, ...] | None
 
     def probabilities(self, rows: Floats) -> Floats:
         """Return (n, 1), or (n, sides) of mirrored trees, of rows (n, columns). Raises BadShape."""
@@ -177,9 +179,9 @@ class CompiledTrees:
 
     def sums(self, read: Floats, link: int = MARGIN) -> Floats:
         """Return (n, 1) linked sums of what the trees read (n, width), contiguous float64; by default the bare sums."""
-        if self.sieved is None or len(read) < SIEVED_FROM:
+        if self.quick is None or len(read) < QUICK_SCORER_FROM:
             return walk(read, *self.walked, link)  # type: ignore[no-any-return]
-        return sieve(read, *self.sieved, link)  # type: ignore[no-any-return]
+        return quick_scorer(read, *self.quick, link)  # type: ignore[no-any-return]
 
 
 def read_trees(path: Path, columns: int) -> CompiledTrees:
@@ -213,7 +215,7 @@ def compiled_trees(arrays: Arrays, columns: int) -> CompiledTrees:
     for at in levels:
         first[child[at]] = first[at]
         first[child[at] + 1] = first[at] + under[child[at]]
-    sieved = None
+    quick = None
     if under[roots].max() <= BLOCK:
         leaves = np.empty(int((~inner).sum()), value.dtype)
         leaves[first[~inner]] = value[~inner]
@@ -223,8 +225,8 @@ def compiled_trees(arrays: Arrays, columns: int) -> CompiledTrees:
         at_bit = (first[passed] - first[roots][tree[inner]]).astype(np.uint64)
         tests["keeps"] = ~(((ONE << under[passed].astype(np.uint64)) - ONE) << at_bit)
         ends = np.cumsum(np.bincount(tree[inner], minlength=len(roots)))
-        sieved = (tests, ends, leaves, first[roots].astype(np.uint64), base)
-    return CompiledTrees(columns, mirror, LINKS.index(str(arrays["link"])), walked, sieved)
+        quick = (tests, ends, leaves, first[roots].astype(np.uint64), base)
+    return CompiledTrees(columns, mirror, LINKS.index(str(arrays["link"])), walked, quick)
 
 
 def _children(feature: Ints, roots: Ints) -> tuple[Bools, Ints, Ints]:

@@ -11,7 +11,7 @@ from benchmarks.trees import boosted_session, forest_session
 from pipelines.errors import BadShape, BundleError
 from pipelines.family_params import ForestParams
 from pipelines.models.calibration_and_novelty import probabilities_of
-from pipelines.models.compiled_trees import SIEVED_FROM, compiled_trees, mirrored, read_trees, walk
+from pipelines.models.compiled_trees import QUICK_SCORER_FROM, compiled_trees, mirrored, read_trees, walk
 from pipelines.models.export import npz_bytes, seal_bundle
 from pipelines.models.pattern_rows import MirrorLayout
 from pipelines.models.runtime import load_bundle
@@ -65,8 +65,8 @@ def test_margins_are_those_of_xgboost_bit_for_bit_on_a_hundred_thousand_adversar
     trees, rows = compiled_trees(arrays, K), adversarial(arrays, 100_000)
     assert {f < K for f in arrays["feature"][arrays["feature"] >= 0]} == {True, False}  # missing goes either way
     native = boosted.get_booster().inplace_predict(rows, predict_type="margin")
-    sieved = trees.sums(rows.astype(np.float64))[:, 0]
-    np.testing.assert_array_equal(sieved, native.astype(np.float64))
+    scored = trees.sums(rows.astype(np.float64))[:, 0]
+    np.testing.assert_array_equal(scored, native.astype(np.float64))
     walked = walk(rows[:20_000].astype(np.float64), *trees.walked, 0)[:, 0]
     np.testing.assert_array_equal(walked, native[:20_000].astype(np.float64))
     finite = rows[~np.isinf(rows).any(axis=1)][:5_000]  # predict refuses infinities, which inplace_predict takes
@@ -86,7 +86,7 @@ def test_probabilities_are_those_of_xgboost_and_of_its_onnx_graph(boosted, array
 def test_a_forest_gives_the_mean_of_scikit_learn_bit_for_bit_also_with_trees_of_many_leaves(forest):
     arrays = forest_arrays(forest)
     trees, rows = compiled_trees(arrays, K), adversarial(arrays, 2_000)
-    assert trees.sieved is None  # a tree has more than 64 leaves
+    assert trees.quick is None  # a tree has more than 64 leaves
     assert np.isinf(arrays["threshold"]).any()  # missing or not
     rows[np.isinf(rows)] = np.float32(3.4e38)  # scikit-learn refuses infinities
     np.testing.assert_array_equal(trees.probabilities(rows)[:, 0], forest.predict_proba(rows)[:, 1])
@@ -109,7 +109,7 @@ def test_a_tree_of_a_single_leaf_adds_it(boosted):
 
 def test_an_answer_is_the_same_whichever_rows_come_with_it(arrays):
     trees = compiled_trees(arrays, K)
-    rows = np.random.default_rng(5).normal(size=(SIEVED_FROM + 70, K))
+    rows = np.random.default_rng(5).normal(size=(QUICK_SCORER_FROM + 70, K))
     together = trees.probabilities(rows)
     one_by_one = np.concatenate([trees.probabilities(row[np.newaxis]) for row in rows])
     np.testing.assert_array_equal(together, one_by_one)

@@ -314,8 +314,8 @@ def flipped(pick: Callable[[Target], Path]) -> Cause:
 
 
 def of_bundle(target: Target) -> Path:
-    """Return an ONNX file of the champion's bundle."""
-    return max((target.settings.bundles / target.at.digests[0]).rglob("*.onnx"))
+    """Return the model file of the champion's bundle."""
+    return target.settings.bundles / target.at.digests[0] / "model.npz"
 
 
 @contextmanager

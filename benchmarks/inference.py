@@ -1,10 +1,9 @@
-"""Time a prediction: the exported bundle against the native model it was exported from.
+"""Time a prediction: the exported bundle against the native model it was exported from, and compiled trees.
 
 Run: python -m benchmarks inference
 """
 
 from collections.abc import Callable
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks import trees
 from benchmarks.fixture import Fixture, fixture
 from benchmarks.measured import Row, in_turn, pairs
+from benchmarks.trees import cycling
 from pipelines.contracts import Floats
 from pipelines.models.calibration import raw
 from pipelines.models.runtime import load_bundle
@@ -31,22 +32,16 @@ def native(of: Fixture, columns: tuple[str, ...], params: Params) -> tuple[Any, 
     return fit_trees(rows[whole], data.y[whole], data.weight[whole], params), rows[whole], data.y[whole]
 
 
-def cycling(predict: Callable[[Floats], Any], parts: list[Floats]) -> Callable[[], Any]:
-    """Return a call that predicts the next part each time, so that no result is cached from the last one."""
-    turn = cycle(parts)
-    return lambda: predict(next(turn))
-
-
 def measure(tiny: bool = False) -> list[Row]:
     """Return the rows of this benchmark; `tiny` measures too little to be quoted."""
     repeats = 3 if tiny else 25
     at = fixture(tiny)
     model: Any = load_bundle(at.home / "bundles" / at.digests[0], at.digests[0])
-    trees, rows, y = native(at, model.columns, at.params)
-    booster = trees.get_booster()
+    model_trees, rows, y = native(at, model.columns, at.params)
+    booster = model_trees.get_booster()
     booster.set_param({"nthread": 1})
     logistic = make_pipeline(StandardScaler(), LogisticRegression()).fit(rows, y)
-    gap = f"largest difference {np.abs(model.raw(rows) - raw(trees, rows)).max():.0e}"
+    gap = f"largest difference {np.abs(model.raw(rows) - raw(model_trees, rows)).max():.0e}"
     rows_measured = []
     for size in (1, BATCH):
         parts = [rows[i : i + size] for i in range(0, len(rows) - size + 1, size)]
@@ -60,8 +55,8 @@ def measure(tiny: bool = False) -> list[Row]:
             return pairs(what, "us", ours * 1e6, name, theirs * 1e6, note)
 
         rows_measured += [
-            compare("XGBoost predict_proba", lambda x: raw(trees, x), gap),
+            compare("XGBoost predict_proba", lambda x: raw(model_trees, x), gap),
             compare("XGBoost inplace_predict, 1 thread", booster.inplace_predict),
             compare("scikit-learn logistic, a simpler model", logistic.predict_proba),
         ]
-    return rows_measured
+    return rows_measured + trees.measure(tiny)

@@ -16,6 +16,8 @@ from pipelines.data.orderbook.limit_order_book import LOG_WIDTH
 from pipelines.data.simulator.latent import DESIGN
 from pipelines.data.simulator.market_path import MarketPath
 from pipelines.features.catalog import FEATURES
+from pipelines.models import compiled_trees as compiled_trees_module
+from pipelines.models.compiled_trees import compiled_trees
 from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
@@ -63,6 +65,22 @@ def test_folds_give_the_same_rows_and_state(fold, market):
 def test_category_scores_are_the_same(market):
     signals = SIGNALS.run(*market)
     assert_same(lambda: CategoryScores.fit(signals).score(signals))
+
+
+def test_trees_are_the_same(monkeypatch):
+    arrays = {
+        "feature": np.array([0, 3, -1, -1, 1, -1, -1], np.int32), "roots": np.zeros(1, np.int32),
+        "threshold": np.array([0.1, -0.2, 0, 0, 0.3, 0, 0], np.float32), "columns": np.array(2),
+        "value": np.array([0, 0, 0.3, -0.2, 0, 0.7, 0.4], np.float32), "base": np.float32(0.2),
+        "link": np.array("logistic"),
+    }  # fmt: skip
+    mirror = {"even": np.array([0]), "odd": np.array([0]), "centres": np.ones(1, np.float32), "sides": np.array([1])}
+    rows = np.random.default_rng(3).normal(size=(2, 2))
+    for read in (arrays, arrays | mirror):
+        trees = compiled_trees(read, 2)
+        for from_rows in (len(rows) + 1, 0):
+            monkeypatch.setattr(compiled_trees_module, "QUICK_SCORER_FROM", from_rows)
+            assert_same(lambda trees=trees: [trees.probabilities(rows)])
 
 
 def test_minutes_of_the_simulator_are_the_same():

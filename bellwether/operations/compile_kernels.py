@@ -26,6 +26,7 @@ from pipelines.contracts import (
     DAY_S,
     OPEN_TIME,
     VOLUME,
+    Arrays,
     Books,
     ContextFeed,
     Floats,
@@ -48,6 +49,7 @@ from pipelines.features.fold import StreamingFold
 from pipelines.labels.barriers import triple_barrier
 from pipelines.labels.returns import return_labels
 from pipelines.models.base import Dataset
+from pipelines.models.compiled_trees import QUICK_SCORER_FROM, compiled_trees
 from pipelines.models.reference import block_effects
 from pipelines.models.regime.model_family import REGIME
 from pipelines.models.views import VIEWS
@@ -156,8 +158,22 @@ def warm_turn(params: Params) -> None:
             np.zeros(len(bars)),
         ),
     )
+    timed("trees", predict_by_trees)
     half = len(features) // 2
     timed("drift", lambda: block_effects(features[:half], features[half:], np.array([0]), half))
+
+
+def predict_by_trees() -> None:
+    """Predict by compiled trees as bundles have them, one row and many: boosted ones, and a forest of mirrored rows."""
+    one: Arrays = {"feature": np.array([0, -1, -1], np.int32), "threshold": np.zeros(3, np.float32)}
+    one |= {"roots": np.zeros(1, np.int32), "columns": np.array(2)}
+    mirror = {"even": np.array([0]), "odd": np.array([0]), "centres": np.zeros(1, np.float32), "sides": np.array([1])}
+    boosted: Arrays = {"value": np.ones(3, np.float32), "base": np.array(0.0, np.float32), "link": np.array("logistic")}
+    forest: Arrays = {"value": np.ones(3), "base": np.array(0.0), "link": np.array("mean")}
+    for arrays in (one | boosted, one | forest | mirror):
+        trees = compiled_trees(arrays, 2)
+        for rows in (1, QUICK_SCORER_FROM):
+            trees.probabilities(np.ones((rows, 2)))
 
 
 def random_walk(n: int, seed: int) -> Floats:

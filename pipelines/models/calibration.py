@@ -12,6 +12,7 @@ from pipelines.labels.splits import combinatorial
 from pipelines.models.base import Dataset, Export, NativePredictions
 from pipelines.models.calibration_and_novelty import Calibration, as_json, logit
 from pipelines.models.export import json_bytes
+from pipelines.models.scorers import model_entry
 
 
 class Classifier(Protocol):
@@ -125,7 +126,7 @@ def fit_calibrated(
     return Calibrated(fit(data), line, calibration_p=(np.sort(line.calibrate(p[scored])[0]),))
 
 
-def export_calibrated(model_onnx: bytes, calibration: Calibration, classes: tuple[str, ...]) -> Export:
-    """Return the export for `tabular`: calibration, and ONNX with rows (n, k) in, "probabilities" (n, 2) out."""
-    files = {"model.onnx": model_onnx, "calibration.json": json_bytes(as_json(calibration))}
-    return Export("tabular", files, {"classes": list(classes), "steps": 1})
+def export_calibrated(file: str, content: bytes, calibration: Calibration, classes: tuple[str, ...]) -> Export:
+    """Return the export for `tabular`: a model file of rows (n, k), as `scorers.WRITTEN` has them, and calibration."""
+    files = {file: content, "calibration.json": json_bytes(as_json(calibration))}
+    return Export("tabular", files, {"classes": list(classes), "steps": 1, "model": model_entry(file)})

@@ -1,4 +1,4 @@
-"""A served model made of members: ONNX files that read the newest bar or the whole window, calibrated by class.
+"""A served model made of members: model files that read the newest bar or the whole window, calibrated by class.
 
 The pattern recogniser averages three members over nine classes. The market predictor answers with its LSTM; the other
 members of the directional ensemble (M5) have weight 0 in its mean and are reported next to it.
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import onnxruntime
 
 from pipelines.contracts import Arrays, Bools, Floats, Ints, JsonObject, Predictions
 from pipelines.models.calibration_and_novelty import (
@@ -20,12 +19,11 @@ from pipelines.models.calibration_and_novelty import (
     calibrate_all,
     calibration_from_json,
     check_shape,
-    open_session,
-    probabilities_of,
     read_novelty,
     stacked,
 )
 from pipelines.models.directional_ensemble import average
+from pipelines.models.scorers import Scorer, open_scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class Member:
     places       (k,) positions of its columns among the model's
     weight       in the mean; 0 = reported, but not counted
     calibration  (classes, 5) of `calibration_and_novelty.stacked`: one line a class
-    session      ONNX with an output "probabilities": (n, classes), or (n, 2) of a single class
+    scorer       its model file: (n, classes), or (n, 2) of a single class
     """
 
     name: str
@@ -44,7 +42,7 @@ class Member:
     places: Ints
     weight: float
     calibration: Floats
-    session: onnxruntime.InferenceSession
+    scorer: Scorer
 
     def predict(self, rows: Floats) -> tuple[Floats, Floats]:
         """Return (p, p_low), (n, classes) each, of rows (n, steps, columns); NaN where a value it reads is missing."""
@@ -53,7 +51,7 @@ class Member:
         p = np.full((len(rows), len(self.calibration)), np.nan)
         low = p.copy()
         if complete.any():
-            raw = probabilities_of(self.session, block[complete]).astype(np.float64)
+            raw = self.scorer.probabilities(block[complete])
             p[complete], low[complete] = calibrate_all(self.calibration, raw[:, -len(self.calibration) :])
         return p, low
 
@@ -148,7 +146,7 @@ def load(path: Path, identity: BundleIdentity, schema: JsonObject, golden: Array
                 places=np.array([at[name] for name in member["columns"]]),
                 weight=member["weight"],
                 calibration=stacked([calibration_from_json(line) for line in calibrations[member["name"]]]),
-                session=open_session(path / member["file"]),
+                scorer=open_scorer(path, member, len(member["columns"])),
             )
             for member in schema["members"]
         ),

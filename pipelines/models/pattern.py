@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.contracts import Bools, Floats, Ints
+from pipelines.contracts import Arrays, Bools, Floats, Ints
 from pipelines.errors import NotEnoughData
 from pipelines.labels.splits import walk_forward
 from pipelines.labels.weights import effective_rows
@@ -21,13 +21,15 @@ from pipelines.models.baselines import logistic
 from pipelines.models.calibration import Classifier, fit_calibration
 from pipelines.models.calibration_and_novelty import Calibration, as_json, logit
 from pipelines.models.directional_ensemble import average
-from pipelines.models.export import json_bytes
+from pipelines.models.export import json_bytes, npz_bytes
 from pipelines.models.losses import brier_losses
 from pipelines.models.novelty import fit_novelty
 from pipelines.models.pattern_rows import MirrorLayout, Singles, mirror_layout, share_of_side
 from pipelines.models.pattern_view import CANDLE, DIRECTIONS, STEPS, TAKER
+from pipelines.models.scorers import model_entry
 from pipelines.models.snapshot import bar_rows
 from pipelines.models.trees import fit_boosted, fit_forest
+from pipelines.models.trees_export import boosted_arrays, forest_arrays
 from pipelines.models.views import VIEWS
 from pipelines.params import Params
 from pipelines.signals.setups import PATTERNS
@@ -269,25 +271,10 @@ def calibrate(raw: Floats, tail: _TrainingRows, share: Floats, pooled_rows: floa
     return lines
 
 
-def to_onnx(name: str, model: Classifier, sides: MirrorLayout, width: int) -> bytes:
-    """Return trees as ONNX: rows (n, width) float32 → "probabilities" (n, classes); the same model, the same bytes."""
-    from pipelines.models.pattern_onnx import trees_to_onnx
-
-    if name == "boosted":
-        from onnxmltools.convert import convert_xgboost
-        from onnxmltools.convert.common.data_types import FloatTensorType as XgboostFloats
-
-        rows = [("rows", XgboostFloats([None, sides.width]))]
-        converted = convert_xgboost(model, name=name, initial_types=rows, target_opset=15)
-    else:
-        from skl2onnx import convert_sklearn
-        from skl2onnx.common.data_types import FloatTensorType
-
-        converted = convert_sklearn(
-            model, name=name, initial_types=[("rows", FloatTensorType([None, sides.width]))], target_opset=15,
-            options={id(model): {"zipmap": False}},
-        )  # fmt: skip
-    return trees_to_onnx(converted, sides, width, name)
+def trees_file(arrays: Arrays, sides: MirrorLayout, width: int) -> bytes:
+    """Return trees over mirrored rows as the file of a member that reads rows (n, width) and makes (n, classes)."""
+    mirror = {"even": sides.even, "odd": sides.odd, "centres": sides.centres, "sides": sides.sides}
+    return npz_bytes(**{**arrays, **mirror, "columns": np.array(width)})
 
 
 def export(fitted: Any, data: Dataset, params: Params) -> Export:
@@ -295,13 +282,17 @@ def export(fitted: Any, data: Dataset, params: Params) -> Export:
     from pipelines.models.pattern_onnx import network_to_onnx
 
     width, gates = len(data.columns), [data.columns[i] for i in fitted.sides.sides]
-    files = {f"{name}.onnx": to_onnx(name, model, fitted.sides, width) for name, model in fitted.trees.items()}
-    files[f"{NETWORK}.onnx"] = network_to_onnx(fitted.network, STEPS, NETWORK)
+    files = {
+        "forest.npz": trees_file(forest_arrays(fitted.trees["forest"]), fitted.sides, width),
+        "boosted.npz": trees_file(boosted_arrays(fitted.trees["boosted"]), fitted.sides, width),
+        f"{NETWORK}.onnx": network_to_onnx(fitted.network, STEPS, NETWORK),
+    }
+    entries = {Path(file).stem: model_entry(file) for file in files}
     calibrations = {name: [as_json(line) for line in lines] for name, lines in fitted.calibrations.items()}
     files["calibration.json"] = json_bytes(calibrations)
     members = [
         {
-            "name": name, "file": f"{name}.onnx", "reads": "window" if name == NETWORK else "newest", "weight": 1.0,
+            "name": name, **entries[name], "reads": "window" if name == NETWORK else "newest", "weight": 1.0,
             "columns": [data.columns[i] for i in fitted.window] if name == NETWORK else list(data.columns),
         }
         for name in fitted.calibrations

@@ -1,6 +1,6 @@
-"""Export the recogniser's members as ONNX graphs with one output "probabilities" (n, classes), 0 for an absent class.
+"""Export the recogniser's network as an ONNX graph with one output "probabilities" (n, classes), 0 for an absent class.
 
-The graphs are written node by node with fixed names: the same model gives the same bytes.
+It is written node by node with fixed names: the same model gives the same bytes.
 """
 
 from typing import Any
@@ -10,9 +10,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pipelines.models.pattern_network import PatternNetwork
-from pipelines.models.pattern_rows import MirrorLayout
 
-OPSET, TREES_OPSET, IR = 15, 1, 8
+OPSET, IR = 15, 8
 
 
 class _Graph:
@@ -42,38 +41,9 @@ class _Graph:
             [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", classes])],
             self.weights,
         )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", TREES_OPSET)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
         onnx.checker.check_model(model)
         return bytes(model.SerializeToString(deterministic=True))
-
-
-def trees_to_onnx(trees: onnx.ModelProto, sides: MirrorLayout, width: int, name: str) -> bytes:
-    """Return the graph: rows (n, width) of the model's columns → `MirrorLayout.rows` → trees → (n, classes).
-
-    trees  a converted classifier with an input "rows" (n, sides.width) and an output "probabilities" (n, 2)
-    """
-    g, classes = _Graph(), len(sides.sides)
-    directions = g.node("Gather", ["rows", g.constant("sides", sides.sides)], "directions", axis=1)
-    last, middle = g.constant("last", np.array([2])), g.constant("middle", np.array([1]))
-    side = g.node("Unsqueeze", [directions, last], "side")
-    flat = g.node("Sub", [side, side], "flat")
-    even = g.node("Gather", ["rows", g.constant("even", sides.even)], "even_read", axis=1)
-    even = g.node("Add", [flat, g.node("Unsqueeze", [even, middle], "even_wide")], "even_rows")
-    odd = g.node("Gather", ["rows", g.constant("odd", sides.odd)], "odd_read", axis=1)
-    odd = g.node("Sub", [odd, g.constant("centres", sides.centres)], "odd_centred")
-    odd = g.node("Mul", [side, g.node("Unsqueeze", [odd, middle], "odd_wide")], "odd_rows")
-    others = g.node("Mul", [side, g.node("Unsqueeze", [directions, middle], "directions_wide")], "others")
-    one_hot = g.node("Add", [flat, g.constant("which", np.eye(classes, dtype=np.float32))], "one_hot")
-    wide = g.node("Concat", [even, odd, others, side, one_hot], "wide", axis=2)
-    g.node("Reshape", [wide, g.constant("flat_shape", np.array([-1, sides.width]))], "trees_rows")
-    inner = onnx.compose.add_prefix_graph(trees.graph, "trees_")
-    g.nodes.extend(inner.node)
-    g.weights.extend(inner.initializer)
-    yes = g.node("Gather", ["trees_probabilities", g.constant("yes", np.array(1))], "trees_yes", axis=1)
-    p = g.node("Reshape", [yes, g.constant("shape", np.array([-1, classes]))], "trees_p")
-    g.node("Mul", [p, g.node("Abs", [directions], "present")], "probabilities")
-    return g.bytes(name, ["n", width], classes)
 
 
 def network_to_onnx(network: PatternNetwork, steps: int, name: str) -> bytes:

@@ -20,11 +20,13 @@ from pipelines.models.base import Baseline, Dataset, Export, Log, ModelFamily, N
 from pipelines.models.baselines import always_base_rate, fit_logistic, log_loss_baseline, logistic
 from pipelines.models.calibration import Classifier, fit_calibration
 from pipelines.models.calibration_and_novelty import Calibration, as_json
-from pipelines.models.export import json_bytes
+from pipelines.models.export import json_bytes, npz_bytes
 from pipelines.models.losses import log_losses
 from pipelines.models.novelty import fit_novelty
+from pipelines.models.scorers import model_entry
 from pipelines.models.snapshot import bar_rows
 from pipelines.models.trees import fit_boosted, fit_forest
+from pipelines.models.trees_export import boosted_arrays, forest_arrays
 from pipelines.models.views import VIEWS, feature_view
 from pipelines.params import Params
 
@@ -192,22 +194,17 @@ def fit_others(rows: Any, data: Dataset, params: Params) -> dict[str, Classifier
 
 
 def to_onnx(name: str, model: Classifier, width: int) -> bytes:
-    """Return a classifier as ONNX: rows (n, width) float32 → "probabilities" (n, 2); the same model, the same bytes."""
-    if name == "xgboost":
-        from onnxmltools.convert import convert_xgboost
-        from onnxmltools.convert.common.data_types import FloatTensorType as XgboostFloats
+    """Return a scikit-learn classifier as ONNX: rows (n, width) float32 → "probabilities" (n, 2).
 
-        exported = convert_xgboost(
-            model, name=name, initial_types=[("rows", XgboostFloats([None, width]))], target_opset=15
-        )
-    else:
-        from skl2onnx import convert_sklearn
-        from skl2onnx.common.data_types import FloatTensorType
+    The same model gives the same bytes.
+    """
+    from skl2onnx import convert_sklearn
+    from skl2onnx.common.data_types import FloatTensorType
 
-        exported = convert_sklearn(
-            model, name=name, initial_types=[("rows", FloatTensorType([None, width]))], target_opset=15,
-            options={id(model): {"zipmap": False}},
-        )  # fmt: skip
+    exported = convert_sklearn(
+        model, name=name, initial_types=[("rows", FloatTensorType([None, width]))], target_opset=15,
+        options={id(model): {"zipmap": False}},
+    )  # fmt: skip
     return bytes(exported.SerializeToString())
 
 
@@ -216,14 +213,19 @@ def export(fitted: Any, data: Dataset, params: Params) -> Export:
     from pipelines.models.recurrent_onnx import recurrent_to_onnx
 
     steps = data.inputs(np.zeros(1, np.int64)).shape[1]
-    files = {f"{NETWORK}.onnx": recurrent_to_onnx(fitted.network, steps, NETWORK)}
-    files |= {f"{name}.onnx": to_onnx(name, model, len(fitted.newest)) for name, model in fitted.others.items()}
+    files = {
+        f"{NETWORK}.onnx": recurrent_to_onnx(fitted.network, steps, NETWORK),
+        "logistic.onnx": to_onnx("logistic", fitted.others["logistic"], len(fitted.newest)),
+        "random_forest.npz": npz_bytes(**forest_arrays(fitted.others["random_forest"])),
+        "xgboost.npz": npz_bytes(**boosted_arrays(fitted.others["xgboost"])),
+    }
+    entries = {Path(file).stem: model_entry(file) for file in files}
     files["calibration.json"] = json_bytes({name: [as_json(one)] for name, one in fitted.calibrations.items()})
     members = []
     for name in fitted.calibrations:
         is_network = name == NETWORK
         members.append({
-            "name": name, "file": f"{name}.onnx", "reads": "window" if is_network else "newest",
+            "name": name, **entries[name], "reads": "window" if is_network else "newest",
             "weight": float(is_network),
             "columns": [data.columns[i] for i in (fitted.window if is_network else fitted.newest)],
         })  # fmt: skip

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from pipelines.contracts import Arrays, Floats, JsonObject, Predictions
 from pipelines.models.calibration_and_novelty import (
@@ -15,10 +14,9 @@ from pipelines.models.calibration_and_novelty import (
     abstentions,
     calibration_from_json,
     check_shape,
-    open_session,
-    probabilities_of,
     read_novelty,
 )
+from pipelines.models.scorers import Scorer, open_scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +28,7 @@ class TabularModel:
     digest: str
     columns: tuple[str, ...]
     classes: tuple[str, ...]
-    session: onnxruntime.InferenceSession
+    scorer: Scorer
     calibration: Calibration
     novelty: Novelty
     golden: Arrays
@@ -39,7 +37,7 @@ class TabularModel:
 
     def raw(self, rows: Floats) -> Floats:
         """Return (n,) probabilities of class 1 by the exported model, before calibration."""
-        return np.asarray(probabilities_of(self.session, rows)[:, 1], dtype=np.float64)
+        return self.scorer.probabilities(rows)[:, -1]
 
     def predict(self, rows: Floats) -> Predictions:
         """Return predictions of rows (n, k); NaN = missing, which abstains. Raises BadShape."""
@@ -56,12 +54,12 @@ class TabularModel:
 
 
 def load(path: Path, identity: BundleIdentity, schema: JsonObject, golden: Arrays) -> TabularModel:
-    """Return the model of a verified bundle of kind "tabular"."""
+    """Return the model of a verified bundle of kind "tabular"; up to 0.13.0 its schema named no model file."""
     return TabularModel(
         **identity,
         columns=tuple(schema["columns"]),
         classes=tuple(schema["classes"]),
-        session=open_session(path / "model.onnx"),
+        scorer=open_scorer(path, schema.get("model", {"file": "model.onnx"}), len(schema["columns"])),
         calibration=calibration_from_json(json.loads((path / "calibration.json").read_text())),
         novelty=read_novelty(path / "novelty.npz"),
         golden=golden,

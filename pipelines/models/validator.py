@@ -14,10 +14,12 @@ from pipelines.labels.weights import effective_rows
 from pipelines.models.base import Baseline, Dataset, Export, HalfLife, Log, ModelFamily
 from pipelines.models.baselines import always_base_rate, log_loss_baseline, logistic
 from pipelines.models.calibration import Calibrated, export_calibrated, fit_calibrated, raw
+from pipelines.models.export import npz_bytes
 from pipelines.models.losses import log_losses
 from pipelines.models.novelty import fit_novelty
 from pipelines.models.snapshot import pooled_labels
 from pipelines.models.trees import fit_boosted
+from pipelines.models.trees_export import boosted_arrays
 from pipelines.params import Params
 
 if TYPE_CHECKING:
@@ -115,20 +117,10 @@ def fit(data: Dataset, params: Params, embargo_s: float, log: Log) -> Calibrated
     )
 
 
-def to_onnx(model: "XGBClassifier", width: int) -> bytes:
-    """Return the trees as ONNX, rows (n, width) float32; the same model gives the same bytes."""
-    # named explicitly: the converter's default name is random
-    from onnxmltools.convert import convert_xgboost
-    from onnxmltools.convert.common.data_types import FloatTensorType
-
-    rows = [("rows", FloatTensorType([None, width]))]
-    exported = convert_xgboost(model, name="validator", initial_types=rows, target_opset=15)
-    return bytes(exported.SerializeToString())
-
-
 def export(fitted: Any, data: Dataset, params: Params) -> Export:
     """Return the export of a `Calibrated` validator."""
-    return export_calibrated(to_onnx(fitted.model, len(data.columns)), fitted.calibration, VALIDATOR.classes)
+    content = npz_bytes(**boosted_arrays(fitted.model))
+    return export_calibrated("model.npz", content, fitted.calibration, VALIDATOR.classes)
 
 
 def contributions(fitted: Any, rows: Floats) -> Floats:

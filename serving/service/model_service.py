@@ -39,7 +39,7 @@ require_home()  # before anything of a home is made
 trace_worker(BentoMLContainer, "bellwether-models")  # before BentoML builds its server
 log = logging.getLogger("bellwether.models")
 MAX_BATCH_BODY = 1 << 25  # bytes; all families of 256 symbols take about 12 MB
-DEVICE = "cpu"  # the bundles of today run on onnxruntime's CPU provider
+DEVICE = "cpu"  # of every runtime of today's bundles (pipelines/models/scorers.py:RUNTIMES)
 PROTECTED = ("/predict", "/predict_batch")
 READS = ("/models", "/ready")
 

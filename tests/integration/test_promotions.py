@@ -99,7 +99,7 @@ def test_the_command_refuses_it_too_with_one_line_and_exit_code_1(stack, first, 
 
 def corrupted(bundle, published):
     """The registry promised other bytes than it now holds."""
-    (published() / "model.onnx").write_bytes(b"not what was judged")
+    (published() / "model.npz").write_bytes(b"not what was judged")
 
 
 def of_another_schema(bundle, published):
@@ -109,7 +109,7 @@ def of_another_schema(bundle, published):
 
 
 def made_of_pickle(bundle, published):
-    (bundle / "model.onnx").rename(bundle / "model.pkl")
+    (bundle / "model.npz").rename(bundle / "model.pkl")
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,19 @@ from support.earlier_bundle import as_release_0_5
 from pipelines.errors import BadShape, BundleError, DigestMismatch, GoldenMismatch, UnsafeBundle
 from pipelines.models.base import present_columns
 from pipelines.models.calibration import export_calibrated, fit_calibration, raw
-from pipelines.models.export import seal_bundle, write_bundle
+from pipelines.models.export import npz_bytes, seal_bundle, write_bundle
 from pipelines.models.novelty import fit_novelty
 from pipelines.models.reference import read_reference, reference_files
 from pipelines.models.runtime import check_golden, load_bundle
-from pipelines.models.validator import fit_trees, to_onnx
+from pipelines.models.trees_export import boosted_arrays
+from pipelines.models.validator import fit_trees
 from pipelines.settings import load_params
 
 COLUMNS = [f"c{i}" for i in range(6)]
+
+
+def file_of(native):
+    return npz_bytes(**boosted_arrays(native))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def bundle(tmp_path, market, native):
     calibration = fit_calibration(raw(native, rows[1500:]), y[1500:], np.ones(1000))
     digest = write_bundle(
         tmp_path / "b", family="validator", card="# card\n",
-        export=export_calibrated(to_onnx(native, 6), calibration, ("target_first",)),
+        export=export_calibrated("model.npz", file_of(native), calibration, ("target_first",)),
         novelty=fit_novelty(rows[:1500], 0.999), inputs=rows[:1500],
         schema={"columns": COLUMNS, "dropped": {}, "loss_params": {}},
     )  # fmt: skip
@@ -64,7 +69,8 @@ def test_a_bundle_keeps_its_drift_reference_under_its_digest_and_serves_with_or_
     digest = write_bundle(
         tmp_path / "with", family="validator", card="# card\n",
         export=export_calibrated(
-            to_onnx(native, 6), fit_calibration(raw(native, rows[1500:]), y[1500:], np.ones(1000)), ("target_first",)
+            "model.npz", file_of(native), fit_calibration(raw(native, rows[1500:]), y[1500:], np.ones(1000)),
+            ("target_first",),
         ),
         novelty=fit_novelty(rows[:1500], 0.999), inputs=rows[:1500],
         schema={"columns": COLUMNS, "dropped": {}, "loss_params": {}},
@@ -83,7 +89,7 @@ def test_a_model_is_served_under_the_classes_of_its_bundle(bundle):
 
 
 def test_the_same_model_exports_to_the_same_bytes(native):
-    assert to_onnx(native, 6) == to_onnx(native, 6)
+    assert file_of(native) == file_of(native)
 
 
 def test_a_calibrated_probability_is_close_to_the_truth_and_above_its_lower_bound(bundle, market):
@@ -112,10 +118,10 @@ def test_a_missing_feature_and_a_novel_row_abstain_with_their_reason(bundle):
 
 def test_a_changed_byte_is_refused(bundle):
     path, digest = bundle
-    weights = bytearray((path / "model.onnx").read_bytes())
+    weights = bytearray((path / "model.npz").read_bytes())
     weights[-1] ^= 1
-    (path / "model.onnx").write_bytes(bytes(weights))
-    with pytest.raises(DigestMismatch, match=r"model\.onnx"):
+    (path / "model.npz").write_bytes(bytes(weights))
+    with pytest.raises(DigestMismatch, match=r"model\.npz"):
         load_bundle(path, digest)
 
 

@@ -22,6 +22,7 @@ from pipelines.data.alignment import align
 from pipelines.data.timeframes import Grid
 from pipelines.experiments.assignment import Assignment, Stage
 from pipelines.features.catalog import FEATURES
+from pipelines.models.scorers import ONNX, RUNTIMES
 from pipelines.settings import Settings, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
@@ -50,6 +51,7 @@ SPLITS = (2, 3)  # of the promotions: after these an experiment splits the close
 PARAMS = load_params()
 TIER = Tier(2, "TIER_2: validator champion decides")
 MISSES = {0.1: None, 0.2: -0.9, 0.3: -0.7}  # bias of a bundle → what it says a missed target returns, in ATR
+COMPILED = {0.2}  # biases of the bundles of compiled trees; the others name no runtime, as up to 0.13.0
 
 
 def bars_of(n):
@@ -109,7 +111,8 @@ def installation(tmp_path_factory):
     here = ~np.isnan(rows).any(axis=0)
     columns = tuple(np.array(VALIDATOR_COLUMNS)[here].tolist())
     digests = [
-        make_bundle(home / "bundles", columns, rows[:, here], bias, miss_atr=miss) for bias, miss in MISSES.items()
+        make_bundle(home / "bundles", columns, rows[:, here], bias, miss_atr=miss, trees=bias in COMPILED)
+        for bias, miss in MISSES.items()
     ]
     for version, digest in enumerate(digests, 1):
         store.add_promotion(line(str(version), digest))
@@ -157,6 +160,12 @@ def installation(tmp_path_factory):
     store.close()
 
 
+def runtime_of(installation, digest):
+    """The runtime that the bundle of a recorded decision is opened with."""
+    schema = json.loads((installation.settings.bundles / digest / "schema.json").read_text())
+    return schema.get("model", {}).get("runtime", ONNX)
+
+
 @pytest.fixture(scope="module")
 def records(installation):
     """Every stored decision, read once."""
@@ -167,6 +176,7 @@ def test_ten_thousand_decisions_over_several_promotions_come_out_the_same_to_the
     found = replay_decisions(installation, records)
     assert found.to_dict() == found.to_dict() | {"decisions": DECISIONS, "equal": DECISIONS, "bit_for_bit": True}
     assert len(found.champions) == 3
+    assert {runtime_of(installation, digest) for _, digest in found.champions} == set(RUNTIMES)
     assert {record.decision.arm for record in records} == {"champion", "challenger"}
     assert len(found.generations) == DECISIONS // EVERY
     assert len(found.warm_starts) == 2

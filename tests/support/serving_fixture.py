@@ -77,6 +77,18 @@ def onnx_bytes(width: int, bias: float = 0.1, broken: bool = False) -> bytes:
     return bytes(model.SerializeToString())
 
 
+def tree_bytes(width: int, bias: float) -> bytes:
+    """Return compiled trees of `width` columns, (n, width) → (n, 1): three tests of the first two columns."""
+    from pipelines.models.export import npz_bytes
+
+    return npz_bytes(
+        feature=np.array([0, 1, -1, -1, -1, width, -1, -1], np.int32), roots=np.array([0, 5], np.int32),
+        threshold=np.array([0.1, 0.0, 0, 0, 0, -0.1, 0, 0], np.float32), base=np.float32(bias),
+        value=np.array([0, 0, 0.3, -0.2, 0.1, 0, -0.4, 0.2], np.float32), link=np.array("logistic"),
+        columns=np.array(width),
+    )  # fmt: skip
+
+
 def make_bundle(
     bundles: Path,
     columns: tuple[str, ...],
@@ -86,16 +98,19 @@ def make_bundle(
     broken: bool = False,
     miss_atr: float | None = None,
     symbols: tuple[str, ...] = (),
+    trees: bool = False,
 ) -> str:
     """Write a real bundle under its digest and return the digest.
 
     symbols  it was trained on; empty: a bundle up to release 0.10, of `symbol` alone
     miss_atr  what its training rows returned that missed the target; None: a bundle of release 0.5.0 has none
+    trees  its model are compiled trees; else an ONNX graph, in a bundle that names no runtime, as up to 0.13.0
     broken  it passes every check and fails at predict, since its golden rows are too novel to reach the model
     """
     from pipelines.models.base import Export
     from pipelines.models.calibration_and_novelty import Calibration, Novelty, as_json
     from pipelines.models.export import json_bytes, write_bundle
+    from pipelines.models.scorers import model_entry
 
     draft = bundles / f"draft-{bias}"
     novelty = Novelty(rows.mean(axis=0), np.linalg.pinv(np.cov(rows.T) + 1e-9 * np.eye(len(columns))), 100.0)
@@ -105,10 +120,14 @@ def make_bundle(
         export=Export(
             "tabular",
             {
-                "model.onnx": onnx_bytes(len(columns), bias, broken),
+                **(
+                    {"model.npz": tree_bytes(len(columns), bias)}
+                    if trees
+                    else {"model.onnx": onnx_bytes(len(columns), bias, broken)}
+                ),
                 "calibration.json": json_bytes(as_json(Calibration(1.0, 0.0, np.eye(2) * 1e-6))),
             },
-            {"classes": ["target_first"], "steps": 1},
+            {"classes": ["target_first"], "steps": 1, **({"model": model_entry("model.npz")} if trees else {})},
         ),
         novelty=novelty,
         schema={"columns": list(columns), "dropped": {}, "decision_timeframe": "15m"}

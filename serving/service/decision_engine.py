@@ -21,6 +21,7 @@ from serving.service.alarm_queue import AlarmQueue, report_poll
 from serving.service.breaker_watch import BreakerWatch
 from serving.service.decider import Decider
 from serving.service.decision_memory import DecisionMemory
+from serving.service.decision_stream import DecisionStream
 from serving.service.fill_booking import FillBooking
 from serving.service.flow_watcher import FlowWatcher
 from serving.service.home_store import open_store
@@ -48,8 +49,12 @@ class DecisionEngine:
     Build it outside or inside an event loop; `start`, `stop` and every call belong to one loop.
     """
 
-    def __init__(self, where: Settings, params: Params) -> None:
-        """Open the store and restore the account. Raises what the store raises where it cannot be opened."""
+    def __init__(self, where: Settings, params: Params, stream: DecisionStream | None = None) -> None:
+        """Open the store and restore the account. Raises what the store raises where it cannot be opened.
+
+        stream  where decisions are published once they are durable
+        """
+        self._stream = stream or DecisionStream()
         self._params, self._policy = params, policy_of(params)
         self._store = open_store(where, SERVICE_WAIT_MS)
         self._store.add_parameters(self._policy.digest, self._policy.content, utc_now())
@@ -57,7 +62,7 @@ class DecisionEngine:
         weights = OnlineWeightsStore(where.serving_dir / ONLINE_WEIGHTS_FILE, params)
         self._model_client = model_client(where, params)
         self._alarms, self._executor = AlarmQueue(), StoreExecutor()
-        self._ledger = Ledger(self._store)
+        self._ledger = Ledger(self._store, self._stream.publish)
         check = functools.partial(disagreement, self._store, where.home)
         self._slots = ModelSlots(where.serving_dir, where.bundles, self._alarms.raise_alarm, disagreement=check)
         self._symbols = Symbols()
@@ -159,10 +164,12 @@ class DecisionEngine:
         """Poll once, then go on polling in the background."""
         await self._watcher.poll()
         serve_from_now_on()
+        self._stream.open(self._store)
         self._watcher.start()
 
     async def stop(self) -> None:
         """Stop polling, write what is queued, close everything."""
+        self._stream.close()
         await self._watcher.stop()
         if self._model_client is not None:
             await self._model_client.close()

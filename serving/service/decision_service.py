@@ -19,11 +19,14 @@ from serving.service.answers import (
     ObserveCallResponse,
     OutcomeResponse,
     answer,
-    decisions_answer,
+    decisions_response,
     json_endpoint,
     observations_answer,
 )
+from serving.service.connection_limits import GuardedProtocol
 from serving.service.decision_engine import DecisionEngine
+from serving.service.decision_stream import PATH as STREAM_PATH
+from serving.service.decision_stream import DecisionStream
 from serving.service.fair_queue import decision_lanes
 from serving.service.http_guard import json_response
 from serving.service.http_stack import add_http_stack
@@ -49,6 +52,7 @@ require_home()  # before anything of a home is made
 
 P = ParamSpec("P")
 PROTECTED = ("/observe", "/decide", "/outcome", "/fill")
+STREAM = DecisionStream()  # of this process; its middleware is there before the service is
 READS = ("/features", "/models", "/status", "/risk", "/account", "/ready")
 
 
@@ -94,7 +98,7 @@ class DecisionService:
         restrict()
         with starting():
             where = settings()
-            self._engine = DecisionEngine(where, load_params(where.params_file))
+            self._engine = DecisionEngine(where, load_params(where.params_file), STREAM)
 
     @bentoml.on_startup
     async def start(self) -> None:
@@ -122,7 +126,7 @@ class DecisionService:
     async def decide(self, request: DecideRequest) -> Any:
         """Decide on the newest closed bar of one symbol or many; the same bar gives the same answer."""
         names = request.symbols or [str(request.symbol)]
-        return decisions_answer(request, await self._engine.decider.decide_all(names))
+        return decisions_response(request, await self._engine.decider.decide_all(names))
 
     @bentoml.api(route="/outcome", input_spec=OutcomeRequest, output_spec=OutcomeResponse)
     @json_endpoint(OutcomeRequest)
@@ -187,9 +191,11 @@ add_http_stack(
     text="Send closed bars, books and context; request a decision. Every answer gives its reasons and is durable "
     "before it leaves. observe, decide, outcome and fill need the key (artifacts/write_key): press Authorize, or open "
     "this page with `bellwether open decision`.",
-    protected_paths=PROTECTED,
+    protected_paths=(*PROTECTED, STREAM_PATH),
     reads=READS,
     queries=tuple(QUERIES),
     lanes=decision_lanes(),
+    stream=STREAM,
     larger_bodies={"/observe": MAX_OBSERVE_BODY},
 )
+GuardedProtocol.on_shutdown.append(STREAM.close)  # the server waits for every response before the service stops

@@ -40,9 +40,12 @@ class _Entry:
 class Ledger:
     """Own the writing thread; `close()` writes the queue and ends it. Futures raise what the store raised."""
 
-    def __init__(self, store: Store) -> None:
-        """Start the writing thread."""
-        self._store = store
+    def __init__(self, store: Store, publish: Callable[[int, Decision], None] | None = None) -> None:
+        """Start the writing thread.
+
+        publish  takes each durable decision with its sequence number, in the ledger's order, on that thread
+        """
+        self._store, self._publish = store, publish
         self._queue: SimpleQueue[tuple[_Entry, ...] | None] = SimpleQueue()
         self._closed = False
         self._order = threading.Lock()  # keeps the end mark the last item of the queue
@@ -50,17 +53,29 @@ class Ledger:
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
 
-    def append(self, decision: Decision, features: bytes, signals: bytes) -> "Future[None]":
-        """Return a future, done when the decision and its input bytes are durable; StoredAlready if its id exists."""
+    def append(self, decision: Decision, features: bytes, signals: bytes) -> "Future[int]":
+        """Return a future of its sequence number, done when the decision and its input bytes are durable.
+
+        It raises StoredAlready if its id exists.
+        """
         return self.append_all([DecisionRecord(decision, features, signals)])[0]
 
-    def append_all(self, records: Sequence[DecisionRecord]) -> "list[Future[None]]":
+    def append_all(self, records: Sequence[DecisionRecord]) -> "list[Future[int]]":
         """Return a future for each decision, as `append`; all are written in one transaction, a refused one alone."""
-        return self._put_all([functools.partial(self._add_decision, record) for record in records])
+        return self._put_all(
+            [functools.partial(self._add_decision, record) for record in records],
+            [functools.partial(self._written, record.decision) for record in records],
+        )
 
-    def _add_decision(self, record: DecisionRecord, within: Transaction | None) -> None:
-        """Write one decision."""
-        self._store.add_decisions([record], within)
+    def _add_decision(self, record: DecisionRecord, within: Transaction | None) -> int:
+        """Write one decision; return its sequence number."""
+        (seq,) = self._store.add_decisions([record], within)
+        return seq
+
+    def _written(self, decision: Decision, done: "Future[int]") -> None:
+        """Publish a decision whose write has ended well; runs on the writing thread, in the order of the numbers."""
+        if self._publish is not None and done.exception() is None:
+            self._publish(done.result(), decision)
 
     def observe(self, batch: BarBatch) -> "Future[int]":
         """Return a future of the number of new bars, done when they are durable."""
@@ -102,12 +117,21 @@ class Ledger:
         """Queue a write; raise ServiceDown after `close`."""
         return self._put_all([write])[0]
 
-    def _put_all(self, writes: Sequence[Callable[[Transaction | None], T]]) -> "list[Future[T]]":
-        """Queue writes that share one transaction; raise ServiceDown after `close`."""
+    def _put_all(
+        self,
+        writes: Sequence[Callable[[Transaction | None], T]],
+        then: "Sequence[Callable[[Future[T]], None]]" = (),
+    ) -> "list[Future[T]]":
+        """Queue writes that share one transaction; raise ServiceDown after `close`.
+
+        then  what is called with the future of each before its caller hears of it; none by default
+        """
         entries: list[_Entry] = []
-        for write in writes:
+        for i, write in enumerate(writes):
             done: Future[T] = Future()
             done.set_running_or_notify_cancel()  # a caller that stops waiting does not cancel the write
+            if then:
+                done.add_done_callback(then[i])
             entries.append(_Entry(write, done))
         with self._order:
             if self._closed:

@@ -19,6 +19,7 @@ from pipelines.store.engine import LOOKUP, between, known, lock_row
 from pipelines.store.record_parts import RecordParts
 
 _IN_RECORD = {"payload": {}, "features": b"", "signals": b""}  # columns of rows before revision 0008
+_NEWEST_NUMBER = f"SELECT max(seq) FROM {t.decisions.name}"
 _NUMBERING_LOCK = 0x64656369  # any fixed number: two PostgreSQL clients must not number decisions at once
 _OUTCOME = [t.outcomes.c[f.name] for f in fields(Outcome)]
 _RECEIVED = sa.func.coalesce(t.outcomes.c.ingested_at, t.outcomes.c.resolved_at, type_=t.UtcTime())
@@ -99,7 +100,7 @@ class DecisionStore(RecordParts):
             return self._numbering[1]
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_NUMBERING_LOCK})")
-        return int(connection.scalar(sa.select(sa.func.max(t.decisions.c.seq))) or 0)
+        return int(connection.exec_driver_sql(_NEWEST_NUMBER).scalar() or 0)  # as text: a third of the time
 
     def newest_sequence(self) -> int:
         """Return the sequence number of the newest decision, 0 where none has one."""

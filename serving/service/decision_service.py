@@ -189,8 +189,8 @@ add_http_stack(
     tool="decision",
     title="Bellwether decisions",
     text="Send closed bars, books and context; request a decision. Every answer gives its reasons and is durable "
-    "before it leaves. observe, decide, outcome and fill need the key (artifacts/write_key): press Authorize, or open "
-    "this page with `bellwether open decision`.",
+    "before it leaves. observe, decide, outcome, fill and the stream of decisions need the key (artifacts/write_key): "
+    "press Authorize, or open this page with `bellwether open decision`.",
     protected_paths=(*PROTECTED, STREAM_PATH),
     reads=READS,
     queries=tuple(QUERIES),

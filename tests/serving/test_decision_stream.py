@@ -13,11 +13,13 @@ import uvicorn
 from pydantic import SecretStr
 from support.records import DECISION
 
+from bellwether.cli import history
 from benchmarks.ports import free_ports
-from pipelines.errors import InputError, ServiceDown, StoredAlready
+from pipelines.errors import BadValues, InputError, ServiceDown, StoredAlready
 from pipelines.settings import Settings
 from pipelines.store import Store
 from serving import stream_client
+from serving.client import Client
 from serving.service import decision_stream
 from serving.service.answers import decision_json
 from serving.service.connection_limits import GuardedProtocol
@@ -38,7 +40,8 @@ class Service:
     def __init__(self, home):
         self.store, self.stream = Store.open(f"sqlite:///{home / 'store.db'}"), DecisionStream()
         self.ledger, (self.port,), self.made = Ledger(self.store, self.stream.publish), free_ports(1), 0
-        where = Settings(home=home, write_key=SecretStr("test-key"), store_url="")
+        where = Settings(home=home, write_key=SecretStr("test-key"), store_url="", decision_port=self.port)
+        self.where = where
         route = HttpRules(StreamRoute(self.other, self.stream), "", "", (), ())
         self.app = RequestLog(Guard(route, tool="decision", where=where))
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers=KEY, timeout=SOON_S)
@@ -94,7 +97,8 @@ def test_without_the_key_nothing_is_streamed(service):
 
 def test_decisions_come_in_the_order_of_the_ledger_as_decide_answers_them(service):
     service.append(10)
-    read = list(islice(read_stream(service.http, 0), 10))
+    with Client(service.where) as client:
+        read = list(islice(client.stream(after=0), 10))
     assert [seq for seq, _ in read] == list(range(1, 11))
     stored = service.store.decisions_after(0, 100)
     assert [one.decision.id for _, one in stored] == [decision["id"] for _, decision in read]
@@ -130,6 +134,23 @@ def test_a_reader_without_a_place_begins_with_the_next_decision(service):
         assert list(islice(lines, 2)) == ["retry: 1000", "id: 3"]
         service.append()
         assert list(islice(lines, 3)) == ["", "id: 4", "event: decision"]
+
+
+def test_the_command_follows_a_market_a_line_each_until_it_is_interrupted(service, monkeypatch, capsys):
+    def until_interrupted(http, after):
+        yield from islice(read_stream(http, after), 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("serving.client.read_stream", until_interrupted)
+    monkeypatch.setattr(history, "settings", lambda: service.where)
+    service.append(3)[-1].result(SOON_S)
+    history.decisions(DECISION.symbol, follow=True, after=0, as_json=True)
+    assert [json.loads(line)["seq"] for line in capsys.readouterr().out.splitlines()] == [1, 2, 3]
+    history.decisions("BTC/USDT", follow=True, after=0)
+    assert capsys.readouterr().out == ""
+    for wrong in ({"follow": True, "since": "2024-01-01"}, {"after": 3}):
+        with pytest.raises(BadValues, match="--follow"):
+            history.decisions(**wrong)
 
 
 def test_a_place_that_is_none_is_refused_with_what_to_send(service):

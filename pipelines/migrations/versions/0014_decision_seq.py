@@ -17,9 +17,10 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the column. Refuse where it holds a number: the roots of the chain cover it."""
-    numbered = sa.table("decisions", sa.column("seq")).c.seq
-    if op.get_bind().scalar(sa.select(sa.func.count(numbered))):
+    """Drop the column. Refuse where the chain may cover a number: it has a root, and there is a number."""
+    kind, seq = sa.table("chain", sa.column("kind")).c.kind, sa.table("decisions", sa.column("seq")).c.seq
+    roots = sa.select(sa.func.count(kind)).where(kind.in_(("decisions", "pruned")))
+    if op.get_bind().scalar(roots) and op.get_bind().scalar(sa.select(sa.func.count(seq))):
         raise NotImplementedError("the chain covers the order of decisions: restore a backup of the release before")
     op.drop_index("decisions_seq", "decisions")
     op.drop_column("decisions", "seq")

@@ -198,4 +198,4 @@ add_http_stack(
     stream=STREAM,
     larger_bodies={"/observe": MAX_OBSERVE_BODY},
 )
-GuardedProtocol.on_shutdown.append(STREAM.close)  # the server waits for every response before the service stops
+GuardedProtocol.on_shutdown.append(STREAM.end)  # the server waits for every response before the service stops

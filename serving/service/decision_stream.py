@@ -80,11 +80,15 @@ class DecisionStream:
         self._executor = StoreExecutor()  # of its own: a reader's slow page stops no decision
         self._closing, self._news = self._loop.create_future(), self._loop.create_future()
 
-    def close(self) -> None:
+    def end(self) -> None:
         """End every stream and take no other, until it is opened again."""
         self._loop = None
         if self._closing is not None and not self._closing.done():
             self._closing.set_result(None)
+
+    def close(self) -> None:
+        """End every stream, and read the ledger no more."""
+        self.end()
         if self._executor is not None:
             self._executor.close()
 

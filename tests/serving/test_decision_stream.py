@@ -53,10 +53,11 @@ class Service:
         self.stream.open(self.store)
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        self.stream.close()
         await send({"type": "lifespan.shutdown.complete"})
 
     def start(self):
-        protocol = type("Protocol", (GuardedProtocol,), {"on_shutdown": [self.stream.close]})
+        protocol = type("Protocol", (GuardedProtocol,), {"on_shutdown": [self.stream.end]})
         config = uvicorn.Config(
             self.app, port=self.port, http=protocol, log_config=None, timeout_graceful_shutdown=int(SOON_S / 2)
         )

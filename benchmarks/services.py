@@ -132,11 +132,14 @@ def time_calls(at: Served, settings: Settings, closes: int, rivals: Sequence[Pee
                 continue
             for symbol in SYMBOLS:
                 took["observe"].append(timed_ms(partial(client.observe, symbol, bars)))
-            for symbol in SYMBOLS:
-                took["decide"].append(timed_ms(partial(client.decide, symbol)))
-                took["alive"].append(timed_ms(lambda: bare.get(f"{settings.decision_url}/livez").raise_for_status()))
-                for peer in measured:
-                    took[peer.name].append(timed_ms(partial(peer.predict, bare)))
+            for j, symbol in enumerate(SYMBOLS):
+                calls: list[tuple[str, Callable[[], Any]]] = [
+                    ("decide", partial(client.decide, symbol)),
+                    ("alive", lambda: bare.get(f"{settings.decision_url}/livez").raise_for_status()),
+                    *((peer.name, partial(peer.predict, bare)) for peer in measured),
+                ]
+                for name, call in calls if j % 2 else reversed(calls):
+                    took[name].append(timed_ms(call))
     return {name: np.array(each) for name, each in took.items()}
 
 

@@ -1,16 +1,17 @@
-"""Time one whole decision in this process: features, signals, both arms, fusion, risk, durable on SQLite.
+"""Time what the decision service does at a close of four symbols, in this process: four families, both arms, durable.
 
-Compared with the usual way at its cheapest: nine indicators recomputed with pandas over the last bars and the native
-models of both arms; signals, category scores, fusion, risk and ledger are the same code.
+Bars are stored and folded, every model of both arms answers, fusion, risk, and the decision is durable. Compared: one
+batch with a symbol at a time, and one symbol with the usual way at its cheapest, which is nine indicators recomputed
+with pandas over the last bars and the native model of one family in both arms, with no policy and nothing stored.
 
 Run: python -m benchmarks decision
 """
 
+import asyncio
+import json
 import tempfile
 import time
-from collections import deque
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,125 +19,132 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.features import WINDOW, with_pandas
-from benchmarks.fixture import FAMILY, Fixture, by_decision_bar, fixture
+from benchmarks.fixture import by_decision_bar, fixture
+from benchmarks.four_families import Served, four_families, of_symbols
 from benchmarks.inference import native
 from benchmarks.measured import Row, pairs, spread
-from pipelines.contracts import BAR_FIELDS, Decision, Floats, utc
+from pipelines.contracts import BAR_FIELDS, Floats, JsonObject
 from pipelines.data.timeframes import Grid, resample
 from pipelines.models.calibration import raw
-from pipelines.models.tabular import TabularModel
-from pipelines.params import Params
-from pipelines.store import Store
-from pipelines.warm_start import read_warm_start
-from serving.inference.model_slots import ModelSlots, Snapshot
-from serving.policy.decide import decide
-from serving.policy.decision_row import policy_of
-from serving.risk.exposure import AssetCloses, scenarios_of
-from serving.state.account import Account
-from serving.state.ledger import Ledger
-from serving.state.symbols import ClosedBar, Symbol
-from serving.state.tiers import Tier
+from pipelines.models.runtime import load_bundle
+from pipelines.params import ModelsParams, Params
+from pipelines.settings import Settings
+from serving.client import bar_json
+from serving.service.answers import decisions_answer, observations_answer
+from serving.service.decision_engine import DecisionEngine
+from serving.service.schemas import DecideRequest, ObserveBatchRequest, ObserveRequest
 
-TIER = Tier(2, "TIER_2: validator champion decides")
-PARTS = ("features and signals", "models, fusion, risk", "durable in the ledger")
+SYMBOLS = ("S00/USDT", "S01/USDT", "S02/USDT", "S03/USDT")
+CLOSES, WARM = 200, 8  # decision bars that are timed; those before them, which load code
+OBSERVE, DECIDE = 0, 1
+CPU, WALL = 0, 1
 
-
-@dataclass(frozen=True, slots=True)
-class NativeModel(TabularModel):
-    """Evaluate the same model with the library that trained it."""
-
-    trees: Any = None
-
-    def raw(self, rows: Floats) -> Floats:
-        """Return the raw scores (n,) of rows (n, k) from the native trees."""
-        return raw(self.trees, rows)
+Close = Callable[[DecisionEngine, Sequence[str], Sequence[JsonObject]], Awaitable[Floats]]
 
 
-def with_native_models(snapshot: Snapshot, at: Fixture) -> Snapshot:
-    """Return the same slots with native models in place of the exported ones."""
-    slots = {}
-    for (family, arm), slot in snapshot.slots.items():
-        params: Params = at.params.model_copy(update={"seed": at.params.seed + at.digests.index(slot.digest)})
-        values = {field.name: getattr(slot.model, field.name) for field in fields(TabularModel)}
-        slots[family, arm] = replace(slot, model=NativeModel(**values, trees=native(at, slot.model.columns, params)[0]))
-    return replace(snapshot, slots=slots)
+async def clocked(call: Callable[[], Awaitable[object]]) -> tuple[float, float]:
+    """Return the milliseconds of one call: CPU time of this process, in which other work does not count, and wall."""
+    started = time.process_time(), time.perf_counter()
+    await call()
+    return (time.process_time() - started[CPU]) * 1e3, (time.perf_counter() - started[WALL]) * 1e3
 
 
-class DecisionPath:
-    """Run what the decision service does between a closed bar and its answer, without HTTP."""
+async def batched(engine: DecisionEngine, symbols: Sequence[str], sent: Sequence[JsonObject]) -> Floats:
+    """Observe and decide one close of all symbols in two calls; return ms (1, OBSERVE or DECIDE, CPU or WALL)."""
 
-    def __init__(self, at: Fixture, snapshot: Snapshot, store: Store) -> None:
-        """Start from the fixture's warm start, with an empty account and a ledger on `store`."""
-        self.params, self.snapshot = at.params, snapshot
-        self.symbol = Symbol(read_warm_start(Path(at.warm["path"]), at.warm["digest"]))
-        self.policy, self.ledger = policy_of(at.params), Ledger(store)
-        closes = AssetCloses(self.symbol.grid, self.symbol.warm.closes)
-        scenarios = scenarios_of({self.symbol.name: closes}, at.params.labels.horizon_bars, at.params.risk.tail)
-        self.account = Account(scenarios=scenarios, newest_closes=lambda _: self.symbol.closes)
-        self.n = 0
+    async def observe() -> None:
+        """Take the bars of all symbols, JSON to JSON."""
+        request = ObserveBatchRequest.model_validate_json(json.dumps({"observations": sent}))
+        observed = await engine.intake.observe_all(request.observations)
+        json.dumps(observations_answer(request, observed))
 
-    def decide(self, snapshot: Snapshot) -> Decision:
-        """Return the decision at the newest close with the models of `snapshot`; nothing is stored."""
-        close, self.n = utc(self.symbol.closed.close_time), self.n + 1
-        portfolio = partial(self.account.portfolio, close, self.symbol.name)
-        return decide(
-            self.symbol, snapshot, self.policy, portfolio, (), tier=TIER, id=f"{self.n}", known_at=close,
-            now=close,
-        )  # fmt: skip
+    async def decide() -> None:
+        """Decide on all symbols, JSON to JSON."""
+        asked = DecideRequest(symbols=list(symbols))
+        json.dumps(decisions_answer(asked, await engine.decider.decide_all(symbols)))
 
-    def store(self, decision: Decision) -> None:
-        """Append the decision with its feature and signal bytes, and wait until it is durable."""
-        closed: ClosedBar = self.symbol.closed
-        self.ledger.append(decision, closed.features.tobytes(), closed.signals.tobytes()).result()
+    return np.array([[await clocked(observe), await clocked(decide)]])
 
 
-def timed(path: DecisionPath, bars: Floats, recomputed: Snapshot) -> tuple[Floats, Floats, Floats]:
-    """Time m decision bars: microseconds (m, 3) by PARTS, of the usual way (m,) with NaN where there is no event, and
-    whether each bar had an event (m,).
-    """
-    took, usual, event = np.empty((len(bars), 3)), np.full(len(bars), np.nan), np.zeros(len(bars))
-    seen: deque[Floats] = deque(bars[:WINDOW], WINDOW)
-    for i, bar in enumerate(bars):
-        marks = [time.perf_counter()]
-        path.symbol.on_bar(bar)
-        marks.append(time.perf_counter())
-        decision = path.decide(path.snapshot)
-        marks.append(time.perf_counter())
-        path.store(decision)
-        marks.append(time.perf_counter())
-        took[i] = np.diff(marks) * 1e6
-        seen.append(bar)
-        event[i] = decision.models["validator"]["champion"].event is not None
-        if event[i]:
-            started = time.perf_counter()
-            with_pandas(pd.DataFrame(np.array(seen), columns=list(BAR_FIELDS)))
-            path.store(path.decide(recomputed))
-            usual[i] = (time.perf_counter() - started) * 1e6
-    return took, usual, event
+async def one_by_one(engine: DecisionEngine, symbols: Sequence[str], sent: Sequence[JsonObject]) -> Floats:
+    """Do the same with two calls a symbol, one after another; return ms (symbols, OBSERVE or DECIDE, CPU or WALL)."""
+    observed, decided = [], []
+    for body in sent:
+
+        async def observe(body: JsonObject = body) -> None:
+            """Take the bars of one symbol, JSON to JSON."""
+            json.dumps(await engine.intake.observe(ObserveRequest.model_validate_json(json.dumps(body))))
+
+        observed.append(await clocked(observe))
+    for symbol in symbols:
+
+        async def decide(symbol: str = symbol) -> None:
+            """Decide on one symbol, JSON to JSON."""
+            json.dumps(decisions_answer(DecideRequest(symbol=symbol), await engine.decider.decide_all([symbol])))
+
+        decided.append(await clocked(decide))
+    return np.stack([observed, decided], axis=1)
+
+
+async def closes_ms(
+    where: Settings, params: Params, symbols: Sequence[str], bars: Sequence[Floats], close: Close
+) -> Floats:
+    """Return ms (closes, calls of each kind, OBSERVE or DECIDE, CPU or WALL) of an engine that starts for them."""
+    engine = DecisionEngine(where, params)
+    await engine.start()
+    took = []
+    for rows in bars:
+        sent: list[JsonObject] = [{"symbol": name, "bars": [bar_json(row) for row in rows]} for name in symbols]
+        took.append(await close(engine, symbols, sent))
+    await engine.stop()
+    return np.array(took)
+
+
+def both_ways(at: Served, symbols: Sequence[str], closes: int) -> tuple[Floats, Floats]:
+    """Return `closes_ms` of the same closes in one batch each, and with one symbol at a time."""
+    params = at.params.model_copy(update={"models": ModelsParams(unseen_symbols="allow")})
+    bars, took = by_decision_bar(at.live, at.params)[: closes + WARM], []
+    with tempfile.TemporaryDirectory(prefix="bellwether-bench-") as scratch:
+        for close in (batched, one_by_one):
+            where = of_symbols(at, symbols, Path(scratch) / close.__name__)
+            took.append(asyncio.run(closes_ms(where, params, symbols, bars, close))[WARM:])
+    return took[0], took[1]
+
+
+def usual_ms(at: Served, n: int, tiny: bool) -> Floats:
+    """Return the wall ms (n,) of the usual way for one symbol: indicators of WINDOW bars, one family in both arms."""
+    bars, source = resample(at.live, Grid("1m"), Grid("15m")), fixture(tiny)
+    arms = []
+    for i, digest in enumerate(source.digests):
+        model: Any = load_bundle(source.home / "bundles" / digest, digest)
+        params = source.params.model_copy(update={"seed": source.params.seed + i})
+        trees, rows, _ = native(source, model.columns, params)
+        arms.append((trees, rows))
+    took = np.empty(n)
+    for i in range(n):
+        window = bars[i % max(len(bars) - WINDOW, 1) :][:WINDOW]
+        started = time.perf_counter()
+        with_pandas(pd.DataFrame(window, columns=list(BAR_FIELDS)))
+        for trees, rows in arms:
+            raw(trees, rows[i % len(rows)][None])
+        took[i] = (time.perf_counter() - started) * 1e3
+    return took
 
 
 def measure(tiny: bool = False) -> list[Row]:
     """Return the rows of this benchmark; `tiny` measures too little to be quoted."""
-    at = fixture(tiny)
-    bars = resample(np.concatenate(by_decision_bar(at.live, at.params)), Grid("1m"), Grid("15m"))
-    slots = ModelSlots(at.home / "serving", at.home / "bundles", lambda *refused: None)
-    snapshot = slots.pending()
-    assert snapshot is not None
-    assert not snapshot.refused, snapshot.refused
-    with tempfile.TemporaryDirectory() as scratch:
-        store = Store.open(f"sqlite:///{scratch}/store.db")
-        path = DecisionPath(at, snapshot, store)
-        warm = 16  # the first decisions load code
-        took, usual, event = timed(path, bars, with_native_models(snapshot, at))
-        path.ledger.close()
-        store.close()
-    took, usual, with_event = took[warm:], usual[warm:], event[warm:] == 1.0
-    whole = took.sum(axis=1)
-    rows = [
-        Row("one decision, every bar", "us", spread(whole, tail=True), note="wall time; durable before it counts"),
-        pairs("one decision, bars with an event", "us", whole[with_event], f"pandas over {WINDOW} bars, native XGBoost",
-              usual[with_event], f"both arms of {FAMILY} score", tail=True),
+    at = four_families(tiny)
+    together, alone = both_ways(at, SYMBOLS, 4 if tiny else CLOSES)
+    single = alone.sum(axis=2)[:, :, WALL].ravel()  # observe and decide of one symbol
+    usual = usual_ms(at, len(single), tiny)
+    what = f"one close of {len(SYMBOLS)} symbols, four families, both arms, durable"
+    whole, parts = "one call of each a symbol", alone.sum(axis=(1, 2))
+    return [
+        pairs(f"{what}: one batch", "ms", together.sum(axis=(1, 2))[:, WALL], whole, parts[:, WALL],
+              "observed and decided, wall time, no HTTP", tail=True),
+        pairs("  the same, CPU time", "ms", together.sum(axis=(1, 2))[:, CPU], whole, parts[:, CPU], tail=True),
+        Row("  of that batch: decided", "ms", spread(together[:, 0, DECIDE, WALL], tail=True), note="wall time"),
+        pairs("one symbol at a time: observed and decided, durable", "ms", single,
+              f"pandas over {WINDOW} bars, native XGBoost of one family", usual, "wall time", tail=True),
+        Row("  of that: decided", "ms", spread(alone[:, :, DECIDE, WALL].ravel(), tail=True), note="wall time"),
     ]  # fmt: skip
-    return rows + [
-        Row(f"  of that: {name}", "us", spread(took[with_event, i], tail=True)) for i, name in enumerate(PARTS)
-    ]

@@ -1,9 +1,12 @@
 """Make real decisions of four families in both arms, each trained on little of a simulated market, bar by bar."""
 
+import atexit
 import contextlib
 import json
+import shutil
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -11,18 +14,19 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+from pydantic import SecretStr
 
-from benchmarks.fixture import arm_of, by_symbol, fixture, prepare, simulated
+from benchmarks.fixture import FAMILY, arm_of, by_symbol, fixture, prepare, serve_arms, simulated
 from pipelines.contracts import CATEGORIES, Floats, JsonObject, utc
 from pipelines.data.simulator.latent import MINUTES_A_DAY
 from pipelines.data.timeframes import Grid, resample
 from pipelines.families import FAMILIES
 from pipelines.params import Params
-from pipelines.settings import load_params
+from pipelines.settings import Settings, load_params
 from pipelines.stage_outputs import features_of, labels_of
 from pipelines.store import DecisionRecord
 from pipelines.training import stages
-from pipelines.warm_start import publish_warm_start, read_warm_start
+from pipelines.warm_start import _seal, publish_warm_start, read_warm_start
 from serving.inference.generation import write_generation
 from serving.inference.model_slots import ModelSlots
 from serving.policy.decide import decide
@@ -33,43 +37,49 @@ from serving.state.symbols import Symbol
 from serving.state.tiers import Tier
 
 TIER = Tier(1, "TIER_1: validator champion decides; pattern, regime, predictor answer")
-# Trained on less to finish sooner: what a decision holds depends on the families, not on how good they are.
+# Fitted on less to finish sooner: what is served has as many trees, layers and states as `params.yaml` states, so an
+# answer costs what it costs in production, however good it is.
 SHORTER = {
-    "predictor": {"max_windows": 500, "epochs": 1, "folds": 1, "forest": {"trees": 20}, "boosted": {"trees": 20}},
-    "pattern": {"max_windows": 600, "epochs": 2, "folds": 1, "forest": {"trees": 30}, "boosted": {"trees": 30}},
+    "predictor": {"max_windows": 500, "epochs": 1, "folds": 1},
+    "pattern": {"max_windows": 600, "epochs": 2, "folds": 1},
     "regime": {"em_iterations": 20, "folds": 1},
-    "validator": {"trees": 10, "depth": 3},
 }
+ALLOWED = {"models": {"unseen_symbols": "allow"}}  # changes of params.yaml under which one market's models serve all
 HISTORY_DAYS, LIVE_DAYS, LEFT_OUT_DAYS = 67, 20, 7  # the challenger is trained without the first week
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Hold an installation ready to serve: its home, parameters, live 1-minute bars (n, 9) and warm start."""
+    """Hold an installation ready to serve: home, arms by family, parameters, live 1-minute bars (n, 9), warm start."""
 
     home: Path
+    families: JsonObject
     params: Params
     live: Floats
     warm: dict[str, str]
 
 
-def four_families(root: Path) -> Served:
-    """Train every family in both arms on a simulated history; return the installation, ready to serve."""
+@cache
+def four_families(tiny: bool = False) -> Served:
+    """Train every family in both arms on a simulated history, once a process; return the installation, ready to serve.
+
+    `tiny` has one family and measures nothing.
+    """
+    if tiny:
+        small = fixture(tiny)
+        arms = {arm: arm_of(digest) for arm, digest in zip(("champion", "challenger"), small.digests, strict=True)}
+        return Served(small.home, {FAMILY: arms}, small.params, small.live, small.warm)
+    root = Path(tempfile.mkdtemp(prefix="bellwether-bench-"))
+    atexit.register(shutil.rmtree, root)
     params = load_params()
-    changes = {
-        family: {
-            k: {**getattr(params, family).model_dump()[k], **v} if isinstance(v, dict) else v for k, v in c.items()
-        }
-        for family, c in SHORTER.items()
-    }
-    params = Params(**{k: v | changes.get(k, {}) if isinstance(v, dict) else v for k, v in params.model_dump().items()})
+    params = Params(**{k: v | SHORTER.get(k, {}) if isinstance(v, dict) else v for k, v in params.model_dump().items()})
     bars = simulated(params, HISTORY_DAYS, LIVE_DAYS)
     history, live = np.split(bars, [HISTORY_DAYS * MINUTES_A_DAY])
-    home = root / "home"
+    home, symbol = root / "home", params.simulator.symbol
     (home / "bundles").mkdir(parents=True)
     families: dict[str, JsonObject] = {family: {} for family in FAMILIES}
     for arm, skipped in (("challenger", LEFT_OUT_DAYS * MINUTES_A_DAY), ("champion", 0)):
-        artifacts = prepare(root / arm, history[skipped:], params.simulator.symbol, params)
+        artifacts = prepare(root / arm, history[skipped:], symbol, params)
         for family in FAMILIES:
             with contextlib.chdir(root / arm), contextlib.redirect_stdout(sys.stderr):
                 stages.fit_family(family, params)
@@ -77,11 +87,31 @@ def four_families(root: Path) -> Served:
             (artifacts / family / "bundle").rename(home / "bundles" / digest)
             families[family][arm] = _origin(digest)
     into = home / "serving" / "warm"
-    symbol = params.simulator.symbol
     record = json.loads((labels_of(artifacts, symbol) / "traditional.json").read_text())
     warm = publish_warm_start(features_of(artifacts, symbol) / "warm", into, data_hash=hex_of("data"), **record)
     write_generation(home / "serving", families, by_symbol(warm), datetime.now(UTC))
-    return Served(home, params, live, warm)
+    return Served(home, families, params, live, warm)
+
+
+def of_symbols(at: Served, symbols: Sequence[str], home: Path, store_url: str = "") -> Settings:
+    """Return a new installation under `home` that serves these symbols: the same market under other names.
+
+    Models answer for all of them where `models.unseen_symbols` is `allow`, as in ALLOWED.
+    """
+    shutil.copytree(at.home / "bundles", home / "bundles")
+    named = {symbol: _renamed(at.warm, symbol, home / "serving" / "warm") for symbol in symbols}
+    where = Settings(home=home, store_url=store_url, write_key=SecretStr("benchmark"))
+    serve_arms(where, at.families, named, datetime.now(UTC))
+    return where
+
+
+def _renamed(warm: Mapping[str, str], symbol: str, into: Path) -> dict[str, str]:
+    """Return the entry of the same published warm start under another symbol."""
+    draft = into / symbol.replace("/", "-")
+    shutil.copytree(warm["path"], draft)
+    meta = json.loads((draft / "meta.json").read_text())
+    digest = _seal(draft, meta | {"symbol": symbol})
+    return {**warm, "digest": digest, "path": str(draft.rename(into / digest))}
 
 
 def _origin(digest: str) -> JsonObject:
@@ -97,11 +127,7 @@ def hex_of(text: str, digits: int = 32) -> str:
 @cache
 def decisions(tiny: bool) -> list[DecisionRecord]:
     """Return decisions in the order in which they are made; `tiny` has one family and measures nothing."""
-    if tiny:
-        small = fixture(tiny)
-        return _decide(Served(small.home, small.params, small.live, small.warm), 96)
-    with tempfile.TemporaryDirectory(prefix="bellwether-bench-") as scratch:
-        return _decide(four_families(Path(scratch)), None)
+    return _decide(four_families(tiny), 96 if tiny else None)
 
 
 def _decide(at: Served, most: int | None) -> list[DecisionRecord]:

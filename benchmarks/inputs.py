@@ -83,6 +83,7 @@ def from_schema(service: str, url: str, key: str, seed: int, count: int, tally: 
     with requests.Session() as session:
         session.headers["Authorization"] = f"Bearer {key}"
         spec = complete_spec(session.get(f"{url}/docs.json", timeout=PATIENCE_S).json(), needs_key=())
+        spec["paths"].pop("/decisions/stream", None)  # its answer has no end
         calls = [found.ok() for found in schemathesis.openapi.from_dict(spec).get_all_operations()]
         bodies = [call for call in calls if call.body]  # the others have one case
 

@@ -50,15 +50,15 @@ PAGE = ROOT / "docs" / "results" / "store.md"
 READ, APPENDS = 10_000, 3_000  # decisions
 SYMBOLS = (4, 16, 100)
 _COLUMNS = tuple(
-    c.name for c in t.decisions.columns if c.name not in ("payload", "features", "signals", "record")
+    c.name for c in t.decisions.columns if c.name not in ("payload", "features", "signals", "record", "seq")
 )  # fmt: skip
 
 
 class JsonStore(Store):
     """Store decisions as releases with a schema before 0008 did."""
 
-    def add_decisions(self, records: Sequence[DecisionRecord], within: Connection | None = None) -> None:
-        """Store each decision as JSON next to its feature and signal bytes."""
+    def add_decisions(self, records: Sequence[DecisionRecord], within: Connection | None = None) -> list[int]:
+        """Store each decision as JSON next to its feature and signal bytes; none of them is numbered."""
         rows = [
             {
                 **{c: getattr(r.decision, c) for c in _COLUMNS},
@@ -70,6 +70,7 @@ class JsonStore(Store):
         ]
         with self.writing(within) as connection:
             connection.execute(sa.insert(t.decisions), rows)
+        return []
 
 
 def of_symbols(records: Sequence[DecisionRecord], n: int, symbols: int, first: int = 0) -> Iterator[DecisionRecord]:

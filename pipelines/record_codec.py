@@ -51,7 +51,7 @@ class Part:
     message: bytes
 
 
-def _plain(value: Any) -> Any:
+def plain_number(value: Any) -> Any:
     """Return a number of a subclass, such as NumPy's float64, as the plain number. Raises TypeError for other types."""
     for kind in (float, int):
         if isinstance(value, kind):
@@ -59,7 +59,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is no plain type")
 
 
-_ENCODER = msgspec.msgpack.Encoder(enc_hook=_plain)
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=plain_number)
 _DECISION = msgspec.msgpack.Decoder(Decision)
 _MESSAGE = msgspec.msgpack.Decoder(tuple[bytes, bytes, bytes, bytes])
 

@@ -21,6 +21,7 @@ from pipelines.settings import Settings
 from pipelines.settings import settings as process_settings
 from serving.service.keys import write_key
 from serving.service.schemas import MAX_BARS, MAX_BATCH_RECORDS, MAX_OBSERVE_BODY, MAX_SYMBOLS
+from serving.stream_client import StreamedDecision, read_stream
 
 TIMEOUT_SECONDS = 30.0
 READY_SECONDS = 3.0
@@ -101,6 +102,14 @@ class Client:
             body = {"symbols": list(symbols[first : first + MAX_SYMBOLS]), "view": view}
             decisions += self._post("decide", body)["decisions"]
         return {"decisions": decisions}
+
+    def stream(self, after: int | None = None) -> Iterator[StreamedDecision]:
+        """Yield (seq, decision) of each decision as it becomes durable, for ever; `seq` is its place in the ledger.
+
+        after   the sequence number to resume behind; None: from now on
+        Goes on without gap or repetition when the service restarts. Raises as `stream_client.read_stream`.
+        """
+        return read_stream(self._http, after)
 
     def features(self, symbol: str, family: str | None = None) -> JsonObject:
         """Return what the models of every family, or of one, see at the symbol's newest close, by column name.

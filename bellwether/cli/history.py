@@ -1,11 +1,14 @@
 """What the store holds, as it was known at a moment: decisions, context."""
 
+import json
 from typing import Annotated
 
 import typer
 
 from bellwether.cli.options import AsJson, AsOf, canonical, day_or_moment, new_group, past_moment
-from bellwether.cli.output import as_known, emit, number, table
+from bellwether.cli.output import as_known, emit, line, number, table
+from pipelines.errors import BadValues
+from pipelines.settings import settings
 
 app = new_group()
 
@@ -17,13 +20,23 @@ def decisions(
     until: Annotated[str | None, typer.Option(help="Only decisions before this day or moment, UTC.")] = None,
     last: Annotated[int, typer.Option(min=1, help="Only the newest so many.")] = 20,
     as_of: AsOf = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Show each decision as it becomes durable.")] = False,
+    after: Annotated[int | None, typer.Option(min=0, help="With --follow: resume behind this number.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the newest decisions with their outcomes.
 
     --as-of leaves out decisions and outcomes that were stored later. --json has ids, for `bellwether lineage`, and when
-    each was stored.
+    each was stored. --follow reads the stream of the decision service until Ctrl-C; with --json a line each, whose
+    `seq` is the number that --after resumes behind.
     """
+    if follow:
+        if since or until or as_of:
+            raise BadValues("--follow shows what comes: --since, --until and --as-of look back. Leave one side out")
+        _follow(symbol, after, as_json)
+        return
+    if after is not None:
+        raise BadValues("--after is the number that --follow resumes behind. Add --follow")
     from bellwether.operations.history import decisions_known
     from flows.support.installation import open_installation
 
@@ -44,6 +57,24 @@ def decisions(
         ])  # fmt: skip
     columns = ["as of (UTC)", "symbol", "action", "event", "p", "size", "outcome", "net bps"]
     table(f"{len(found)} newest decisions{as_known(moment)}", columns, rows)
+
+
+def _follow(symbol: str | None, after: int | None, as_json: bool) -> None:
+    """Print decisions of one market or all as they become durable, a line each, until Ctrl-C."""
+    from serving.client import Client
+
+    try:
+        with Client(settings()) as client:
+            for seq, decision in client.stream(after):
+                if symbol not in (None, decision["symbol"]):
+                    continue
+                if as_json:
+                    typer.echo(json.dumps({"seq": seq, **decision}))
+                    continue
+                size = number(decision["size"], 4)
+                line(f"{seq}  {_to_minute(decision['as_of'])}  {decision['symbol']}  {decision['action']}  {size}")
+    except KeyboardInterrupt:
+        pass  # how it is ended
 
 
 @app.command()

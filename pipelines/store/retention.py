@@ -31,7 +31,8 @@ class Retention(RecordParts, ChainStore):
         """Delete rows older than `before` that nothing refers to or counts; return table → rows deleted.
 
         family_outcomes   all: what is older than the window is no evidence on a model that serves
-        decisions         NO_TRADE without an event: never one that was emitted, stood on an event or has an outcome
+        decisions         NO_TRADE without an event: never one that was emitted, stood on an event or has an outcome,
+                          nor the newest, from whose number the next ones count
         alarms            cleared ones, except the newest alarm
         retrain_requests  closed ones, except the newest of each family, from which its cool-down counts
         A thousand rows a transaction, so that the service's own writes come in between. Parts of records stay: there
@@ -108,11 +109,15 @@ def _removable(before: datetime) -> list[tuple[sa.Table, sa.Column[datetime], sa
     d, a, r, f = t.decisions, t.alarms, t.retrain_requests, t.family_outcomes
     resolved = sa.exists().where(t.outcomes.c.decision_id == d.c.id)
     every_alarm, of_family = a.alias("every_alarm"), r.alias("of_family")
+    every_decision = d.alias("every_decision")
+    newest_number = sa.select(sa.func.max(every_decision.c.seq)).scalar_subquery()
+    is_passed = sa.or_(d.c.seq.is_(None), d.c.seq < newest_number)
+    idle = sa.and_(d.c.action == "NO_TRADE", d.c.event.is_(None), sa.not_(resolved))
     newest_alarm = sa.select(sa.func.max(every_alarm.c.id)).scalar_subquery()
     newest_request = sa.select(sa.func.max(of_family.c.id)).where(of_family.c.family == r.c.family).scalar_subquery()
     return [
         (f, f.c.as_of, f.c.as_of < before),  # first: they refer to decisions
-        (d, d.c.as_of, sa.and_(d.c.as_of < before, d.c.action == "NO_TRADE", d.c.event.is_(None), sa.not_(resolved))),
+        (d, d.c.as_of, sa.and_(d.c.as_of < before, idle, is_passed)),
         (a, a.c.at, sa.and_(a.c.cleared_at < before, a.c.id < newest_alarm)),
         (r, r.c.at, sa.and_(r.c.state.in_(("done", "failed")), r.c.finished_at < before, r.c.id < newest_request)),
     ]

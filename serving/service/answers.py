@@ -9,17 +9,22 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from datetime import datetime
 from typing import Any, Literal, TypeVar, get_type_hints
 
+import msgspec
 from pydantic import AwareDatetime, BaseModel, create_model
 from starlette.responses import Response
 
 from pipelines.contracts import Decision, JsonObject
 from pipelines.errors import BellwetherError, InputError, ServiceDown, UnknownName
+from pipelines.record_codec import plain_number
 from pipelines.store import decision_payload
 from serving.service.http_guard import error_response, json_response
 from serving.service.schemas import DecideRequest, ObserveBatchRequest, Request, Unreadable
 
 API: Literal[1] = 1  # version of requests and answers; it changes when a client has to
 T = TypeVar("T")
+# For decisions alone, at a sixth of json's time: the ledger refused every figure that is not finite, and msgspec would
+# write one as null.
+_FINITE = msgspec.json.Encoder(enc_hook=plain_number)
 
 
 class Answer(BaseModel):
@@ -205,6 +210,17 @@ class PredictBatchResponse(Answer):
 def answer(content: Mapping[str, object], status: int = 200) -> Response:
     """Return the content as JSON with the version of the API."""
     return json_response({"api": API, **content}, status)
+
+
+def decisions_response(request: DecideRequest, decisions: Sequence[Decision | BellwetherError]) -> Response:
+    """Return the response of `/decide` to durable decisions; arguments and errors as of `decisions_answer`."""
+    content = {"api": API, **decisions_answer(request, decisions)}
+    return Response(_FINITE.encode(content), media_type="application/json")
+
+
+def decision_json(decision: Decision) -> bytes:
+    """Return a durable decision as `/decide` answers it, on one line."""
+    return _FINITE.encode({"api": API, **decision_payload(decision)})
 
 
 def json_endpoint(

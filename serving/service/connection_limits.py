@@ -3,13 +3,16 @@
 uvicorn waits as long as a caller likes for the first byte of a request, for the rest of it, and for its response to be
 read. Here each of them ends after TRANSFER_TIMEOUT_S, headers end at MAX_HEAD bytes, and connection number
 MAX_CONNECTIONS + 1 is answered 503 and closed. A connection between two requests is closed by uvicorn's own keep-alive
-timeout (5 s in BentoML's worker) and counts as one of MAX_CONNECTIONS until then; a WebSocket counts too.
+timeout (5 s in BentoML's worker) and counts as one of MAX_CONNECTIONS until then; a WebSocket and a stream count too.
+A stream may last as long as its reader reads: only what is sent and not read for TRANSFER_TIMEOUT_S ends it.
 """
 
 import asyncio
 import json
 import os
 import sys
+from collections.abc import Callable
+from typing import ClassVar
 
 import uvicorn.config
 from httptools import HttpParserError
@@ -29,6 +32,8 @@ class _HeadTooLarge(HttpParserError):
 class GuardedProtocol(HttpToolsProtocol):
     """Apply those limits to uvicorn's protocol: `uvicorn.Config(app, http=GuardedProtocol)`."""
 
+    # called when the server begins to stop, which then waits for every response: what ends a response that has no end
+    on_shutdown: ClassVar[list[Callable[[], None]]] = []
     max_connections = MAX_CONNECTIONS
     transfer_timeout_s = TRANSFER_TIMEOUT_S
 
@@ -49,6 +54,12 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(503, "TooManyConnections", limit, "retry-after: 1\r\n")
         else:
             self._start_arrival_timer()
+
+    def shutdown(self) -> None:
+        """End what has no end of its own, then as uvicorn: idle connections close, others after their response."""
+        for end in self.on_shutdown:
+            end()
+        super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop every timer."""

@@ -23,6 +23,7 @@ from serving.service.breaker_watch import BreakerWatch
 from serving.service.decider import Decider
 from serving.service.decision_memory import DecisionMemory
 from serving.service.decision_meter import DecisionMeter, count_close
+from serving.service.decision_stream import DecisionStream
 from serving.service.fill_booking import FillBooking
 from serving.service.flow_watcher import FlowWatcher
 from serving.service.gauges import Gauges, StoredGauges
@@ -52,8 +53,12 @@ class DecisionEngine:
     Build it outside or inside an event loop; `start`, `stop` and every call belong to one loop.
     """
 
-    def __init__(self, where: Settings, params: Params) -> None:
-        """Open the store and restore the account. Raises what the store raises where it cannot be opened."""
+    def __init__(self, where: Settings, params: Params, stream: DecisionStream | None = None) -> None:
+        """Open the store and restore the account. Raises what the store raises where it cannot be opened.
+
+        stream  where decisions are published once they are durable
+        """
+        self._stream = stream or DecisionStream()
         self._params, self._policy = params, policy_of(params)
         metrics.make_all()
         self._level = level = ServiceLevel(where.serving_dir / SERVICE_LEVEL_FILE, count_close)
@@ -63,7 +68,7 @@ class DecisionEngine:
         weights = OnlineWeightsStore(where.serving_dir / ONLINE_WEIGHTS_FILE, params)
         self._model_client = model_client(where, params)
         self._alarms, self._executor = AlarmQueue(), StoreExecutor()
-        self._ledger = Ledger(self._store)
+        self._ledger = Ledger(self._store, self._stream.publish)
         check = functools.partial(disagreement, self._store, where.home)
         self._slots = ModelSlots(where.serving_dir, where.bundles, self._alarms.raise_alarm, disagreement=check)
         self._symbols = Symbols()
@@ -182,10 +187,12 @@ class DecisionEngine:
         """Poll once, then go on polling in the background."""
         await self._watcher.poll()
         serve_from_now_on()
+        self._stream.open(self._store)
         self._watcher.start()
 
     async def stop(self) -> None:
         """Stop polling, write what is queued, close everything."""
+        self._stream.close()
         await self._watcher.stop()
         if self._model_client is not None:
             await self._model_client.close()

@@ -105,14 +105,14 @@ class DecisionMemory:
         """Note that the decisions pending on these symbols were reported to a caller as failed."""
         self._uncertain |= {subject for subject, made in self._pending.items() if made.decision.symbol in names}
 
-    def stored(self, decision: Decision, written: "Future[None]") -> "Future[Decision]":
+    def stored(self, decision: Decision, written: "Future[int]") -> "Future[Decision]":
         """Return the future of the decision that is durable under this id once `written` is done.
 
         It is this one, or the one of an earlier write that was reported as failed and was done all the same.
         """
         durable: Future[Decision] = Future()
 
-        def ended(future: "Future[None]") -> None:
+        def ended(future: "Future[int]") -> None:
             """Hand on what the write ended with; runs on the ledger's thread."""
             error = future.exception()
             if error is None:

@@ -24,7 +24,7 @@ class DecisionMeter:
         """Take the service level."""
         self._level = level
 
-    def follow(self, decisions: Sequence[Decision], written: "Sequence[Future[None]]") -> None:
+    def follow(self, decisions: Sequence[Decision], written: "Sequence[Future[int]]") -> None:
         """Count these decisions when all their writes have ended; the writing thread does no more than note the time.
 
         written  of one transaction, in the order of the decisions: the last one ends last
@@ -41,7 +41,7 @@ class DecisionMeter:
             written[-1].add_done_callback(ended)
 
     def _count(
-        self, decisions: Sequence[Decision], written: "Sequence[Future[None]]", at: float, took_s: float
+        self, decisions: Sequence[Decision], written: "Sequence[Future[int]]", at: float, took_s: float
     ) -> None:
         """Count those that were written; `at` is when, epoch seconds."""
         durable = [one for one, done in zip(decisions, written, strict=True) if done.exception() is None]

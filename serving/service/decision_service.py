@@ -20,11 +20,14 @@ from serving.service.answers import (
     ObserveCallResponse,
     OutcomeResponse,
     answer,
-    decisions_answer,
+    decisions_response,
     json_endpoint,
     observations_answer,
 )
+from serving.service.connection_limits import GuardedProtocol
 from serving.service.decision_engine import DecisionEngine
+from serving.service.decision_stream import PATH as STREAM_PATH
+from serving.service.decision_stream import DecisionStream
 from serving.service.fair_queue import decision_lanes
 from serving.service.http_guard import json_response
 from serving.service.http_stack import add_http_stack
@@ -52,6 +55,7 @@ trace_worker(BentoMLContainer, "bellwether-decision")  # before BentoML builds i
 
 P = ParamSpec("P")
 PROTECTED = ("/observe", "/decide", "/outcome", "/fill")
+STREAM = DecisionStream()  # of this process; its middleware is there before the service is
 READS = ("/features", "/models", "/status", "/risk", "/account", "/ready")
 
 
@@ -97,7 +101,7 @@ class DecisionService:
         restrict()
         with starting():
             where = settings()
-            self._engine = DecisionEngine(where, load_params(where.params_file))
+            self._engine = DecisionEngine(where, load_params(where.params_file), STREAM)
 
     @bentoml.on_startup
     async def start(self) -> None:
@@ -129,7 +133,7 @@ class DecisionService:
     async def decide(self, request: DecideRequest) -> Any:
         """Decide on the newest closed bar of one symbol or many; the same bar gives the same answer."""
         names = request.symbols or [str(request.symbol)]
-        return decisions_answer(request, await self._engine.decider.decide_all(names))
+        return decisions_response(request, await self._engine.decider.decide_all(names))
 
     @bentoml.api(route="/outcome", input_spec=OutcomeRequest, output_spec=OutcomeResponse)
     @json_endpoint(OutcomeRequest)
@@ -192,11 +196,13 @@ add_http_stack(
     tool="decision",
     title="Bellwether decisions",
     text="Send closed bars, books and context; request a decision. Every answer gives its reasons and is durable "
-    "before it leaves. observe, decide, outcome and fill need the key (artifacts/write_key): press Authorize, or open "
-    "this page with `bellwether open decision`.",
-    protected_paths=PROTECTED,
+    "before it leaves. observe, decide, outcome, fill and the stream of decisions need the key (artifacts/write_key): "
+    "press Authorize, or open this page with `bellwether open decision`.",
+    protected_paths=(*PROTECTED, STREAM_PATH),
     reads=READS,
     queries=tuple(QUERIES),
     lanes=decision_lanes(),
+    stream=STREAM,
     larger_bodies={"/observe": MAX_OBSERVE_BODY},
 )
+GuardedProtocol.on_shutdown.append(STREAM.end)  # the server waits for every response before the service stops

@@ -8,9 +8,10 @@ from urllib.parse import parse_qs
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipelines.contracts import JsonObject
 from serving.service.field_errors import field_errors, sentence
 from serving.service.http_guard import error_response, json_response
-from serving.service.openapi import complete_spec
+from serving.service.openapi import NOTHING_ADDED, complete_spec
 from serving.service.pages import page
 from serving.service.schemas import MAX_BODY
 
@@ -31,6 +32,7 @@ class HttpRules:
         max_body: int = MAX_BODY,
         larger_bodies: Mapping[str, int] = NO_LARGER,
         queries: tuple[str, ...] = (),
+        added: Mapping[str, JsonObject] = NOTHING_ADDED,
     ) -> None:
         """Wrap `app`.
 
@@ -40,10 +42,11 @@ class HttpRules:
         max_body         bytes
         larger_bodies    path → bytes, where a call takes more
         queries          reads whose fields a GET has in its query
+        added            path → its operations in `docs.json`, of calls that BentoML does not know
         """
         self._app, self._protected, self._reads, self._queries = app, protected_paths, reads, queries
         self._max_body, self._larger_bodies = max_body, larger_bodies
-        self._page = page(title, text)
+        self._page, self._added = page(title, text), added
         self._docs: Response | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +99,7 @@ class HttpRules:
                 body += message.get("body", b"")
 
             await self._app(scope, receive, collect)
-            self._docs = json_response(complete_spec(json.loads(body), needs_key=self._protected))
+            self._docs = json_response(complete_spec(json.loads(body), needs_key=self._protected, added=self._added))
         return self._docs
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from serving.service import json_logs
 from serving.service.connection_limits import guard_worker
+from serving.service.decision_stream import OPERATION, DecisionStream, StreamRoute
+from serving.service.decision_stream import PATH as STREAM_PATH
 from serving.service.fair_queue import FairQueue, Lane
 from serving.service.http_guard import Guard
 from serving.service.http_rules import NO_LARGER, PROBES, BufferedJsonBody, HttpRules
@@ -24,6 +26,7 @@ def add_http_stack(
     larger_bodies: Mapping[str, int] = NO_LARGER,
     queries: tuple[str, ...] = (),
     lanes: Mapping[str, Lane] | None = None,
+    stream: DecisionStream | None = None,
 ) -> None:
     """Wrap a BentoML service: log, guard, HTTP rules, whole bodies, and fair queues where `lanes` are given.
 
@@ -35,6 +38,7 @@ def add_http_stack(
     larger_bodies    path → bytes, where a call takes more
     queries          reads whose fields a GET has in its query
     lanes            path → its queue
+    stream           decisions that a reader follows; a stream takes no lane
     """
     service.add_asgi_middleware(RequestLog)
     service.add_asgi_middleware(Guard, tool=tool, open_paths=(*PROBES, *reads), open_folders=("/static_content/",))
@@ -47,7 +51,10 @@ def add_http_stack(
         max_body=max_body,
         larger_bodies=larger_bodies,
         queries=queries,
+        added={} if stream is None else {STREAM_PATH: {"get": OPERATION}},
     )
+    if stream is not None:
+        service.add_asgi_middleware(StreamRoute, stream=stream)
     service.add_asgi_middleware(BufferedJsonBody)
     if lanes is not None:
         service.add_asgi_middleware(FairQueue, lanes=lanes)

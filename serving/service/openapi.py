@@ -55,6 +55,7 @@ CALLS: dict[str, tuple[tuple[type[BaseModel], ...], tuple[type[BaseModel], ...]]
     "/account": (READ, (Answer,)),
     "/ready": (READ, (Answer,)),
 }
+NOTHING_ADDED: Mapping[str, JsonObject] = {}
 REF = "#/components/schemas/{model}"
 ERROR = {
     "type": "object",
@@ -91,15 +92,18 @@ ERRORS_BY_STATUS = {
 }
 
 
-def complete_spec(spec: JsonObject, *, needs_key: Collection[str]) -> JsonObject:
+def complete_spec(
+    spec: JsonObject, *, needs_key: Collection[str], added: Mapping[str, JsonObject] = NOTHING_ADDED
+) -> JsonObject:
     """Return a valid OpenAPI 3.1 document built from BentoML's own `spec`, which is not changed.
 
     needs_key    paths whose calls need the bearer key
+    added        path → its operations, of calls that BentoML does not know
     """
     schemas: JsonObject = {"Error": ERROR}
     paths = {
         path: {method: _operation(path, method, written, schemas, needs_key) for method, written in item.items()}
-        for path, item in spec["paths"].items()
+        for path, item in {**spec["paths"], **added}.items()
     }
     for path, item in paths.items():
         if path in QUERIES or (path in CALLS and CALLS[path][0] is READ):  # what only reads is GET too

@@ -6,6 +6,7 @@ is written on its own, so a bad entry fails alone. If the database itself is una
 once instead of waiting for the same lock in turn.
 """
 
+import functools
 import itertools
 import logging
 import threading
@@ -45,9 +46,12 @@ class _Entry:
 class Ledger:
     """Own the writing thread; `close()` writes the queue and ends it. Futures raise what the store raised."""
 
-    def __init__(self, store: Store) -> None:
-        """Start the writing thread."""
-        self._store = store
+    def __init__(self, store: Store, publish: Callable[[int, Decision], None] | None = None) -> None:
+        """Start the writing thread.
+
+        publish  takes each durable decision with its sequence number, in the ledger's order, on that thread
+        """
+        self._store, self._publish = store, publish
         self._queue: SimpleQueue[tuple[_Entry, ...] | None] = SimpleQueue()
         self._closed = False
         self._order = threading.Lock()  # keeps the end mark the last item of the queue
@@ -55,18 +59,21 @@ class Ledger:
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
 
-    def append(self, decision: Decision, features: bytes, signals: bytes) -> "Future[None]":
-        """Return a future, done when the decision and its input bytes are durable; StoredAlready if its id exists."""
+    def append(self, decision: Decision, features: bytes, signals: bytes) -> "Future[int]":
+        """Return a future of its sequence number, done when the decision and its input bytes are durable.
+
+        It raises StoredAlready if its id exists.
+        """
         return self.append_all([DecisionRecord(decision, features, signals)])[0]
 
-    def append_all(self, records: Sequence[DecisionRecord]) -> "list[Future[None]]":
+    def append_all(self, records: Sequence[DecisionRecord]) -> "list[Future[int]]":
         """Return a future for each decision, as `append`; all are written in one transaction, a refused one alone."""
-        return self._put_all(self._add_decisions, records)
+        return self._put_all(self._store.add_decisions, records, self._written)
 
-    def _add_decisions(self, records: Sequence[DecisionRecord], within: Transaction) -> list[None]:
-        """Write decisions."""
-        self._store.add_decisions(records, within)
-        return [None] * len(records)
+    def _written(self, record: DecisionRecord, done: "Future[int]") -> None:
+        """Publish a decision whose write has ended well; runs on the writing thread, in the order of the numbers."""
+        if self._publish is not None and done.exception() is None:
+            self._publish(done.result(), record.decision)
 
     def observe(self, batch: BarBatch) -> "Future[int]":
         """Return a future of the number of new bars, done when they are durable."""
@@ -108,12 +115,19 @@ class Ledger:
         """Queue a write of its own; raise ServiceDown after `close`."""
         return self._put_all(lambda _, within: [write(within)], [None])[0]
 
-    def _put_all(self, write: Write[T], items: Sequence[Any]) -> "list[Future[T]]":
-        """Queue items that share one transaction; raise ServiceDown after `close`."""
+    def _put_all(
+        self, write: Write[T], items: Sequence[Any], then: "Callable[[Any, Future[T]], None] | None" = None
+    ) -> "list[Future[T]]":
+        """Queue items that share one transaction; raise ServiceDown after `close`.
+
+        then  what is called with an item and its future before the caller hears of it
+        """
         entries: list[_Entry] = []
         for item in items:
             done: Future[T] = Future()
             done.set_running_or_notify_cancel()  # a caller that stops waiting does not cancel the write
+            if then is not None:
+                done.add_done_callback(functools.partial(then, item))
             entries.append(_Entry(write, item, done))
         with self._order:
             if self._closed:

@@ -13,6 +13,7 @@ import time
 import warnings
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 import bentoml
@@ -38,8 +39,8 @@ DECIDERS = 64
 
 
 class Worker:
-    def __init__(self, port, log, stand, traces):
-        self.port, self.log, self.stand, self.traces = port, log, stand, traces
+    def __init__(self, port, log, stand, traces, process):
+        self.port, self.log, self.stand, self.traces, self.process = port, log, stand, traces, process
         self.url = f"http://127.0.0.1:{port}"
 
     def connect(self):
@@ -78,7 +79,7 @@ def worker(stand, tmp_path_factory):
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
         try:
             wait_until_ready(f"http://127.0.0.1:{port}", process, home / "log")
-            yield Worker(port, home / "log", stand, traces)
+            yield Worker(port, home / "log", stand, traces, process)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(30)
@@ -262,3 +263,18 @@ def test_a_request_that_is_never_whole_ends_after_ten_seconds(half_sent):
     received = half_sent()
     assert (received["answer"][:12], received["ended"]) == (b"HTTP/1.1 408", True)
     assert TRANSFER_TIMEOUT_S - 0.5 < received["after"] < 2 * TRANSFER_TIMEOUT_S
+
+
+def test_a_stream_of_decisions_is_read_like_any_answer_and_ends_when_the_service_stops(worker):
+    """The last test: it stops the service."""
+    http = httpx.Client(base_url=worker.url, headers={"Authorization": "Bearer test-key"}, timeout=20.0)
+    with http, http.stream("GET", "/decisions/stream", headers={"Last-Event-ID": "0"}) as response:
+        lines = response.iter_lines()
+        assert list(islice(lines, 5)) == ["retry: 1000", "id: 0", "", "id: 1", "event: decision"]
+        decision = json.loads(next(lines).removeprefix("data: "))
+        assert (decision["symbol"], decision["api"]) == (SYMBOL, 1)
+        worker.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert "event: dropped" not in list(lines)
+        worker.process.wait(30)
+        assert time.monotonic() - began < 15

@@ -33,7 +33,7 @@ from pipelines.costs import costs_of, funding_payments, funding_rates, funding_r
 from pipelines.data.quality import assess
 from pipelines.data.readers.context import read_context
 from pipelines.data.schemas import epoch_seconds, to_matrix
-from pipelines.data.sessions import grids_of, infer_grid
+from pipelines.data.sessions import infer_grid
 from pipelines.data.sources import make_source
 from pipelines.data.timeframes import Grid, resample
 from pipelines.evaluation.signals import format_estimate
@@ -43,6 +43,7 @@ from pipelines.labels.barriers import STOP, levels, triple_barrier
 from pipelines.params import Params
 from pipelines.settings import ROOT, load_params
 from pipelines.signals.events import events
+from pipelines.stage_outputs import grids_of
 from pipelines.training import stages
 from pipelines.training.labelling import read_funding
 from serving.risk.codes import MODEL_ABSTAINED, REFUSALS, TARGET_UNDER_COST

@@ -16,7 +16,6 @@ from flows.support.progress import step
 from flows.support.run_names import run_name
 from pipelines.contracts import CLOSE, OPEN_TIME, Floats, utc
 from pipelines.costs import costs_of, venue_of
-from pipelines.data.sessions import grids_of
 from pipelines.data.symbols import slug_of
 from pipelines.errors import BadValues
 from pipelines.evaluation.allocation import (
@@ -29,6 +28,7 @@ from pipelines.evaluation.allocation import (
     to_dict,
     trades,
 )
+from pipelines.stage_outputs import grids_of
 
 Of = Literal["markets", "decisions"]
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipelines.contracts import JsonObject
 from pipelines.data.symbols import slug_of
+from pipelines.data.timeframes import Grid
 from pipelines.errors import UnknownName
 
 
@@ -56,6 +57,17 @@ def facts_of(meta: Mapping[str, Any], symbol: str | None = None) -> JsonObject:
         raise UnknownName(f"the newest features are of {', '.join(known) or 'no market'}, not of {name}")
     shared = {key: value for key, value in meta.items() if key not in ("markets", "symbols")}
     return {**shared, **meta.get("markets", {}).get(name, {}), "symbol": name}
+
+
+def grids_of(meta: Mapping[str, object]) -> tuple[Grid, Grid]:
+    """Return the grids of decision bars and of base bars that the features stage names.
+
+    Before release 0.9.0 it named timeframes alone, and every market was folded as one open day and night.
+    """
+    decision, base = meta.get("grid"), meta.get("base_grid")
+    if isinstance(decision, Mapping) and isinstance(base, Mapping):
+        return Grid.from_dict(decision), Grid.from_dict(base)
+    return Grid(str(meta["decision_timeframe"])), Grid(str(meta["base_timeframe"]))
 
 
 def timings_file(folder: Path) -> Path:

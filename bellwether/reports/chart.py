@@ -27,14 +27,13 @@ from pipelines.contracts import (
     JsonObject,
     finite_or_none,
 )
-from pipelines.data.sessions import grids_of
 from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import UnknownName
 from pipelines.evaluation.figures import write_figure
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
 from pipelines.signals.columns import SIGNAL_PARTS
 from pipelines.signals.signal_registry import direction, onsets
-from pipelines.stage_outputs import symbols_in
+from pipelines.stage_outputs import grids_of, symbols_in
 from pipelines.store import DecisionRecord
 
 SHOWN = ("ict", "order_flow")  # categories drawn at once; the others wait in the legend

@@ -17,14 +17,13 @@ from flows.support.installation import Installation
 from pipelines.context_layout import CONTEXT_FIELDS, TAPE
 from pipelines.contracts import OPEN_TIME, TAKER_BUY, VOLUME, Floats, JsonObject
 from pipelines.costs import costs_of, venue_of
-from pipelines.data.sessions import grids_of
 from pipelines.data.timeframes import Grid
 from pipelines.errors import StateError
 from pipelines.evaluation.signals import Scores, format_estimate, score_signals, write_page
 from pipelines.features.catalog import absent_columns
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
 from pipelines.signals.signal_registry import SIGNAL_REGISTRY, direction, onsets
-from pipelines.stage_outputs import symbols_in
+from pipelines.stage_outputs import grids_of, symbols_in
 
 __all__ = ["SCORE_COLUMNS", "format_estimate", "listing", "missing_inputs", "score", "score_rows", "write"]
 EVERY_BAR = 2**31  # more than any market has

@@ -13,7 +13,7 @@ from pipelines.data.alignment import align
 from pipelines.data.bar_clock import clocked
 from pipelines.data.quality import assess
 from pipelines.data.schemas import to_matrix
-from pipelines.data.sessions import grids_of, market_grid
+from pipelines.data.sessions import market_grid
 from pipelines.data.sources import make_source
 from pipelines.data.symbols import parse_symbol
 from pipelines.data.timeframes import decision_timeframe, resample
@@ -23,6 +23,7 @@ from pipelines.evaluation.stars import Contribution, Contributions, measure_cont
 from pipelines.params import Params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.stars import history
+from pipelines.stage_outputs import grids_of
 
 COLUMNS = ("star", "true", "of bar x side", "lift bps [95 %]", "true for a side where")
 

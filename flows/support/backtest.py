@@ -26,7 +26,6 @@ from pipelines.costs import (
     venue_of,
 )
 from pipelines.data.embargo import Window, inside, windows_in
-from pipelines.data.sessions import grids_of
 from pipelines.data.timeframes import Grid
 from pipelines.evaluation.backtest import Backtest, DecisionKernel, backtest, pooled
 from pipelines.features.catalog import FEATURES
@@ -36,7 +35,7 @@ from pipelines.params import Params
 from pipelines.signals.category_scores import CategoryScores
 from pipelines.signals.events import Events, events
 from pipelines.signals.regimes import market_state
-from pipelines.stage_outputs import features_of
+from pipelines.stage_outputs import features_of, grids_of
 from pipelines.tails import ewma_volatility
 from pipelines.training.labelling import read_funding
 from serving.policy import decision_row

@@ -239,10 +239,11 @@ def await_healthy(
         for name in [name for name in waiting if states[name]["state"] in ("up", "not ready")]:
             waiting.remove(name)
             progress(f"{name} up after {waited:.0f} s")
+        watched = supervisor_of(settings) is not None  # goes through all processes of the machine: once for all names
         for name in waiting:
             if states[name]["state"] == "key refused":
                 raise ServiceDown(f"{name}: {states[name]['detail']}")
-            if ended := _how_it_ended(settings, name, None if deaths is None else before[name] + deaths):
+            if ended := _how_it_ended(settings, name, watched, None if deaths is None else before[name] + deaths):
                 raise ServiceDown(f"{name} {ended}. {log_tail(settings, name)}")
             if waited > START_SECONDS:
                 raise ServiceDown(f"{name} gave no answer in {START_SECONDS:.0f} s. {log_tail(settings, name)}")
@@ -465,8 +466,8 @@ def leftovers(settings: Settings) -> list[Path]:
     return sorted(file for file in (settings.home / "run").glob("*.json") if file.name != FEED_ORDER)
 
 
-def _how_it_ended(settings: Settings, name: str, deaths: int | None) -> str:
-    """Describe the end of a service that is not waited for any longer; empty if it was never started or may come up."""
+def _how_it_ended(settings: Settings, name: str, watched: bool, deaths: int | None) -> str:
+    """Describe the end of a service (`watched`: its supervisor lives); empty if it was never started or may come up."""
     entry = read_entries(settings).get(name)
     if entry is None:
         return ""
@@ -476,7 +477,7 @@ def _how_it_ended(settings: Settings, name: str, deaths: int | None) -> str:
         return str(entry.get("detail") or ended)
     if deaths is not None and _deaths(settings, name) >= deaths:
         return f"{ended}, {entry['deaths']} times in a row"
-    return "" if supervisor_of(settings) is not None else f"{ended}, and its supervisor is gone"
+    return "" if watched else f"{ended}, and its supervisor is gone"
 
 
 def _deaths(settings: Settings, name: str) -> int:

@@ -291,14 +291,3 @@ def grid_of(manifest: Mapping[str, object], open_times: Floats) -> Grid:
     if isinstance(stored, Mapping):
         return Grid.from_dict(stored)
     return infer_grid(open_times, str(manifest["timeframe"]))
-
-
-def grids_of(meta: Mapping[str, object]) -> tuple[Grid, Grid]:
-    """Return the grids of decision bars and of base bars that the features stage names.
-
-    Before release 0.9.0 it named timeframes alone, and every market was folded as one open day and night.
-    """
-    decision, base = meta.get("grid"), meta.get("base_grid")
-    if isinstance(decision, Mapping) and isinstance(base, Mapping):
-        return Grid.from_dict(decision), Grid.from_dict(base)
-    return Grid(str(meta["decision_timeframe"])), Grid(str(meta["base_timeframe"]))

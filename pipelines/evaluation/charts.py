@@ -1,16 +1,18 @@
 """Charts of pages that are written by the dozen: matplotlib's SVG takes 50 kB, where a script would take 1.8 MB.
 
-Nothing here needs a screen. `Figure` shares no state with others, so that flows may draw at once.
+Nothing here needs a screen. `Figure` shares no state with others, so that flows may draw at once. Every flow and stage
+that judges imports this module and few draw, so matplotlib is imported by the functions.
 """
 
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from pipelines.contracts import Ints
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WIDTH = 11.0  # inches of a chart that fills the page
 POINTS = 400  # of a line in a chart of half that width
@@ -21,18 +23,23 @@ _STYLE: Any = {
 }  # fmt: skip
 
 
-def axes_of(rows: int, columns: int, height: float, **wanted: Any) -> tuple[Figure, Any]:
+def axes_of(rows: int, columns: int, height: float, **wanted: Any) -> "tuple[Figure, Any]":
     """Return a figure of this height in inches, and its axes (rows, columns).
 
     wanted  what `Figure.subplots` takes
     """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     with rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         return figure, figure.subplots(rows, columns, squeeze=False, **wanted)
 
 
-def svg(figure: Figure) -> str:
+def svg(figure: "Figure") -> str:
     """Return a figure as HTML; the same figure gives the same bytes."""
+    from matplotlib import rc_context
+
     held = io.StringIO()
     with rc_context(_STYLE):
         figure.savefig(held, format="svg", metadata={"Date": None, "Creator": None})

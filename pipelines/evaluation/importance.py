@@ -14,7 +14,6 @@ from html import escape
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
-from scipy.sparse.csgraph import connected_components
 
 from pipelines.contracts import REGIMES, Floats, JsonObject, json_ready
 from pipelines.evaluation.charts import axes_of, svg
@@ -74,7 +73,8 @@ def clusters(rows: Floats, columns: tuple[str, ...], least: float) -> tuple[Grou
     Two columns are joined if |rank correlation| (Spearman) is at least `least` or if the catalogue lists one as a copy
     of the other; clusters are the connected components. rows (n, k), none missing.
     """
-    from scipy.stats import rankdata  # takes a second to import, and only a fit needs it
+    from scipy.sparse.csgraph import connected_components  # both take a second to import, and only a fit needs them
+    from scipy.stats import rankdata
 
     ranks = rankdata(rows, axis=0)
     ranks -= ranks.mean(axis=0)

@@ -9,7 +9,6 @@ import numpy as np
 from pipelines.contracts import Floats
 from pipelines.costs import NO_FUNDING, venue_of
 from pipelines.data.embargo import windows_in
-from pipelines.data.sessions import grids_of
 from pipelines.errors import BadShape, StateError
 from pipelines.family_labels import (
     Sources,
@@ -19,7 +18,7 @@ from pipelines.labels.misses import miss_atr
 from pipelines.models.gaps import DECISIONS, broken
 from pipelines.params import Params
 from pipelines.signals.events import Events, traditional_events
-from pipelines.stage_outputs import facts_of, features_of, read_meta
+from pipelines.stage_outputs import facts_of, features_of, grids_of, read_meta
 
 
 def read_sources(artifacts: Path, symbol: str | None = None) -> Sources:

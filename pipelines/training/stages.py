@@ -40,7 +40,6 @@ from pipelines.data.alignment import align
 from pipelines.data.bar_clock import clocked
 from pipelines.data.embargo import inside, to_json, windows_in
 from pipelines.data.series import ages_of, names_of, series_in
-from pipelines.data.sessions import grid_of, grids_of
 from pipelines.data.timeframes import Grid
 from pipelines.errors import NOT_ENOUGH_DATA, BellwetherError, NotEnoughData, StateError, UnknownName
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
@@ -48,7 +47,7 @@ from pipelines.params import Params
 from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
-from pipelines.stage_outputs import facts_of, features_of, labels_of, read_meta, symbols_in
+from pipelines.stage_outputs import facts_of, features_of, grids_of, labels_of, read_meta, symbols_in
 from pipelines.training.side_by_side import each_of
 from pipelines.versioning import data_hash
 from pipelines.warm_start import write_warm_start
@@ -109,6 +108,7 @@ def features_of_market(of: tuple[JsonObject, Params]) -> JsonObject:
     of  the market's facts in the data version, and the parameters
     """
     from pipelines.data import data_version, schemas
+    from pipelines.data.sessions import grid_of
 
     described, params = of
     base = schemas.to_matrix(data_version.read_bars(Path("data"), described))

@@ -31,7 +31,7 @@ class DecisionMeter:
         """
         loop, began, span = asyncio.get_running_loop(), perf_counter(), tracing.begin("ledger")
 
-        def ended(_: "Future[None]") -> None:
+        def ended(_: "Future[int]") -> None:
             """Note when it ended; runs on the ledger's thread."""
             at, took_s = utc_now().timestamp(), perf_counter() - began
             span.end()

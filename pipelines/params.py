@@ -17,9 +17,19 @@ from pipelines.market_params import CostParams, DataParams, FeedParams, Simulato
 
 
 class ModelsParams(FrozenParams):
-    """Set whether a model answers for a symbol that it was not trained on."""
+    """Set whether a model answers for a symbol that it was not trained on, and who does while the model service is out.
+
+    fallback  local: the same bundle in the decision service, on its CPU; abstain: nobody, and the tier falls
+    """
 
     unseen_symbols: Literal["refuse", "allow"] = "refuse"
+    fallback: Literal["local", "abstain"] = "local"
+
+
+class TrainingParams(FrozenParams):
+    """Set where networks are fitted: weights, and so the digest of a bundle, differ between devices."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 class PromotionParams(FrozenParams):
@@ -467,6 +477,7 @@ class Params(FrozenParams):
     universe: UniverseParams
     data: DataParams
     models: ModelsParams = ModelsParams()
+    training: TrainingParams = TrainingParams()
     feed: FeedParams = FeedParams()
     promotion: PromotionParams = PromotionParams()
     account: AccountParams = AccountParams()

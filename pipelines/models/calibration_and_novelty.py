@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
 from pipelines.contracts import Floats
@@ -86,12 +87,22 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def probabilities_of(session: onnxruntime.InferenceSession, rows: Floats) -> Floats:
+class CardSession(Protocol):
+    """Predict with a network on a card, in place of its ONNX session: rows (n, …) float32 → (n, outputs) float32."""
+
+    def __call__(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the probabilities of these rows, which the card takes together."""
+        ...
+
+
+def probabilities_of(session: "onnxruntime.InferenceSession | CardSession", rows: Floats) -> Floats:
     """Return the output `probabilities` of a session, float32, of rows (n, …).
 
     The rows of a live batch go through it one by one: a matrix product rounds otherwise at another number of rows, and
     the answer for a symbol must not depend on which others closed with it. A whole history goes in one call.
     """
+    if callable(session):
+        return np.asarray(session(rows.astype(np.float32)))
     name, inputs = session.get_inputs()[0].name, rows.astype(np.float32)
     if not 1 < len(rows) <= LIVE_ROWS:
         return np.asarray(session.run(["probabilities"], {name: inputs})[0])

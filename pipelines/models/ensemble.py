@@ -15,6 +15,7 @@ import onnxruntime
 from pipelines.contracts import Arrays, Bools, Floats, Ints, JsonObject, Predictions
 from pipelines.models.calibration_and_novelty import (
     BundleIdentity,
+    CardSession,
     Novelty,
     abstentions,
     calibrate_all,
@@ -36,7 +37,8 @@ class Member:
     places       (k,) positions of its columns among the model's
     weight       in the mean; 0 = reported, but not counted
     calibration  (classes, 5) of `calibration_and_novelty.stacked`: one line a class
-    session      ONNX with an output "probabilities": (n, classes), or (n, 2) of a single class
+    session      ONNX with an output "probabilities": (n, classes), or (n, 2) of a single class; of a network on a card
+                 what takes its place
     """
 
     name: str
@@ -44,7 +46,7 @@ class Member:
     places: Ints
     weight: float
     calibration: Floats
-    session: onnxruntime.InferenceSession
+    session: onnxruntime.InferenceSession | CardSession
 
     def predict(self, rows: Floats) -> tuple[Floats, Floats]:
         """Return (p, p_low), (n, classes) each, of rows (n, steps, columns); NaN where a value it reads is missing."""
@@ -66,6 +68,7 @@ class EnsembleModel:
     novelty     of the newest bar
     gates       (classes,) positions of columns: where such a column of the newest bar is 0, its class is absent and
                 p and p_low are 0 whatever the members predict; empty = every class is always present
+    device      where its networks run, as in Predictions
     """
 
     family: str
@@ -80,6 +83,7 @@ class EnsembleModel:
     golden: Arrays
     schema: JsonObject
     gates: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    device: str = "cpu"
 
     def predict(self, rows: Floats) -> Predictions:
         """Return predictions of rows (n, steps, columns), of one step (n, columns); NaN = missing.
@@ -100,8 +104,9 @@ class EnsembleModel:
             p[row] = low[row] = np.nan
         by_member = {member.name: self._squeeze(members[i]) for i, member in enumerate(self.members)}
         return Predictions(
-            self._squeeze(p), self._squeeze(low), status, reason, distance, self.digest, self._labels(p), by_member
-        )
+            self._squeeze(p), self._squeeze(low), status, reason, distance, self.digest, self._labels(p), by_member,
+            self.device,
+        )  # fmt: skip
 
     def _predict_members(self, rows: Floats, accepted: Bools) -> tuple[Floats, Floats]:
         """Return (p, p_low), (members, n, classes) each, of the accepted rows (n,); NaN elsewhere."""

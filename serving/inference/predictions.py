@@ -134,6 +134,34 @@ def predict_local(snapshot: Snapshot, requests: Sequence[InferenceRequest], time
     return list(found)
 
 
+def answered_here(
+    snapshot: Snapshot, requests: Sequence[InferenceRequest], answers: Sequence[Answers]
+) -> list[Answers]:
+    """Return the answers with those of the models in this process where the model service had a fault.
+
+    The bundles are the same by digest; `fallback` of each such answer is the fault.
+    """
+    faults = [
+        {arm: fault for arm in request.arms if isinstance(fault := answered[request.family, arm], str)}
+        for request, answered in zip(requests, answers, strict=True)
+    ]
+    wanted = [
+        replace(request, arms=tuple(missing)) for request, missing in zip(requests, faults, strict=True) if missing
+    ]
+    here = iter(predict_local(snapshot, wanted))
+    return [
+        answered
+        if not missing
+        else {**answered, **{key: _instead(one, missing[key[1]]) for key, one in next(here).items()}}
+        for answered, missing in zip(answers, faults, strict=True)
+    ]
+
+
+def _instead(answer: PredictionOrFault, fault: str) -> PredictionOrFault:
+    """Return predictions of this process with the fault that they stand in for; a fault of its own stays one."""
+    return replace(answer, fallback=fault) if isinstance(answer, Predictions) else answer
+
+
 def predict_each(model: Model, rows: Floats, name: str) -> list[PredictionOrFault]:
     """Return the predictions of each row, from one call of the model.
 
@@ -267,10 +295,13 @@ def _filled(blank: ModelAnswer, predictions: Predictions, classes: tuple[str, ..
     )
     ok = predictions.status[0] == "OK"
     if ok and not np.isfinite(predictions.p[0]).all():
-        return replace(blank, members=members, reason=f"{MODEL_FAULT}NaN: the model says OK and gives no number")
+        why = f"{MODEL_FAULT}NaN: the model says OK and gives no number"
+        return replace(blank, members=members, device=predictions.device, fallback=predictions.fallback, reason=why)
     return replace(
         blank,
         members=members,
+        device=predictions.device,
+        fallback=predictions.fallback,
         p=_first_row(predictions.p, classes) if ok else None,
         p_low=_first_row(predictions.p_low, classes) if ok else None,
         label=None if predictions.label is None else predictions.label[0],

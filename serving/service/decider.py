@@ -16,7 +16,13 @@ from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.store import DecisionRecord, StoreFault
 from serving.inference.model_client import ModelClient
 from serving.inference.model_slots import ModelSlots, Snapshot
-from serving.inference.predictions import Unseen, events_at_close, inference_requests, prediction_records
+from serving.inference.predictions import (
+    Unseen,
+    answered_here,
+    events_at_close,
+    inference_requests,
+    prediction_records,
+)
 from serving.policy.decide import age_in_bars, decide, predict_all, predict_together, tier_at
 from serving.policy.decision_row import Policy
 from serving.service.breaker_watch import BreakerWatch
@@ -152,7 +158,9 @@ class Decider:
             inference_requests(snapshot, symbol, event, self._unseen)
             for symbol, event in zip(undecided, events, strict=True)
         ]
-        answers = iter(await client.predict(snapshot, [request for some in requests for request in some]))
+        flat = [request for some in requests for request in some]
+        found = await client.predict(snapshot, flat)
+        answers = iter(answered_here(snapshot, flat, found) if self._params.models.fallback == "local" else found)
         return {
             symbol.name: prediction_records(snapshot, symbol, event, some, [next(answers) for _ in some], self._unseen)
             for symbol, event, some in zip(undecided, events, requests, strict=True)

@@ -1,5 +1,6 @@
 """The torch path of networks, on torch's CPU device: against ONNX Runtime, short of memory, with a CUDA error."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -18,6 +19,7 @@ from pipelines.models.pattern_network import PatternNetwork
 from pipelines.models.pattern_onnx import network_to_onnx
 from pipelines.models.recurrent_onnx import recurrent_to_onnx
 from pipelines.models.runtime import check_golden, load_bundle, tolerance_of
+from pipelines.models.views import VIEWS
 from serving.inference.cuda import Card, TorchSession
 from serving.inference.device import Device
 from serving.inference.generation import write_generation
@@ -40,6 +42,27 @@ def card(precision="fp32"):
     return Card(Device(f"cpu {precision}", "a test"), 0.5, lost)
 
 
+def network_bundle(folder, graph, inputs, columns, classes):
+    """Write a bundle of one network under its digest and return its folder; nothing is calibrated away."""
+    columns, draft = list(columns), folder / "draft"
+    member = {"name": "network", "file": "network.onnx", "reads": "window", "columns": columns, "weight": 1.0}
+    lines = [as_json(Calibration(1.0, 0.0, np.eye(2) * 1e-6))] * classes
+    digest = write_bundle(
+        draft,
+        family="predictor",
+        export=Export(
+            "ensemble",
+            {"network.onnx": graph, "calibration.json": json_bytes({"network": lines})},
+            {"classes": [f"k{i}" for i in range(classes)], "steps": inputs.shape[1], "members": [member]},
+        ),
+        novelty=fit_novelty(inputs[:, -1], 0.999),
+        schema={"columns": columns, "dropped": {}},
+        card="# a network\n",
+        inputs=inputs,
+    )
+    return draft.rename(folder / digest)
+
+
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory):
     """A recurrent and a convolutional network of random, far from zero weights, in bundles: kind → (folder, rows)."""
@@ -57,19 +80,8 @@ def bundles(tmp_path_factory):
     found = {}
     for kind, graph in graphs.items():
         width, classes = (MARKET, 1) if kind == "recurrent" else (MARKET + CLASSES, CLASSES)
-        columns = [f"c{i}" for i in range(width)]
-        member = {"name": "network", "file": "network.onnx", "reads": "window", "columns": columns, "weight": 1.0}
-        lines = [as_json(Calibration(1.0, 0.0, np.eye(2) * 1e-6))] * classes
-        files = {"network.onnx": graph, "calibration.json": json_bytes({"network": lines})}
-        schema = {"classes": [f"k{i}" for i in range(classes)], "steps": STEPS, "members": [member]}
         inputs = rows[:, :, :width]
-        digest = write_bundle(
-            folder / kind, family="predictor", export=Export("ensemble", files, schema),
-            novelty=fit_novelty(inputs[:, -1], 0.999), schema={"columns": columns, "dropped": {}}, card="# c\n",
-            inputs=inputs,
-        )  # fmt: skip
-        (folder / kind).rename(folder / digest)
-        found[kind] = (folder / digest, inputs)
+        found[kind] = network_bundle(folder, graph, inputs, [f"c{i}" for i in range(width)], classes), inputs
     return found
 
 
@@ -143,17 +155,22 @@ def test_a_cuda_error_ends_the_process_and_another_error_does_not(words):
         TorchSession(Short(0, RuntimeError("size of tensors")), 3, 2, card())(rows(2))
 
 
-def test_slots_put_networks_on_the_card_and_a_batched_call_names_it(bundles, tmp_path):
-    folder, inputs = bundles["recurrent"]
-    serving = tmp_path / "serving"
-    slots = ModelSlots(serving, folder.parent, lambda *alarm: pytest.fail(str(alarm)), place=card().place)
+def test_slots_put_networks_on_the_card_and_a_batched_call_names_it(tmp_path):
+    torch.manual_seed(5)
+    view, rng = VIEWS["predictor"], np.random.default_rng(5)
+    network, width = RecurrentNetwork(len(view.columns), (8,)), len(view.columns)
+    inputs = rng.normal(size=(60, view.steps, width))
+    graph = recurrent_to_onnx(network, view.steps, "n")
+    folder = network_bundle(tmp_path / "bundles", graph, inputs, view.columns, 1)
+    slots = ModelSlots(tmp_path / "serving", folder.parent, lambda *alarm: pytest.fail(str(alarm)), place=card().place)
     arms = {"champion": slot_entry("1", folder.name), "challenger": None}
-    write_generation(serving, {"predictor": arms}, {}, datetime(2024, 1, 1, tzinfo=UTC))
+    write_generation(tmp_path / "serving", {"predictor": arms}, {}, datetime(2024, 1, 1, tzinfo=UTC))
     slots.refresh()
     model = load_bundle(folder, None)
     one = {"family": "predictor", "columns": list(model.columns), "digests": {"champion": folder.name}}
-    body = {"inference_requests": [one | {"rows": packed(inputs[:3])}]}
-    (answer,) = run_inference(slots.snapshot, PredictBatchRequest.model_validate(body))["predictions"]
+    body = PredictBatchRequest.model_validate({"inference_requests": [one | {"rows": packed(inputs[:3])}]})
+    with ThreadPoolExecutor(2) as pool:
+        (answer,) = run_inference(slots.snapshot, body, pool.map)["predictions"]
     assert answer["champion"]["device"] == "cpu fp32"
     p = unpacked(Packed(**answer["champion"]["p"]))
     np.testing.assert_allclose(p, model.predict(inputs[:3]).p, atol=1e-5)

@@ -12,8 +12,6 @@ from serving.inference.device import VISIBLE, choose_device, count_cards, predic
 from serving.inference.generation import write_generation
 from serving.service.startup import CARD_LOST, end_service, require_device
 
-WARM = {"data_hash": "d" * 32, "digest": "a" * 64, "path": "warm"}
-
 
 def settings(tmp_path, **changes):
     return Settings(home=tmp_path, **changes)
@@ -47,9 +45,9 @@ def test_auto_takes_the_card_from_the_measured_break_even_on_and_says_why(tmp_pa
     measured = settings(tmp_path, device="auto", device_break_even_rows=3)
     assert choose_device(settings(tmp_path), lambda: 1).why.startswith("auto: no break-even is measured here")
     assert choose_device(measured, lambda: 1).why == "auto: 0 row(s) a close, a card is faster from 3"
-    (tmp_path / "serving").mkdir()
-    at = datetime(2024, 1, 1, tzinfo=UTC)
-    write_generation(tmp_path / "serving", {}, {f"S{i}/USDT": WARM for i in range(4)}, at)
+    warm = {"data_hash": "d" * 32, "digest": "a" * 64, "path": str(tmp_path / "serving" / "warm" / "a")}
+    named = {f"S{i}/USDT": warm for i in range(4)}
+    write_generation(tmp_path / "serving", {}, named, datetime(2024, 1, 1, tzinfo=UTC))
     assert rows_a_close(measured) == 4
     found = choose_device(measured, lambda: 1)
     assert (found.name, found.why) == ("cuda:0 fp32", "auto: 4 row(s) a close, a card is faster from 3")

@@ -1,0 +1,61 @@
+"""What a machine with a card is set up from: locked CUDA libraries, an image, a bento, a reservation."""
+
+import re
+from importlib.metadata import requires
+
+import yaml
+from bentoml._internal.bento.build_config import BentoBuildConfig
+
+from pipelines.settings import ROOT, Settings
+
+GPU = ROOT / "deploy" / "gpu"
+
+
+def locked(name):
+    """Package → version of a lock file."""
+    lines = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / name).read_text(), re.MULTILINE)
+    return dict(lines)
+
+
+def test_every_cuda_library_of_torch_is_pinned_and_the_cpu_lock_stays_below_it():
+    gpu, cpu = locked("requirements-gpu.lock"), locked("requirements.lock")
+    assert "-r requirements.lock\n" in (ROOT / "requirements-gpu.lock").read_text()
+    assert not gpu.keys() & cpu.keys()
+    assert {"nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-cuda-runtime", "triton"} <= gpu.keys()
+    for wanted in requires("torch") or ():  # a CPU build names none
+        if found := re.match(r"(nvidia[\w-]*|triton)==([\d.]+)", wanted):
+            assert gpu[found[1]] == found[2]
+    assert not {"onnxruntime-gpu"} & (gpu.keys() | cpu.keys())
+
+
+def test_the_bento_is_one_and_takes_the_locked_libraries():
+    with (GPU / "models.yaml").open() as file:
+        config = BentoBuildConfig.from_yaml(file)
+    assert config.service == "serving.service.model_service:ModelService"
+    assert config.python.requirements_txt == "requirements-gpu.lock"
+    assert {env.name: env.value for env in config.envs} == {"BELLWETHER_DEVICE": "cuda"}
+    assert all((ROOT / path.strip("/")).exists() for path in config.include)
+
+
+def test_the_compose_file_reserves_one_nvidia_card_and_names_settings_and_files_that_exist():
+    (service,) = yaml.safe_load((GPU / "compose.yaml").read_text())["services"].values()
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    assert (GPU / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+    for name, value in service["environment"].items():
+        default = re.fullmatch(rf"\$\{{{name}:-(.*)\}}", value)[1]
+        field = name.removeprefix("BELLWETHER_").lower()
+        assert getattr(Settings(**{field: default}), field) is not None
+
+
+def test_the_image_is_made_by_make_as_every_other_and_runs_as_no_root():
+    text = (GPU / "Containerfile").read_text()
+    lines = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ").splitlines()
+    words = [line.split(None, 1) for line in lines if line.strip()]
+    assert [word for word, _ in words][:1] == ["FROM"]
+    assert ":" in words[0][1]
+    assert not words[0][1].endswith("latest")
+    assert ["USER", "1000"] in words
+    assert ["RUN", "make setup GPU=1"] in words
+    makefile = (ROOT / "Makefile").read_text()
+    assert "requirements-gpu.lock" in makefile

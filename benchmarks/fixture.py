@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.arms import put_on_ledger as put_on_ledger
+from benchmarks.arms import by_symbol as by_symbol
 from benchmarks.arms import serve_arms as serve_arms
 from pipelines.contracts import OPEN_TIME, Floats, JsonObject, utc
 from pipelines.costs import Costs, costs_of

@@ -304,8 +304,14 @@ def measure(folder: Path, commit: str, size: Size) -> Figures:
                 parts["even"], least = break_even(client, home, size)
                 swapped = swap(client, home)
                 faults += swapped.faults
-                rows = f"BELLWETHER_DEVICE_BREAK_EVEN_ROWS={least}" if least else "at no number of rows measured"
-                extra += [f"Break-even: the service on {device} is faster from {rows}.", "", *swapped.lines]
+                found = f"from {least} row(s) a close on" if least else "at no number of rows"
+                setting = f"; set BELLWETHER_DEVICE_BREAK_EVEN_ROWS={least}" if least and device == "cuda" else ""
+                extra += [
+                    f"Break-even: a call of the service on {device} is faster than the models in process on this CPU "
+                    f"{found}{setting}.",
+                    "",
+                    *swapped.lines,
+                ]
         index = 0 if device == "cuda" else None
         name = f"{'cuda:0' if device == 'cuda' else 'cpu'} {precision}"
         card = Card(Device(name, "measured", index), 0.9, _lost)

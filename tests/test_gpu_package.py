@@ -1,4 +1,4 @@
-"""What a machine with a card is set up from: locked CUDA libraries, an image, a bento, a reservation."""
+"""What a machine with a card is set up from, and the benchmark of it, which runs without one."""
 
 import re
 from importlib.metadata import requires
@@ -6,6 +6,9 @@ from importlib.metadata import requires
 import yaml
 from bentoml._internal.bento.build_config import BentoBuildConfig
 
+from benchmarks import gpu
+from benchmarks.gpu_home import TINY
+from benchmarks.gpu_wheels import PRESENT, lacking
 from pipelines.settings import ROOT, Settings
 
 GPU = ROOT / "deploy" / "gpu"
@@ -59,3 +62,21 @@ def test_the_image_is_made_by_make_as_every_other_and_runs_as_no_root():
     assert ["RUN", "make setup GPU=1"] in words
     makefile = (ROOT / "Makefile").read_text()
     assert "requirements-gpu.lock" in makefile
+
+
+def test_the_benchmark_starts_the_service_over_http_and_measures_everything_without_a_card(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "count_cards", lambda: 0)
+    found = gpu.measure(tmp_path / "home", "0123456", TINY)
+    text = "\n".join(found.lines)
+    assert found.faults == []
+    assert text.startswith("Not measured on a card. These figures are a CPU's")
+    assert len(re.findall(r"^\| (?:predictor|pattern) \w+ \| cpu \|", text, re.MULTILINE)) == 4
+    for part in ("both, two arms", "Break-even: ", "Swap under load: ", "Out of memory: ", "| cpu | fp32 | 36 × 1 |"):
+        assert part in text, part
+
+
+def test_what_a_bare_machine_lacks_is_named_with_its_locked_version():
+    named = lacking(PRESENT, "3.12")
+    assert {one.partition("==")[0] for one in named} > {"bentoml", "pydantic-settings", "sqlalchemy", "starlette"}
+    assert not {"torch", "numpy", "onnxruntime"} & {one.partition("==")[0] for one in named}
+    assert lacking([*PRESENT, *named], "3.12") == []

@@ -175,6 +175,8 @@ def remote_service(stand, home, fallback):
     with running_service(stand, home, **env) as client:
         client.service = service
         client.serve(slot_entry("1", client.champion), slot_entry("2", client.challenger, "refused"))
+        # the small service has the same process id, so its acknowledgement alone says nothing of the symbol
+        assert eventually(lambda: SYMBOL in status(client)["symbols"])
         yield client
     service.server.shutdown()
     service.server.server_close()

@@ -122,7 +122,7 @@ def test_predictions_over_http_equal_the_bundle_by_order_and_by_name(served):
     assert (by_order["digest"], by_order["device"], by_order["version"]) == (expected.digest, "cpu", "1")
 
 
-@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1))
 def test_64_clients_at_once_each_get_the_answer_to_their_own_rows(served, seed):
     rng, here = np.random.default_rng(seed), load_bundle(served.bundle, None)

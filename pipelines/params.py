@@ -11,25 +11,17 @@ from pipelines.family_params import (
     PatternParams,
     PredictorParams,
     RegimeParams,
+    TrainingParams,
     ValidatorParams,
 )
 from pipelines.market_params import CostParams, DataParams, FeedParams, SimulatorParams, UniverseParams
 
 
 class ModelsParams(FrozenParams):
-    """Set whether a model answers for a symbol that it was not trained on, and who does while the model service is out.
-
-    fallback  local: the same bundle in the decision service, on its CPU; abstain: nobody, and the tier falls
-    """
+    """Set whether a model answers for symbols that it was not trained on, and who does without the model service."""
 
     unseen_symbols: Literal["refuse", "allow"] = "refuse"
     fallback: Literal["local", "abstain"] = "local"
-
-
-class TrainingParams(FrozenParams):
-    """Set where networks are fitted: weights, and so the digest of a bundle, differ between devices."""
-
-    device: Literal["cpu", "cuda"] = "cpu"
 
 
 class PromotionParams(FrozenParams):

@@ -64,7 +64,9 @@ class ModelService:
         self._alarms, self._executor = AlarmQueue(), StoreExecutor()
         self._features = FeatureClient(where.decision_url)
         check = functools.partial(disagreement, self._store, where.home)
-        self._slots = ModelSlots(where.serving_dir, where.bundles, self._alarms.raise_alarm, check, place)
+        self._slots = ModelSlots(
+            where.serving_dir, where.bundles, self._alarms.raise_alarm, disagreement=check, place=place
+        )
         # on a card both arms of a family run at the same time, each on its network's stream
         self._arms = None if self._device.index is None else ThreadPoolExecutor(len(ARMS), "arms")
         self._watcher = GenerationWatcher(self._poll, functools.partial(report_poll, self._alarms, "model service"))

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from pipelines.contracts import Model
-from pipelines.errors import NoDevice
+from pipelines.errors import BundleError, NoDevice
 from pipelines.models.ensemble import EnsembleModel, Member
 from pipelines.models.network_arrays import arrays_of, network_of
 from pipelines.models.networks import Singles
@@ -56,12 +56,18 @@ class Card:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
 
     def place(self, model: Model, bundle: Path) -> Model:
-        """Return the model with its networks on this card; models without one, such as trees, stay as they are."""
+        """Return the model with its networks on this card; models without one, such as trees, stay as they are.
+
+        Raises BundleError where the memory is short.
+        """
         if not isinstance(model, EnsembleModel):
             return model
         files = {member["name"]: bundle / str(member["file"]) for member in model.schema["members"]}
-        with self.guarded():
-            members = tuple(self._placed(member, files[member.name], model.steps) for member in model.members)
+        try:
+            with self.guarded():
+                members = tuple(self._placed(member, files[member.name], model.steps) for member in model.members)
+        except torch.OutOfMemoryError as error:
+            raise BundleError(f"{self.name} has no memory for it; raise BELLWETHER_DEVICE_MEMORY: {error}") from error
         is_moved = any(isinstance(member.session, TorchSession) for member in members)
         return replace(model, members=members, device=self.name) if is_moved else model
 
@@ -183,10 +189,9 @@ class TorchSession:
 
 def exact() -> None:
     """Turn TF32 off wherever torch would use it."""
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    # the older of two ways to say so: the newer, `fp32_precision`, leaves a state that torch's own check refuses
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def is_lost(error: RuntimeError) -> bool:

@@ -10,6 +10,7 @@ import torch
 from support.serving_fixture import slot_entry
 from torch import nn
 
+from pipelines.errors import BundleError
 from pipelines.models.base import Export
 from pipelines.models.calibration_and_novelty import Calibration, as_json
 from pipelines.models.export import json_bytes, write_bundle
@@ -100,6 +101,21 @@ def test_a_network_through_torch_is_that_of_onnx_runtime_and_its_answers_name_th
     if kind == "pattern":
         assert (theirs.p[(rows[:, -1, MARKET:] == 0) & np.isfinite(theirs.p)] < 1e-6).all()
     check_golden(there)
+
+
+def test_a_card_leaves_tf32_off():
+    torch.backends.cudnn.allow_tf32 = True
+    card()
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_a_bundle_that_finds_no_memory_is_refused_and_not_a_lost_card(bundles, monkeypatch):
+    folder, _ = bundles["recurrent"]
+    here = card()
+    monkeypatch.setattr(here, "rows_that_fit", lambda call: Short(0)(torch.zeros(2, 3, 2)))
+    with pytest.raises(BundleError, match="has no memory for it; raise BELLWETHER_DEVICE_MEMORY"):
+        here.place(load_bundle(folder, None), folder)
 
 
 def test_a_model_without_a_network_stays_as_it_is(bundles):

@@ -251,6 +251,7 @@ def test_the_bundle_predicts_what_the_native_members_predict(oracle):
 
 def test_the_ensembles_weights_are_in_the_bundle(oracle):
     _, model, _, _ = oracle
+    assert model.schema["training_device"] == "cpu"
     assert model.schema["ensemble"] == PARAMS.ensemble.model_dump()
     assert [m["weight"] for m in model.schema["members"] if m["name"] == "lstm"] == [1.0]
 

@@ -127,7 +127,7 @@ def break_even(client: httpx.Client, home: Home, size: Size) -> tuple[list[str],
     return lines, least
 
 
-def swap(client: httpx.Client, home: Home) -> Figures:
+def swap(client: httpx.Client, home: Home, size: Size) -> Figures:
     """Swap champion and challenger while four threads predict; every call must be answered by one of the two."""
     body = {"family": "predictor", "windows": windows_of("predictor", 2).tolist()}
     seen: list[tuple[int, str]] = []
@@ -143,13 +143,13 @@ def swap(client: httpx.Client, home: Home) -> Figures:
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
+    time.sleep(size.load_s)
     began, wanted = time.perf_counter(), home.digests["predictor"][1]
     home.serve(1)
     while wanted not in {digest for _, digest in seen[-8:]} and time.perf_counter() - began < 30:
         time.sleep(0.01)
     took = time.perf_counter() - began
-    time.sleep(0.5)
+    time.sleep(size.load_s)
     stop.set()
     for thread in threads:
         thread.join()
@@ -308,7 +308,7 @@ def measure(folder: Path, commit: str, size: Size) -> Figures:
             faults += same.faults
             if precision == "fp32":
                 parts["even"], least = break_even(client, home, size)
-                swapped = swap(client, home)
+                swapped = swap(client, home, size)
                 faults += swapped.faults
                 found = f"from {least} row(s) a close on" if least else "at no number of rows"
                 setting = f"; set BELLWETHER_DEVICE_BREAK_EVEN_ROWS={least}" if least and device == "cuda" else ""

@@ -40,7 +40,10 @@ FAMILIES = ("predictor", "pattern")
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Set how much is measured: rows a batch, seconds and calls a figure, windows and epochs of the training."""
+    """Set how much is measured: rows a batch, seconds and calls a figure, windows and epochs of the training.
+
+    load_s  seconds of load before a swap, and after it
+    """
 
     rows: tuple[int, ...] = ROWS
     batches: tuple[int, ...] = BATCHES
@@ -48,9 +51,10 @@ class Size:
     calls: int = 1000
     windows: int = 2500
     epochs: int = 3
+    load_s: float = 0.5
 
 
-TINY = Size((1, 3), (1, 2), 0.01, 3, 48, 1)
+TINY = Size((1, 3), (1, 2), 0.01, 3, 48, 1, 0.05)
 
 
 def windows_of(family: str, n: int) -> Floats:
@@ -71,7 +75,7 @@ def places_of(family: str) -> list[int]:
 def network_for(family: str, seed: int, size: Size) -> nn.Module:
     """Return a network trained briefly on a visible rule, so that its probabilities spread from 0 to 1."""
     torch.manual_seed(seed)
-    x = windows_of(family, 8 * size.windows // 25 + 64)[:, :, places_of(family)].astype(np.float32)
+    x = windows_of(family, 8 * size.windows // 25 + 16)[:, :, places_of(family)].astype(np.float32)
     outputs = 1 if family == "predictor" else CLASSES
     network: nn.Module = (
         RecurrentNetwork(x.shape[2], *CORE[1:])

@@ -57,19 +57,20 @@ lock: setup
 	@git status --short -- dvc.lock docs/results/dvc
 
 # torch for CPUs comes from PyTorch's own index, if that answers; else as the package index or the folder of wheels has it.
-# With GPU=1 it is the package index's, which brings CUDA: 2.5 GB more.
+# With GPU=1 it is the package index's, with the CUDA libraries of requirements-gpu.lock: 2.5 GB more.
 WANTS_GPU := $(filter-out 0 false,$(GPU))
 ASKS_FOR_CPU_BUILD = UV_HTTP_TIMEOUT=15 UV_HTTP_RETRIES=0 $(BIN)/uv pip install --quiet --dry-run --no-deps --reinstall-package torch --python $(BIN)/python --torch-backend cpu $(shell grep '^torch==' requirements.lock)
 
 # Bytecode is compiled here, on every core: otherwise the six services would each do it in their first start-up.
-.venv/.installed: requirements.lock pyproject.toml
+.venv/.installed: requirements.lock $(if $(WANTS_GPU),requirements-gpu.lock) pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "Bellwether needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d. Say which to use: make setup PYTHON=python3.12" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -c 'import sys; print("setup: .venv has Python %d.%d.%d" % sys.version_info[:3], "of", sys.base_prefix)'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@if [ -n '$(WANTS_GPU)' ]; then build=; echo 'setup: torch with CUDA, as the package index has it'; \
+	@lock=requirements.lock; \
+	if [ -n '$(WANTS_GPU)' ]; then build=; lock=requirements-gpu.lock; echo 'setup: torch with CUDA, as the package index has it'; \
 	elif $(ASKS_FOR_CPU_BUILD) 2>/dev/null; then build='--torch-backend cpu'; echo 'setup: torch for CPUs'; \
 	else build=; echo "setup: torch as the package index or the folder of wheels has it: PyTorch's own index does not answer"; fi; \
-	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode $$build -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode $$build -r $$lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@

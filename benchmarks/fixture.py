@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.arms import by_symbol as by_symbol
+from benchmarks.arms import serve_arms as serve_arms
 from pipelines.contracts import OPEN_TIME, Floats, JsonObject, utc
 from pipelines.costs import Costs, costs_of
 from pipelines.data import data_version, schemas
@@ -31,11 +33,8 @@ from pipelines.models.catalog import model_family
 from pipelines.params import Params
 from pipelines.settings import ROOT, Settings, load_params
 from pipelines.stage_outputs import features_of, labels_of
-from pipelines.store import Promotion, Store
 from pipelines.training import stages
 from pipelines.warm_start import publish_warm_start
-from serving.inference.generation import write_generation
-from serving.service.home_store import open_store
 
 MINUTES = Grid("1m")
 
@@ -194,45 +193,6 @@ def arm_of(digest: str, version: str = "benchmark") -> JsonObject:
     """Return the entry of an arm in a generation file."""
     names = ("run_id", "data_hash", "git_commit")
     return dict.fromkeys(names, "benchmark") | {"version": version, "digest": digest, "verdict": "passed"}
-
-
-def put_on_ledger(store: Store, families: Mapping[str, Mapping[str, JsonObject | None]], at: datetime) -> None:
-    """Put the arms that a generation file names on the ledger: the gate's verdict on each, then the champion's move."""
-    for family, arms in families.items():
-        for arm in ("champion", "challenger"):
-            if (entry := arms.get(arm)) is None:
-                continue
-            passed = entry.get("verdict") != "refused"
-            line = Promotion(
-                at, "benchmark", "challenge", family, "challenger", None, entry["version"], entry["digest"],
-                entry.get("run_id"), entry.get("data_hash"), entry.get("git_commit"), passed, "benchmark",
-            )  # fmt: skip
-            store.add_promotion(line)
-            if arm == "champion":
-                store.add_promotion(replace(line, action="promote", arm="champion"))
-
-
-def serve_arms(
-    where: Settings, families: Mapping[str, Mapping[str, JsonObject | None]], warm: Mapping[str, Any] | None,
-    at: datetime, assignments: Mapping[str, JsonObject] | None = None,
-) -> int:  # fmt: skip
-    """Put arms on the ledger of a home and name them in its generation file; return the generation.
-
-    warm         entry of one published warm start, or symbol → entry; None: no symbol is live
-    assignments  as of `write_generation`; the ledger must say the same
-    """
-    with contextlib.closing(open_store(where)) as store:
-        put_on_ledger(store, families, at)
-    return write_generation(where.serving_dir, families, by_symbol(warm), at, assignments)
-
-
-def by_symbol(warm: Mapping[str, Any] | None) -> dict[str, dict[str, str]]:
-    """Return symbol → entry of published warm starts, given such a mapping, one entry, or None."""
-    if not warm:
-        return {}
-    if "digest" not in warm:
-        return dict(warm)
-    return {str(json.loads((Path(warm["path"]) / "meta.json").read_text())["symbol"]): dict(warm)}
 
 
 def by_decision_bar(live: Floats, params: Params) -> list[Floats]:

@@ -1,7 +1,8 @@
-"""Time the networks: forward and training step, batch 1, 64 and 1024, float32 and bfloat16.
+"""Measure the model service on a card, over HTTP and in process: in under eight minutes, or in seconds with --tiny.
 
-Run: python -m benchmarks.gpu [--out FILE]. Needs torch and numpy and nothing else of this project's environment; uses a
-CUDA card if there is one, and reports that it measures the CPU if there is none. See docs/results/gpu.md.
+Run: python -m benchmarks.gpu [--write] [--commit SHA] [--tiny]. Without a card it does the same on the CPU and says so;
+docs/results/gpu.md says what each figure is. It needs what `serving` needs and no training library:
+`python -m benchmarks.gpu_wheels` collects that for a machine which has torch. Ends with 1 where an answer was wrong.
 """
 
 if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
@@ -10,223 +11,365 @@ if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of
     bootstrap()
 
 import argparse
+import functools
+import os
 import platform
+import shutil
+import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NoReturn
 
+import httpx
 import numpy as np
 import torch
-from torch import nn
 
-from pipelines.models.networks import (
-    CORE,
-    FOUR,
-    Doubles,
-    Plan,
-    RecurrentNetwork,
-    Singles,
-    adam_of,
-    best_device,
-    mixed_precision,
-    parameter_count,
-    probabilities_of,
-    train_network,
-)
+from benchmarks.gpu_home import FAMILIES, SEED, TINY, Home, Size, make_home, model_service, places_of, windows_of
+from pipelines.contracts import Floats
+from pipelines.models.networks import CORE, Plan, RecurrentNetwork, Singles, logits_of, train_network
+from pipelines.models.runtime import CARD_TOLERANCES, tolerance_of
+from pipelines.models.views import VIEWS
+from pipelines.settings import ROOT
+from serving.inference.cuda import SPARE, Card, TorchSession
+from serving.inference.device import Device, count_cards
+from serving.inference.model_client import packed, unpacked
+from serving.service.schemas import Packed
 
-STEPS = 60
-PATTERN = {"inputs": 7, "steps": 32, "classes": 9, "channels": 24}  # columns of a window, then one a class
-BATCHES = (1, 64, 1024)
-WARM_UP = 3
-LEAST, MOST, BUDGET_S = 5, 300, 3.0  # calls a figure: as many as fit the budget, within these bounds
-TOLERANCE = 0.02  # largest |p(bfloat16) - p(float32)| that is accepted; docs/results/gpu.md says where it comes from
-SEED = 7
+PAGE = ROOT / "docs" / "results" / "gpu.md"
+FIGURES = "## Figures\n"
+CALL_ROWS = 1024  # of one HTTP call: a body holds 32 MiB
+SINGLES = 3  # rows that are also sent alone, which a card answers by a CUDA graph
+TARGET_P99_US, TARGET_WINDOWS_S = 300.0, 1e6  # of a single row; of 4,096 rows that lie on the device
+
+Call = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """Hold a briefly trained network, so that its probabilities spread, and windows it can read."""
+class Figures:
+    """Hold lines of the page, and what was wrong."""
 
-    name: str
-    network: nn.Module
-    windows: Singles
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Hold the milliseconds of a call: median and 5 to 95 % of n calls."""
-
-    name: str
-    what: str
-    batch: int
-    precision: str
-    median: float
-    low: float
-    high: float
-    n: int
+    lines: list[str]
+    faults: list[str]
 
 
-def trained(name: str, network: nn.Module, steps: int, inputs: int, outputs: int, rows: int) -> Case:
-    """Train briefly on a visible rule: is the newest value of a column above zero? float32, on the CPU."""
-    rng = np.random.default_rng(SEED)
-    windows = rng.normal(size=(rows, steps, inputs)).astype(np.float32)
-    y = (windows[:, -1, np.arange(outputs) % inputs] > 0).astype(np.float64)
-    half = rows // 2
-    tail = (windows[half:], y[half:], np.ones(rows - half))
-    train_network(network, windows[:half], y[:half], np.ones(half), tail, Plan(6, 32, 5e-3, 6, SEED), bf16=False)
-    return Case(name, network, windows)
+# ---- the model service over HTTP ----------------------------------------------------------------------------------
 
 
-def pattern_case(rows: int) -> Case | str:
-    """Return the pattern recogniser's network at its default size, or why it cannot be measured."""
-    try:
-        module = import_module("pipelines.models.pattern_network")
-        network = module.PatternNetwork(
-            source=range(PATTERN["inputs"]), sign=[1.0] * PATTERN["inputs"], classes=PATTERN["classes"],
-            channels=PATTERN["channels"], dropout=0.2,
-        )  # fmt: skip
-    except (ModuleNotFoundError, AttributeError, TypeError) as error:  # not there yet, or built otherwise by now
-        return f"pattern network: {error}"
-    inputs, classes, steps = PATTERN["inputs"], PATTERN["classes"], PATTERN["steps"]
-    name = f"convolutions of {PATTERN['channels']}, {inputs} inputs × {steps} steps, {classes} classes"
-    return trained(name, network, steps, inputs + classes, classes, rows)
+def predict_over_http(client: httpx.Client, home: Home, families: Mapping[str, Floats]) -> list[dict[str, Any]]:
+    """Return the answers of both arms to windows by family, in one call of at most CALL_ROWS rows after the other."""
+    answers: list[dict[str, Any]] = []
+    for at in range(0, max(map(len, families.values())), CALL_ROWS):
+        requests = [
+            {
+                "family": family,
+                "digests": dict(zip(("champion", "challenger"), home.digests[family], strict=True)),
+                "columns": list(VIEWS[family].columns),
+                "rows": packed(rows[at : at + CALL_ROWS]),
+            }
+            for family, rows in families.items()
+        ]
+        response = client.post("/predict_batch", json={"inference_requests": requests})
+        response.raise_for_status()
+        answers += response.json()["predictions"]
+    return answers
 
 
-def cases(rows: int) -> tuple[list[Case], list[str]]:
-    """Return what can be measured, and the reasons of what cannot."""
-    torch.manual_seed(SEED)
-    built = [
-        trained(f"LSTM {'/'.join(map(str, layers))}, {inputs} inputs × {STEPS} steps",
-               RecurrentNetwork(inputs, layers, head), STEPS, inputs, 1, rows)
-        for inputs, layers, head in (FOUR, CORE)
-    ]  # fmt: skip
-    pattern = pattern_case(rows)
-    return (built, [pattern]) if isinstance(pattern, str) else ([*built, pattern], [])
-
-
-def timed(call: Callable[[], None], device: str, most: int) -> Doubles:
-    """Return milliseconds of single calls, each synchronised with the device."""
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    for _ in range(min(WARM_UP, most)):
-        call()
-    wait()
-    took: list[float] = []
-    started = time.perf_counter()
-    while len(took) < min(LEAST, most) or (len(took) < most and time.perf_counter() - started < BUDGET_S):
-        start = time.perf_counter()
-        call()
-        wait()
-        took.append((time.perf_counter() - start) * 1e3)
-    return np.array(took)
-
-
-def costs(case: Case, device: str, batches: tuple[int, ...], most: int = MOST) -> list[Cost]:
-    """Return the costs of the forward and the training step of one network; windows are on the device already."""
-    network = case.network.to(device)
-    descend = adam_of(network, 0.0)  # a whole step that leaves the weights unchanged
-    found = []
-    for batch in batches:
-        x = torch.from_numpy(np.resize(case.windows, (batch, *case.windows.shape[1:]))).to(device)
-        with torch.inference_mode():
-            y = torch.zeros(network(x).shape, device=device)
-        y = y.clone()
-        for precision in ("fp32", "bf16") if device == "cuda" else ("fp32",):
-
-            def forward(x: torch.Tensor = x, bf16: bool = precision == "bf16") -> None:
-                """Run the network without gradients."""
-                with torch.inference_mode(), mixed_precision(device, bf16):
-                    network(x)
-
-            def step(x: torch.Tensor = x, y: torch.Tensor = y, bf16: bool = precision == "bf16") -> None:
-                """Run one training step."""
-                network.zero_grad(set_to_none=True)
-                with mixed_precision(device, bf16):
-                    logits = network(x)
-                nn.functional.binary_cross_entropy_with_logits(logits.float(), y).backward()
-                descend()
-
-            for what, call in (("forward", forward), ("training step", step)):
-                network.train(what != "forward")
-                took = timed(call, device, most)
-                low, median, high = np.quantile(took, [0.05, 0.5, 0.95])
-                found.append(Cost(case.name, what, batch, precision, median, low, high, len(took)))
-    network.to("cpu").eval()
+def parity(client: httpx.Client, home: Home, size: Size) -> Figures:
+    """Compare what both arms answer over HTTP, to rows together and to single ones, with these bundles on this CPU."""
+    found, n = Figures([], []), max(size.rows[:2])
+    for family in FAMILIES:
+        rows = windows_of(family, n)
+        (answer,) = predict_over_http(client, home, {family: rows})
+        singles = [predict_over_http(client, home, {family: rows[i : i + 1]})[0] for i in range(SINGLES)]
+        for arm, name in enumerate(("champion", "challenger")):
+            together, alone = (
+                np.concatenate([unpacked(Packed(**one[name]["p"])) for one in some]) for some in ([answer], singles)
+            )
+            expected = home.model(family, arm).predict(rows).p
+            gaps = np.abs(together - expected), np.abs(alone - expected[:SINGLES])
+            device, gap = answer[name]["device"], max(float(np.nanmax(each)) for each in gaps)
+            limit = tolerance_of(device)
+            found.lines.append(f"| {family} {name} | {device} | {gap:.1e} | {limit:g} | {n} |")
+            if gap > limit:
+                found.faults.append(f"{family} {name} on {device} differs by {gap:.1e}, limit {limit:g}")
     return found
 
 
-def bf16_gap(case: Case, device: str) -> float:
-    """Return the largest difference of a probability between bfloat16 and float32 on the card."""
-    network = case.network.to(device)
-    exact, mixed = (probabilities_of(network, case.windows, device, bf16) for bf16 in (False, True))
-    network.to("cpu")
-    return float(np.abs(mixed - exact).max())
+def http_lines(client: httpx.Client, home: Home, precision: str, size: Size) -> list[str]:
+    """Return the cost of calls of both families and arms, by rows."""
+    lines = []
+    for n in size.rows:
+        rows = {family: windows_of(family, n) for family in FAMILIES}
+        took = timed_us(lambda rows=rows: predict_over_http(client, home, rows), size)
+        lines.append(
+            f"| both, two arms | {precision} | {n:,} | {quantiles(took)} | {4 * n / np.median(took) * 1e6:,.0f} |"
+        )
+    return lines
 
 
-def ms(value: float) -> str:
-    """Format milliseconds with three significant digits."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def break_even(client: httpx.Client, home: Home, size: Size) -> tuple[list[str], int | None]:
+    """Return the comparison of one call over HTTP with the models in process on this CPU, and the first row count from
+    which the call is faster, at it and at every larger one; None where it never is."""
+    models = [home.model(family, arm) for family in FAMILIES for arm in (0, 1)]
+    lines, faster = [], []
+    for n in size.batches:
+        rows = {family: windows_of(family, n) for family in FAMILIES}
+        here = timed_us(lambda rows=rows: [m.predict(rows[m.family]) for m in models], size)
+        there = timed_us(lambda rows=rows: predict_over_http(client, home, rows), size)
+        faster.append(bool(np.median(there) < np.median(here)))
+        lines.append(f"| {n} | {quantiles(here)} | {quantiles(there)} |")
+    least = next((n for i, n in enumerate(size.batches) if all(faster[i:])), None)
+    return lines, least
 
 
-def device_words(device: str) -> str:
-    """Return the device and the versions in words."""
-    what = (
-        torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
+def swap(client: httpx.Client, home: Home, size: Size) -> Figures:
+    """Swap champion and challenger while four threads predict; every call must be answered by one of the two."""
+    body = {"family": "predictor", "windows": windows_of("predictor", 2).tolist()}
+    seen: list[tuple[int, str]] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        """Predict until told to stop."""
+        with httpx.Client(base_url=client.base_url, headers=client.headers, timeout=60) as own:
+            while not stop.is_set():
+                answer = own.post("/predict", json=body)
+                seen.append((answer.status_code, answer.json().get("digest", "")))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(size.load_s)
+    began, wanted = time.perf_counter(), home.digests["predictor"][1]
+    home.serve(1)
+    while wanted not in {digest for _, digest in seen[-8:]} and time.perf_counter() - began < 30:
+        time.sleep(0.01)
+    took = time.perf_counter() - began
+    time.sleep(size.load_s)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    home.serve(0)
+    failed = sum(status != 200 for status, _ in seen)
+    faults = [] if failed == 0 and took < 30 else [f"swap: {failed} of {len(seen)} calls failed, {took:.1f} s"]
+    return Figures(
+        [f"Swap under load: {len(seen):,} calls, {failed} failed, the new champion answers after {took:.2f} s."], faults
     )
-    return f"{what}, torch {torch.__version__}, numpy {np.__version__}, Python {platform.python_version()}"
 
 
-def report(device: str, tiny: bool = False) -> tuple[str, float | None]:
-    """Return the page's table, and the largest bfloat16 gap; None without a card."""
-    measured, reasons = cases(rows=64 if tiny else 1024)
-    lines = [f"Measured on {device_words(device)}."]
-    if device == "cpu":
-        lines += [
-            "",
-            "No CUDA card here: float32 on the CPU only. bfloat16 is a card's; a CPU always works in float32.",
-        ]
-    lines += ["", "| network | parameters | what | batch | precision | median ms | 5–95 % ms | windows/s | n |"]
-    lines += ["| --- | ---: | --- | ---: | --- | ---: | ---: | ---: | ---: |"]
-    for case in measured:
-        for c in costs(case, device, BATCHES[:1] if tiny else BATCHES, 2 if tiny else MOST):
-            lines.append(
-                f"| {c.name} | {parameter_count(case.network):,} | {c.what} | {c.batch} | {c.precision} |"
-                f" {ms(c.median)} | {ms(c.low)}–{ms(c.high)} | {c.batch / c.median * 1e3:,.0f} | {c.n} |"
+# ---- in process -----------------------------------------------------------------------------------------------------
+
+
+def timed_us(call: Call, size: Size) -> Floats:
+    """Return microseconds of single calls after three that are not counted."""
+    for _ in range(min(3, size.calls)):
+        call()
+    took: list[float] = []
+    began = time.perf_counter()
+    while len(took) < 3 or (len(took) < size.calls and time.perf_counter() - began < size.seconds):
+        start = time.perf_counter()
+        call()
+        took.append((time.perf_counter() - start) * 1e6)
+    return np.array(took)
+
+
+def quantiles(took_us: Floats) -> str:
+    """Return "p50 | p99 | n" of microseconds."""
+    return f"{np.median(took_us):,.0f} | {np.quantile(took_us, 0.99):,.0f} | {len(took_us)}"
+
+
+def in_process(home: Home, card: Card, size: Size) -> Figures:
+    """Time the sessions of both networks from numpy to numpy, and the network alone with windows on the device."""
+    found = Figures([], [])
+    for family in FAMILIES:
+        session, rows = session_of(home, family, card), windows_of(family, max(size.rows))[:, :, places_of(family)]
+        singles: Singles = rows.astype(np.float32)
+        for n in size.rows:
+            took = timed_us(functools.partial(session, singles[:n]), size)
+            there = on_device(session, card, singles[:n], size)
+            per_s = [n / np.median(each) * 1e6 for each in (took, there)]
+            met = _target(n, float(np.quantile(took, 0.99)), per_s[1], card)
+            found.lines.append(
+                f"| {family} | {card.precision} | {n:,} | {quantiles(took)} | {per_s[0]:,.0f} | "
+                f"{per_s[1]:,.0f} | {met} |"
             )
-    lines += ["", *(f"Not measured: {reason}" for reason in reasons)]
+    return found
+
+
+def _target(n: int, p99_us: float, windows_s: float, card: Card) -> str:
+    """Return whether the target of this number of rows is met; empty where there is none, as on a CPU."""
+    if card.device.type != "cuda" or n not in (1, 4096):
+        return ""
+    met = p99_us <= TARGET_P99_US if n == 1 else windows_s >= TARGET_WINDOWS_S
+    return "met" if met else "missed"
+
+
+def session_of(home: Home, family: str, card: Card) -> TorchSession:
+    """Return the session of a champion's network on the card."""
+    model: Any = card.place(home.model(family), home.where.bundles / home.digests[family][0])
+    session = model.members[0].scorer
+    assert isinstance(session, TorchSession)
+    return session
+
+
+def on_device(session: TorchSession, card: Card, rows: Singles, size: Size) -> Floats:
+    """Return microseconds of the network alone, with windows and answers on the device."""
+    windows = torch.from_numpy(rows).to(card.device)
+    wait: Call = torch.cuda.synchronize if card.device.type == "cuda" else lambda: None
+
+    def call() -> None:
+        """Run the network and wait for it."""
+        with session._on_card():
+            session._network(windows)
+        wait()
+
+    return timed_us(call, size)
+
+
+def out_of_memory(home: Home, device: Device) -> Figures:
+    """Give a card a small share and a batch that does not fit; its halves must answer, and a single row afterwards."""
+    card = Card(device, 0.02, _lost)
+    session = session_of(home, "predictor", card)
+    if session.most_rows is None:
+        return Figures(["Out of memory: a CPU has no limit; injected in the tests."], [])
+    n = int(session.most_rows / SPARE * 1.3)
+    rows = np.resize(windows_of("predictor", 256).astype(np.float32), (n, *windows_of("predictor", 1).shape[1:]))
+    split = session(rows)  # within the measured limit: no error, in several batches
+    limit, session.most_rows = session.most_rows, None
+    halved = session(rows)
+    gap = float(np.abs(split - halved).max())
+    single = float(np.abs(session(rows[:1]) - split[:1]).max())
+    torch.cuda.set_per_process_memory_fraction(1.0, card.device)
+    line = (
+        f"Out of memory: {n:,} rows in 2 % of the card, measured limit {limit:,} rows; split and halved answers differ "
+        f"by {gap:.1e} and a single row afterwards by {single:.1e}."
+    )
+    wrong = max(gap, single) > CARD_TOLERANCES["fp32"]
+    return Figures([line], [f"out of memory: {gap:.1e}, {single:.1e}"] if wrong else [])
+
+
+def training(device: str, size: Size) -> list[str]:
+    """Return the seconds of a fit of the predictor's network by device, and whether it repeats to the last bit."""
+    x = windows_of("predictor", size.windows).astype(np.float32)
+    y = (x[:, -1, 0] > 0).astype(np.float64)
+    half, plan = len(x) * 3 // 4, Plan(size.epochs, 64, 3e-3, size.epochs, SEED)
+    tail = (x[half:], y[half:], np.ones(len(x) - half))
+    lines = []
+    for where, bf16 in (("cpu", False), *(((device, False), (device, True)) if device != "cpu" else ())):
+        seconds, logits = [], []
+        for _ in range(2):
+            torch.manual_seed(SEED)
+            network = RecurrentNetwork(x.shape[2], *CORE[1:])
+            began = time.perf_counter()
+            train_network(network, x[:half], y[:half], np.ones(half), tail, plan, where, bf16)
+            seconds.append(time.perf_counter() - began)
+            logits.append(logits_of(network, x[:64]).tobytes())
+        repeats = "to the last bit" if logits[0] == logits[1] else "no"
+        lines.append(
+            f"| {where} | {'bf16' if bf16 else 'fp32'} | {half:,} × {size.epochs} | {min(seconds):.1f} | {repeats} |"
+        )
+    return lines
+
+
+def _lost(why: str) -> NoReturn:
+    """End the benchmark on a CUDA error."""
+    raise SystemExit(f"the card is lost: {why}")
+
+
+# ---- the page ------------------------------------------------------------------------------------------------------
+
+
+def status_line(device: str, commit: str) -> str:
+    """Return what the page begins with: measured on which card, driver and commit, or not measured."""
+    words = f"torch {torch.__version__}, numpy {np.__version__}, Python {platform.python_version()}"
     if device == "cpu":
-        return "\n".join(lines).rstrip() + "\n", None
-    gaps = {case.name: bf16_gap(case, device) for case in measured}
-    lines += [
-        "",
-        f"| network | largest difference of p, bf16 against fp32 (tolerance {TOLERANCE}) | n |",
-        "| --- | ---: | ---: |",
-    ]
-    lines += [f"| {case.name} | {gaps[case.name]:.2e} | {len(case.windows):,} |" for case in measured]
-    return "\n".join(lines) + "\n", max(gaps.values())
+        cores = f"{os.cpu_count()} {platform.machine()} cores, load {os.getloadavg()[0]:.0f}"
+        return f"Not measured on a card. These figures are a CPU's: {cores}, {words}, commit {commit}."
+    ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.split()[0]
+    return f"Measured on {torch.cuda.get_device_name()}, driver {driver}, {words}, commit {commit}."
+
+
+def measure(folder: Path, commit: str, size: Size) -> Figures:
+    """Return everything, as lines of the page; `folder` becomes a home."""
+    device = "cuda" if count_cards() and torch.cuda.is_available() else "cpu"
+    home, faults = make_home(folder, size), []
+    precisions = ("fp32", "bf16") if device == "cuda" else ("fp32",)
+    parts: dict[str, list[str]] = {"parity": [], "http": [], "process": [], "even": []}
+    extra: list[str] = []
+    for precision in precisions:
+        with model_service(home, device, precision) as client:
+            same = parity(client, home, size)
+            parts["parity"] += same.lines
+            parts["http"] += http_lines(client, home, precision, size)
+            faults += same.faults
+            if precision == "fp32":
+                parts["even"], least = break_even(client, home, size)
+                swapped = swap(client, home, size)
+                faults += swapped.faults
+                found = f"from {least} row(s) a close on" if least else "at no number of rows"
+                setting = f"; set BELLWETHER_DEVICE_BREAK_EVEN_ROWS={least}" if least and device == "cuda" else ""
+                extra += [
+                    f"Break-even: a call of the service on {device} is faster than the models in process on this CPU "
+                    f"{found}{setting}.",
+                    "",
+                    *swapped.lines,
+                ]
+        index = 0 if device == "cuda" else None
+        name = f"{'cuda:0' if device == 'cuda' else 'cpu'} {precision}"
+        card = Card(Device(name, "measured", index), 0.9, _lost)
+        parts["process"] += in_process(home, card, size).lines
+        if precision == "fp32":
+            short = out_of_memory(home, replace(Device(name, "measured", index)))
+            extra += ["", *short.lines]
+            faults += short.faults
+    return Figures(
+        [
+            status_line(device, commit), "", "| model | device | largest difference of p | limit | rows |",
+            "| --- | --- | ---: | ---: | ---: |", *parts["parity"], "",
+            "| over HTTP | precision | rows | p50 µs | p99 µs | n | answers/s |",
+            "| --- | --- | ---: | ---: | ---: | ---: | ---: |", *parts["http"], "",
+            "| in process | precision | rows | p50 µs | p99 µs | n | windows/s | on the device, windows/s | target |",
+            "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |", *parts["process"], "",
+            "| rows | this CPU, p50 µs | p99 µs | n | over HTTP, p50 µs | p99 µs | n |",
+            "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |", *parts["even"], "", *extra, "",
+            "| training | precision | windows × epochs | seconds | repeats |", "| --- | --- | ---: | ---: | --- |",
+            *training(device, size),
+        ],
+        faults,
+    )  # fmt: skip
+
+
+def commit_here() -> str:
+    """Return the commit of the working tree; "unknown" where it is no repository."""
+    if shutil.which("git") is None:
+        return "unknown"
+    done = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
 
 
 def main() -> int:
-    """Print the table; return 1 if bfloat16 differs by more than TOLERANCE."""
+    """Print the figures, with --write also into the page; return 1 if an answer was wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--out", type=Path, help="also write the table into this file")
+    parser.add_argument("--write", action="store_true", help="replace the figures of docs/results/gpu.md")
+    parser.add_argument("--commit", default="", help="of this code, where the folder is no repository")
     parser.add_argument("--tiny", action="store_true", help="a few calls only: does it run?")
     options = parser.parse_args()
-    device = best_device()
-    if device == "cpu":
-        print("no CUDA card: measuring the CPU", file=sys.stderr)
-    text, gap = report(device, options.tiny)
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder), options.commit or commit_here(), TINY if options.tiny else Size())
+    text = "\n".join(found.lines) + "\n"
     print(text)
-    if options.out:
-        options.out.write_text(text)
-    if gap is not None and gap > TOLERANCE:
-        print(f"bfloat16 differs by {gap:.2e}, tolerance {TOLERANCE}: serve float32 on this card", file=sys.stderr)
-        return 1
-    return 0
+    if options.write:
+        PAGE.write_text(PAGE.read_text().partition(FIGURES)[0] + FIGURES + "\n" + text)
+    for fault in found.faults:
+        print(f"wrong: {fault}", file=sys.stderr)
+    return 1 if found.faults else 0
 
 
 if __name__ == "__main__":

@@ -147,6 +147,7 @@ def register(installation: Installation, family: str, digest: str, data_hash: st
             "left_out": ",".join(figures["left_out"]) or NO_COLUMNS,
             "left_out_by_hand": ",".join(by_hand(installation, family)) or NO_COLUMNS,
             "half_life_events": f"{figures['decay']['half_life_events']:g}",
+            "training_device": str(model.schema.get("training_device", "cpu")),
             "flow_run": str(flow_run.id or "none"),
             **({"older_data": older.describe()} if older else {}),
         },

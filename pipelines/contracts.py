@@ -172,6 +172,8 @@ class Predictions:
     digest   sha256 of the manifest of the bundle that predicted
     label    n of None | the prediction as one word (a regime, the patterns above their threshold)
     members  member → its own p, for models made of several; NaN where that member abstained
+    device   where its networks ran: "cpu", or card and precision as in "cuda:0 fp32"
+    fallback why this process predicted and not the model service; None where that is as configured
     """
 
     p: Floats
@@ -182,6 +184,8 @@ class Predictions:
     digest: str
     label: list[str | None] | None = None
     members: dict[str, Floats] | None = None
+    device: str = "cpu"
+    fallback: str | None = None
 
 
 class Model(Protocol):
@@ -305,6 +309,8 @@ class ModelAnswer:
     novelty    distance from the training data, in the model's own unit
     members    member → its p, for models made of several
     ensemble   vote over `members`, where the bundle registers weights
+    device     as in Predictions; releases before 0.14 knew the CPU alone
+    fallback   as in Predictions
     """
 
     family: str
@@ -322,6 +328,8 @@ class ModelAnswer:
     novelty: float | None = None
     members: dict[str, Probabilities] | None = None
     ensemble: EnsembleVote | None = None
+    device: str = "cpu"
+    fallback: str | None = None
 
     @property
     def chance(self) -> tuple[float | None, float | None]:
@@ -335,10 +343,12 @@ class ModelAnswer:
         return max((float(p) for p in each if p is not None), default=float("nan"))
 
     def to_dict(self) -> JsonObject:
-        """Return the answer as plain JSON; `members` and `ensemble` only where there are any."""
+        """Return the answer as plain JSON; `members`, `ensemble` and `fallback` only where there are any."""
         record = {part.name: getattr(self, part.name) for part in fields(self)}
         if self.members is None:
             del record["members"]
+        if self.fallback is None:
+            del record["fallback"]
         if self.ensemble is None:
             del record["ensemble"]
         else:

@@ -23,6 +23,7 @@ BellwetherError
 │   └── GoldenMismatch         the loaded model does not repeat its golden answers
 ├── StateError                 live state cannot be trusted (a gap, a wrong catalogue)
 ├── MissingPackage             a library that only this needs is not installed
+├── NoDevice                   a card that was asked for is not there
 └── ServiceError               a server we need is down, or its port is taken
     ├── PortTaken
     ├── ServiceDown
@@ -129,6 +130,10 @@ class StateError(BellwetherError):
 
 class MissingPackage(BellwetherError):
     """Signal that a library which only this needs is not installed."""
+
+
+class NoDevice(BellwetherError):
+    """Signal that a card which was asked for is not there, or cannot be used."""
 
 
 class ServiceError(BellwetherError):

@@ -125,3 +125,9 @@ class EnsembleParams(FrozenParams):
             if min(weights.values()) < 0 or abs(sum(weights.values()) - 1.0) > 1e-9:
                 raise ValueError(f"{name} sums to {sum(weights.values()):g}; weights are not negative and sum to 1")
         return self
+
+
+class TrainingParams(FrozenParams):
+    """Set where networks are fitted: weights, and so the digest of a bundle, differ between devices."""
+
+    device: Literal["cpu", "cuda"] = "cpu"

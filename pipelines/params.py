@@ -11,15 +11,17 @@ from pipelines.family_params import (
     PatternParams,
     PredictorParams,
     RegimeParams,
+    TrainingParams,
     ValidatorParams,
 )
 from pipelines.market_params import CostParams, DataParams, FeedParams, SimulatorParams, UniverseParams
 
 
 class ModelsParams(FrozenParams):
-    """Set whether a model answers for a symbol that it was not trained on."""
+    """Set whether a model answers for symbols that it was not trained on, and who does without the model service."""
 
     unseen_symbols: Literal["refuse", "allow"] = "refuse"
+    fallback: Literal["local", "abstain"] = "local"
 
 
 class PromotionParams(FrozenParams):
@@ -467,6 +469,7 @@ class Params(FrozenParams):
     universe: UniverseParams
     data: DataParams
     models: ModelsParams = ModelsParams()
+    training: TrainingParams = TrainingParams()
     feed: FeedParams = FeedParams()
     promotion: PromotionParams = PromotionParams()
     account: AccountParams = AccountParams()

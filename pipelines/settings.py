@@ -14,6 +14,7 @@ from pipelines.errors import BadValues, UnreadableFile
 from pipelines.params import Params
 
 ROOT = Path(__file__).resolve().parent.parent
+DEVICE = r"^(auto|cpu|cuda(:\d+|:MIG-[0-9A-Za-z/-]+)?)$"
 
 
 class Settings(BaseSettings):
@@ -33,9 +34,16 @@ class Settings(BaseSettings):
     write_key: SecretStr | None = None  # the key of all servers; empty = generated once under `home`, mode 0600
     allowed_hosts: str = ""  # further Host values that a proxy in front passes on: "desk.example,desk:8443"
     durability: Literal["process", "power"] = "process"
-    models: Literal["local", "remote"] = "local"  # who predicts for the decision service: itself, or the model service
+    # who predicts for the decision service: itself, or the model service; auto = the model service where it has a card
+    models: Literal["auto", "local", "remote"] = "auto"
     model_timeout_ms: int = Field(default=150, gt=0)  # remote: how long to wait for the model service
     model_retry_seconds: float = Field(default=2.0, gt=0)  # remote: between two checks whether it answers
+    device: str = Field(default="auto", pattern=DEVICE)  # where networks of the model service run; cpu without a card
+    device_precision: Literal["fp32", "bf16"] = "fp32"  # of networks on a card; bf16 moves a probability by up to .02
+    device_memory: float = Field(default=0.5, gt=0, le=1)  # share of the card's memory that the model service may take
+    # auto: rows a close from which the card of this machine is faster, as `python -m benchmarks.gpu` measures them;
+    # empty = not measured, so the CPU
+    device_break_even_rows: int | None = Field(default=None, ge=1)
     exchange_url: str = ""  # put before the URL of every exchange request (ccxt's proxyUrl); empty = straight there
     exchange_pause_ms: int = Field(default=0, ge=0)  # shortest pause between two requests; 0 = the venue's own limit
     fit_timeout_minutes: float = Field(default=30.0, gt=0)  # a family that takes longer is stopped; others go on

@@ -81,3 +81,14 @@ def test_the_python_it_shows_imports_what_exists():
     assert blocks
     for line in re.findall(r"^(?:from|import) .*$", "\n".join(blocks), re.MULTILINE):
         exec(line, {})
+
+
+def test_what_is_said_of_a_card_is_measured_with_card_driver_and_commit_or_says_not_measured():
+    page = (ROOT / "docs" / "results" / "gpu.md").read_text().partition("## Figures\n")[2].strip()
+    status = page.splitlines()[0]
+    measured = re.fullmatch(r"Measured on \S.*, driver [\d.]+, torch .*, commit [0-9a-f]{7,40}\.", status)
+    assert measured or status.startswith("Not measured on a card"), status
+    assert measured or "cuda" not in page
+    word = "GPU: measured" if measured else "GPU: not measured"
+    for name in ("README.md", "docs/specification.md"):
+        assert re.findall(r"GPU: \w+(?: measured)?", (ROOT / name).read_text()) == [word], name

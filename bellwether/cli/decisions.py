@@ -284,12 +284,16 @@ def replay(
     reading: Annotated[
         str, typer.Option(help="then: bars as each decision read them; now: with every correction since.")
     ] = "then",
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Run models again whose answers came from a card, and compare.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Recompute stored decisions and compare every bit.
 
     Uses stored bars and bundles alone. Exit code 1 unless every decision is the same: to
-    the last bit, or to 1e-12 if it was made on another CPU type.
+    the last bit, or to 1e-12 if it was made on another CPU type. Answers of a card are taken
+    from the record; --recompute compares them as well, within 1e-5 (bf16: .02).
     """
     if reading not in ("then", "now"):
         raise BadValues(f"--reading {reading!r} is neither then nor now")
@@ -303,7 +307,7 @@ def replay(
     else:
         records = installation.store.decisions(symbol, since=day_or_moment(since), last=last)
     with progress_display(err):
-        found = replay_decisions(installation, records, "now" if reading == "now" else "then").to_dict()
+        found = replay_decisions(installation, records, "now" if reading == "now" else "then", recompute).to_dict()
     if as_json:
         emit(found)
     else:

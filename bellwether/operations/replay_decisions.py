@@ -4,13 +4,15 @@ A decision names its warm start, its models by digest, the account, the tripped 
 (which are stored) and the type of the CPU; bundle and warm start hold what a missed target returns. From these and the
 observed bars the same code makes it again; differences are named by field. Bars are read as the decision read them, or
 with every correction since. On the same CPU type every number must be equal to the last bit, on another one within
-OTHER_CPU_TOLERANCE. What another release decided, and this one decides otherwise, is named so; what an earlier release
-decided without recording what it rests on is not made again.
+OTHER_CPU_TOLERANCE. Answers that a card gave are taken from the decision, which has every answer that it used; with
+`recompute` their models are run here as well, and may differ by the tolerance of that card. What another release
+decided, and this one decides otherwise, is named so; what an earlier release decided without recording what it rests on
+is not made again.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from math import isclose
 from typing import Literal
@@ -22,7 +24,7 @@ from flows.support.progress import track
 from pipelines.compiled import cpu_type
 from pipelines.contracts import OPEN_TIME, Decision, Floats, JsonObject, ModelAnswer, ModelAnswers
 from pipelines.errors import BellwetherError, StateError
-from pipelines.models.runtime import load_bundle
+from pipelines.models.runtime import load_bundle, tolerance_of
 from pipelines.store import DecisionRecord
 from pipelines.warm_start import read_warm_start
 from serving.inference.model_slots import Slot, Snapshot
@@ -53,6 +55,8 @@ class Replayed:
     reading: Reading = "then"
     generations: set[int] = field(default_factory=set)
     warm_starts: set[str] = field(default_factory=set)
+    stored_answers: Counter[str] = field(default_factory=Counter)  # device → answers of its that were not made again
+    recomputed: Counter[str] = field(default_factory=Counter)  # device → answers of its that were made again, and agree
 
     @property
     def same(self) -> bool:
@@ -71,16 +75,21 @@ class Replayed:
             "not_replayable": dict(self.not_replayable), "other_cpu": dict(self.other_cpu),
             "first_different": self.different[:SHOWN], "models": len(self.models), "champions": len(self.champions),
             "generations": len(self.generations), "warm_starts": len(self.warm_starts), "same": self.same,
-            "bit_for_bit": self.bit_for_bit,
+            "bit_for_bit": self.bit_for_bit, "stored_answers": dict(self.stored_answers),
+            "recomputed": dict(self.recomputed),
         }  # fmt: skip
 
 
 def replay_decisions(
-    installation: Installation, records: Sequence[DecisionRecord], reading: Reading = "then"
+    installation: Installation,
+    records: Sequence[DecisionRecord],
+    reading: Reading = "then",
+    recompute: bool = False,
 ) -> Replayed:
     """Make every one of these decisions again and compare it, feature and signal bytes included.
 
-    reading  then: on the bars as each decision read them; now: with every correction made since
+    reading    then: on the bars as each decision read them; now: with every correction made since
+    recompute  also run the models whose answers came from a card, here, and compare within that card's tolerance
     """
     found, bundles = Replayed(decisions=len(records), reading=reading), _Bundles(installation)
     policies = _Policies(installation)
@@ -96,7 +105,7 @@ def replay_decisions(
             walks.clear()  # one symbol's history at a time
             walks[key] = _walk(installation, groups[key], *key)
         walk = walks[key]
-        why = walk if isinstance(walk, str) else _replay_one(walk, bundles, policies, record, found)
+        why = walk if isinstance(walk, str) else _replay_one(walk, bundles, policies, record, found, recompute)
         if why is not None:
             found.not_replayable[why] += 1
     return found
@@ -154,7 +163,12 @@ def _walk(
 
 
 def _replay_one(
-    walk: _Walk, bundles: "_Bundles", policies: "_Policies", record: DecisionRecord, found: Replayed
+    walk: _Walk,
+    bundles: "_Bundles",
+    policies: "_Policies",
+    record: DecisionRecord,
+    found: Replayed,
+    recompute: bool,
 ) -> str | None:
     """Make one decision again and add the comparison to `found`; return why that is impossible, None if it is not."""
     old = record.decision
@@ -171,14 +185,15 @@ def _replay_one(
         snapshot = bundles.snapshot(old)
     except (BellwetherError, OSError) as error:
         return str(error)
+    again = predict_all(walk.symbol, snapshot, policy.params.models.unseen_symbols)
     new = decide(
         walk.symbol, snapshot, policy,
         lambda *_: decision_row.ExposureSnapshot.from_dict(old.account), old.breakers,
         tier=Tier(old.tier, old.tier_reason), assigned=assigned_in(old.lineage), learned=old.learned,
-        predictions=_predict_again(walk.symbol, snapshot, policy, old), id=old.id, known_at=old.known_at,
+        predictions=_answers_used(old, again), id=old.id, known_at=old.known_at,
         now=old.ingested_at,
     )  # fmt: skip
-    _compare(record, new, walk.symbol, found)
+    _compare(record, new, walk.symbol, found, _card_answers(old, again, found, recompute))
     found.generations.add(old.generation)
     found.warm_starts.add(walk.symbol.warm.digest)
     for (family, arm), slot in snapshot.slots.items():
@@ -188,14 +203,19 @@ def _replay_one(
     return None
 
 
-def _compare(record: DecisionRecord, new: Decision, symbol: Symbol, found: Replayed) -> None:
-    """Add to `found` how the decision made again, and its rows, compare with the record."""
+def _compare(
+    record: DecisionRecord, new: Decision, symbol: Symbol, found: Replayed, differing_answers: Sequence[str]
+) -> None:
+    """Add to `found` how the decision made again, and its rows, compare with the record.
+
+    differing_answers  paths of a card's answers that are too far from those made here
+    """
     old, closed = record.decision, symbol.closed
     made_on = old.lineage.get("cpu")  # None = an earlier release wrote it, on this machine as far as is known
     tolerance = 0.0 if made_on in (None, cpu_type()) else OTHER_CPU_TOLERANCE
     if tolerance:
         found.other_cpu[f"other CPU: {made_on}"] += 1
-    differs = differences(_comparable(old), _comparable(new), tolerance)
+    differs = [*differences(_comparable(old), _comparable(new), tolerance), *differing_answers]
     differs += [
         name
         for name, stored, row in (
@@ -229,15 +249,51 @@ def _same_row(stored: bytes, row: Floats, tolerance: float) -> bool:
     return bool(np.allclose(before, row, rtol=tolerance, atol=tolerance, equal_nan=True))
 
 
-def _predict_again(symbol: Symbol, snapshot: Snapshot, policy: decision_row.Policy, old: Decision) -> ModelAnswers:
-    """Return the answers of the models now; the recorded one where a model had failed: no row reproduces a fault."""
-    return {
-        family: {
-            arm: answer if faulty(old.models[family][arm]) is None else old.models[family][arm]
-            for arm, answer in arms.items()
-        }
-        for family, arms in predict_all(symbol, snapshot, policy.params.models.unseen_symbols).items()
-    }
+def _answers_used(old: Decision, again: ModelAnswers) -> ModelAnswers:
+    """Return the answers to decide on: made again on this CPU, or the recorded ones of a card or of a fault.
+
+    No row reproduces a fault, nor why this process answered for the model service.
+    """
+    found: ModelAnswers = {}
+    for family, arms in again.items():
+        for arm, answer in arms.items():
+            before = old.models[family][arm]
+            is_stored = before.device != "cpu" or faulty(before) is not None
+            found.setdefault(family, {})[arm] = before if is_stored else replace(answer, fallback=before.fallback)
+    return found
+
+
+def _card_answers(old: Decision, again: ModelAnswers, found: Replayed, recompute: bool) -> list[str]:
+    """Count the answers that a card gave; return the paths of those that differ from `again` by more than it may.
+
+    The label follows from p and is compared as part of the decision.
+    """
+    differs: list[str] = []
+    for family, arms in old.models.items():
+        for arm, before in arms.items():
+            if before.device == "cpu":
+                continue
+            if not recompute:
+                found.stored_answers[before.device] += 1
+                continue
+            tolerance = tolerance_of(before.device)
+            paths = [
+                f"models.{family}.{arm}.{name}"
+                for name in ("p", "p_low", "members", "status", "reason")
+                if not _near(getattr(before, name), getattr(again[family][arm], name), tolerance)
+            ]
+            found.recomputed[before.device] += not paths
+            differs += paths
+    return differs
+
+
+def _near(old: object, new: object, tolerance: float) -> bool:
+    """Return whether two values are equal, numbers in them to an absolute tolerance."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return old.keys() == new.keys() and all(_near(old[name], new[name], tolerance) for name in old)
+    if isinstance(old, float) and isinstance(new, float):
+        return abs(old - new) <= tolerance
+    return old == new
 
 
 def differences(old: object, new: object, tolerance: float = 0.0, at: str = "") -> list[str]:

@@ -34,7 +34,7 @@ class Member:
     places       (k,) positions of its columns among the model's
     weight       in the mean; 0 = reported, but not counted
     calibration  (classes, 5) of `calibration_and_novelty.stacked`: one line a class
-    scorer       its model file: (n, classes), or (n, 2) of a single class
+    scorer       its model file: (n, classes), or (n, 2) of a single class; of a network on a card what takes its place
     """
 
     name: str
@@ -64,6 +64,7 @@ class EnsembleModel:
     novelty     of the newest bar
     gates       (classes,) positions of columns: where such a column of the newest bar is 0, its class is absent and
                 p and p_low are 0 whatever the members predict; empty = every class is always present
+    device      where its networks run, as in Predictions
     """
 
     family: str
@@ -78,6 +79,7 @@ class EnsembleModel:
     golden: Arrays
     schema: JsonObject
     gates: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    device: str = "cpu"
 
     def predict(self, rows: Floats) -> Predictions:
         """Return predictions of rows (n, steps, columns), of one step (n, columns); NaN = missing.
@@ -98,8 +100,9 @@ class EnsembleModel:
             p[row] = low[row] = np.nan
         by_member = {member.name: self._squeeze(members[i]) for i, member in enumerate(self.members)}
         return Predictions(
-            self._squeeze(p), self._squeeze(low), status, reason, distance, self.digest, self._labels(p), by_member
-        )
+            self._squeeze(p), self._squeeze(low), status, reason, distance, self.digest, self._labels(p), by_member,
+            self.device,
+        )  # fmt: skip
 
     def _predict_members(self, rows: Floats, accepted: Bools) -> tuple[Floats, Floats]:
         """Return (p, p_low), (members, n, classes) each, of the accepted rows (n,); NaN elsewhere."""

@@ -7,7 +7,7 @@ import io
 import json
 import platform
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,9 @@ def npz_bytes(**arrays: Any) -> bytes:
 
 
 def runtime() -> dict[str, str]:
-    """Return library → version under which a bundle is made and its golden rows are predicted."""
-    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+    """Return library → version under which a bundle is made and its golden rows are predicted, of those installed."""
+    installed = {name: version(name) for name in LIBRARIES if any(distributions(name=name))}
+    return {"python": platform.python_version()} | installed
 
 
 def write_bundle(

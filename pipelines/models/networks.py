@@ -1,4 +1,4 @@
-"""Networks and the trainer they share. torch and numpy only, so a GPU machine needs nothing else to benchmark them.
+"""Networks and the trainer they share. Of libraries torch and numpy only, so a GPU machine needs no more to time them.
 
 A network maps windows (n, steps, inputs), float32, oldest bar first, to logits (n, outputs). Probabilities are their
 sigmoid, also of several outputs: classes may be true together.
@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 from torch.optim.adam import adam
+
+from pipelines.errors import NoDevice
 
 Singles = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -72,9 +74,19 @@ def parameter_count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def best_device() -> str:
-    """Return "cuda" if a card is available, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def training_device(wanted: str) -> str:
+    """Return `training.device` of params.yaml. Raises NoDevice for "cuda" where torch has no card."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise NoDevice(
+            f"training.device is cuda and torch {torch.__version__} has no card here; set it to cpu in params.yaml, or "
+            "train on a machine with a card"
+        )
+    return wanted
+
+
+def device_words(device: str) -> str:
+    """Return a device with the name of its card, as a bundle records where it was trained."""
+    return device if device == "cpu" else f"{device}: {torch.cuda.get_device_name()}"
 
 
 def mixed_precision(device: str, bf16: bool = True) -> AbstractContextManager[object]:

@@ -210,7 +210,7 @@ def fit_network(
 ) -> "PatternNetwork":
     """Return the network fitted on at most `max_windows` windows of `head`, stopped by the loss on `tail`."""
     # torch takes seconds to import, and only a fit needs it
-    from pipelines.models.networks import Plan, best_device, repeatable, train_network
+    from pipelines.models.networks import Plan, repeatable, train_network, training_device
     from pipelines.models.pattern_network import PatternNetwork
 
     p = params.pattern
@@ -230,7 +230,7 @@ def fit_network(
     train_network(
         network, head.windows[chosen], head.y[chosen], head.weight[chosen].sum(axis=1),
         (tail.windows, tail.y, tail.evidence.sum(axis=1)),
-        Plan(p.epochs, p.batch, p.network_rate, p.patience, params.seed), best_device(),
+        Plan(p.epochs, p.batch, p.network_rate, p.patience, params.seed), training_device(params.training.device),
         on_epoch=lambda e: log(f"pattern: network epoch {e.number}: loss {e.train_loss:.4f}, tail {e.tail_loss:.4f}"),
     )  # fmt: skip
     return network
@@ -279,6 +279,7 @@ def trees_file(arrays: Arrays, sides: MirrorLayout, width: int) -> bytes:
 
 def export(fitted: Any, data: Dataset, params: Params) -> Export:
     """Return an ensemble of equal members with a gate per class: a class whose pattern is absent has p = 0."""
+    from pipelines.models.networks import device_words
     from pipelines.models.pattern_onnx import network_to_onnx
 
     width, gates = len(data.columns), [data.columns[i] for i in fitted.sides.sides]
@@ -301,6 +302,7 @@ def export(fitted: Any, data: Dataset, params: Params) -> Export:
     schema = {
         "classes": list(fitted.classes), "steps": STEPS, "members": members, "gates": gates, "sure_from": p.confidence,
         "target_atr": p.target_atr, "stop_atr": p.stop_atr, "horizon_bars": p.horizon_bars,
+        "training_device": device_words(params.training.device),
     }  # fmt: skip
     return Export("ensemble", files, schema)
 

@@ -60,4 +60,5 @@ class PatternNetwork(nn.Module):
             x = torch.relu(convolution(x))
         x = self.dropout(torch.cat([x.mean(dim=2), x[:, :, -1]], dim=1))
         rise, fall = self.head(x).chunk(2)
-        return torch.where(side == 0, ABSENT, torch.where(side > 0, rise, fall))
+        # not torch.where with a number: it copies that number to a card, which no CUDA graph may capture
+        return torch.where(side > 0, rise, fall).masked_fill(side == 0, ABSENT)

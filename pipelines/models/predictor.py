@@ -145,7 +145,7 @@ def fit(data: Dataset, params: Params, embargo_s: float, log: Log) -> Directiona
 def fit_network(train: Dataset, tail: Dataset, window: Ints, params: Params, log: Log) -> "RecurrentNetwork":
     """Return the configured network fitted on the windows of `train`, stopped by the loss on `tail`.
 
-    It is standardised by the training windows, and fitted in mixed precision if there is a card.
+    It is standardised by the training windows, and fitted in mixed precision on a card (`training.device`).
     """
     # torch takes seconds to import, and only a fit needs it
     from pipelines.models.networks import (
@@ -154,9 +154,9 @@ def fit_network(train: Dataset, tail: Dataset, window: Ints, params: Params, log
         Epoch,
         Plan,
         RecurrentNetwork,
-        best_device,
         repeatable,
         train_network,
+        training_device,
     )
 
     p = params.predictor
@@ -178,7 +178,8 @@ def fit_network(train: Dataset, tail: Dataset, window: Ints, params: Params, log
         network = RecurrentNetwork(len(window), layers, head, p.dropout)
     network.standardise(windows)
     plan = Plan(p.epochs, p.batch, p.learning_rate, p.patience, params.seed)
-    train_network(network, windows, y, weight, rows(tail), plan, best_device(), on_epoch=log_epoch)
+    device = training_device(params.training.device)
+    train_network(network, windows, y, weight, rows(tail), plan, device, on_epoch=log_epoch)
     return network
 
 
@@ -210,6 +211,7 @@ def to_onnx(name: str, model: Classifier, width: int) -> bytes:
 
 def export(fitted: Any, data: Dataset, params: Params) -> Export:
     """Return an ensemble in which only the network has a weight, with the directional weights in the schema."""
+    from pipelines.models.networks import device_words
     from pipelines.models.recurrent_onnx import recurrent_to_onnx
 
     steps = data.inputs(np.zeros(1, np.int64)).shape[1]
@@ -236,6 +238,7 @@ def export(fitted: Any, data: Dataset, params: Params) -> Export:
         "ensemble": params.ensemble.model_dump(),
         "configuration": params.predictor.configuration,
         "horizon_bars": params.predictor.horizon_bars,
+        "training_device": device_words(params.training.device),
     }
     return Export("ensemble", files, schema)
 

@@ -23,6 +23,7 @@ from pipelines.sealed_folder import MANIFEST, files_in
 _FIX = "Restore it from a backup, or run `bellwether retrain`."
 SAFE_SUFFIXES = {".onnx", ".json", ".npz", ".md"}
 GOLDEN_TOLERANCE = 1e-6  # of a probability: other CPUs round float32 inference differently, by less than this
+CARD_TOLERANCES = {"fp32": 1e-5, "bf16": 0.02}  # the same of a card, by the precision of its networks
 # `kind` of schema.json → loader(path, identity, schema, golden)
 KINDS: dict[str, Callable[[Path, BundleIdentity, JsonObject, Arrays], Model]] = {
     "tabular": tabular.load,
@@ -69,24 +70,30 @@ def load_bundle(path: Path, expected_digest: str | None, version: str = "") -> M
     return KINDS[schema["kind"]](path, identity, schema, golden)
 
 
+def tolerance_of(device: str) -> float:
+    """Return how far a probability may lie from that of another CPU; `device` as in Predictions."""
+    return GOLDEN_TOLERANCE if device == "cpu" else CARD_TOLERANCES[device.split()[-1]]
+
+
 def check_golden(model: Model) -> float:
-    """Return the largest difference of p on the golden rows, computed on this CPU.
+    """Return the largest difference of p on the golden rows, computed where the model runs.
 
     A label may differ where a golden p is so near its threshold that rounding decides.
-    Raises  GoldenMismatch beyond GOLDEN_TOLERANCE, and on a different status or label
+    Raises  GoldenMismatch beyond the tolerance of that device, and on a different status or label
     """
     golden = model.golden
     predicted = model.predict(golden["rows"])
+    tolerance = tolerance_of(predicted.device)
     name = f"{model.family} {model.digest[:12]}"
     if predicted.status != golden["status"].tolist():
         raise GoldenMismatch(f"{name}: statuses {predicted.status}, golden {golden['status'].tolist()}")
     if predicted.label is not None:
         threshold = model.schema.get("sure_from", np.nan)
-        undecided = np.isclose(golden["p"], threshold, rtol=0.0, atol=GOLDEN_TOLERANCE).reshape(len(golden["p"]), -1)
+        undecided = np.isclose(golden["p"], threshold, rtol=0.0, atol=tolerance).reshape(len(golden["p"]), -1)
         differs = np.array([label or "" for label in predicted.label]) != golden["label"]
         if (differs & ~undecided.any(axis=1)).any():
             raise GoldenMismatch(f"{name}: labels {predicted.label}, golden {golden['label'].tolist()}")
     gap = float(np.nanmax(np.abs(predicted.p - golden["p"]), initial=0.0))
-    if gap > GOLDEN_TOLERANCE:
-        raise GoldenMismatch(f"{name}: golden rows differ by {gap:.2e}, limit {GOLDEN_TOLERANCE:.0e}")
+    if gap > tolerance:
+        raise GoldenMismatch(f"{name}: golden rows differ by {gap:.2e} on {predicted.device}, limit {tolerance:g}")
     return gap

@@ -1,16 +1,17 @@
-"""Predict in the model service (`BELLWETHER_MODELS=remote`): one batched call for everything a decision needs.
+"""Predict in the model service (`BELLWETHER_MODELS`): one batched call for everything a decision needs.
 
-Arrays travel as the bytes of float64 and no row's answer depends on another row, so the predictions equal those of
-the same bundle in this process, bit for bit. Models are addressed by digest: a model of another generation never
-predicts for ours. While the service is slow or down the arms abstain; a probe every few seconds finds it back, so no
-request waits.
+Arrays travel as the bytes of float64 and no row's answer depends on another row, so the predictions of a CPU equal
+those of the same bundle in this process, bit for bit; those of a card lie within its tolerance, and name it. Models are
+addressed by digest: a model of another generation never predicts for ours. While the service is slow or down an arm
+is a fault, and `models.fallback` says who answers; a probe every few seconds finds it back, so no request waits.
 """
 
 import asyncio
 import base64
 import binascii
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 
@@ -32,6 +33,8 @@ from serving.inference.predictions import (
     rows_of,
 )
 from serving.service.schemas import Packed, PackedInferenceRequest, PredictBatchRequest
+
+Each = Callable[[Callable[[tuple[str, str]], JsonObject], Iterable[tuple[str, str]]], Iterable[JsonObject]]
 
 
 def packed(values: Floats) -> JsonObject:
@@ -57,10 +60,13 @@ def unpacked(array: Packed) -> Floats:
 # ---- the model service's side -----------------------------------------------------------------------------------
 
 
-def run_inference(snapshot: Snapshot, request: PredictBatchRequest, timed: Timed = not_timed) -> JsonObject:
+def run_inference(
+    snapshot: Snapshot, request: PredictBatchRequest, timed: Timed = not_timed, each: Each = map
+) -> JsonObject:
     """Return {"generation", "predictions": [arm → predictions or {"fault"}]}, in the order of the requests.
 
     timed  receives how long a row took
+    each   maps the arms of a request: `map` one after the other, that of a pool at the same time
     """
     by_digest = {(slot.family, slot.digest): slot.model for slot in snapshot.slots.values()}
     answers = []
@@ -68,18 +74,31 @@ def run_inference(snapshot: Snapshot, request: PredictBatchRequest, timed: Timed
         rows, columns = unpacked(one.rows), tuple(one.columns)
         if rows.shape[-1] != len(columns):
             raise BadShape(f"{one.family}: rows {rows.shape} for {len(columns)} columns")
-        by_arm = {}
-        for arm, digest in one.digests.items():
-            model, begin = by_digest.get((one.family, digest)), perf_counter()
-            by_arm[arm] = (
-                {"fault": f"MODEL_SERVICE_BEHIND: its generation {snapshot.generation} holds no {digest[:12]}"}
-                if model is None
-                else _packed_predictions(predict(model, _rows_for(model, rows, columns), f"{one.family} {arm}"))
-            )
-            if model is not None:
-                timed(one.family, arm, 1e3 * (perf_counter() - begin) / max(len(rows), 1))
-        answers.append(by_arm)
+        found = each(
+            functools.partial(_arm_answer, snapshot, by_digest, one.family, rows, columns, timed), one.digests.items()
+        )
+        answers.append(dict(zip(one.digests, found, strict=True)))
     return {"generation": snapshot.generation, "predictions": answers}
+
+
+def _arm_answer(
+    snapshot: Snapshot,
+    models: Mapping[tuple[str, str], Model],
+    family: str,
+    rows: Floats,
+    columns: tuple[str, ...],
+    timed: Timed,
+    arm: tuple[str, str],
+) -> JsonObject:
+    """Return the packed predictions of one arm (its name, its digest), or {"fault"}."""
+    name, digest = arm
+    model = models.get((family, digest))
+    if model is None:
+        return {"fault": f"MODEL_SERVICE_BEHIND: its generation {snapshot.generation} holds no {digest[:12]}"}
+    begin = perf_counter()
+    answer = _packed_predictions(predict(model, _rows_for(model, rows, columns), f"{family} {name}"))
+    timed(family, name, 1e3 * (perf_counter() - begin) / max(len(rows), 1))
+    return answer
 
 
 def _rows_for(model: Model, rows: Floats, columns: tuple[str, ...]) -> Floats:
@@ -101,6 +120,7 @@ def _packed_predictions(answer: PredictionsOrFault) -> JsonObject:
         "status": answer.status,
         "reason": answer.reason,
         "digest": answer.digest,
+        "device": answer.device,
         "label": answer.label,
         "members": None if answer.members is None else {name: packed(p) for name, p in answer.members.items()},
     }
@@ -254,4 +274,5 @@ def _unpacked_predictions(answer: JsonObject | None, digest: str) -> Predictions
         digest,
         answer["label"],
         None if members is None else {name: unpacked(Packed(**p)) for name, p in members.items()},
+        answer["device"],
     )

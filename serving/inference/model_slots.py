@@ -24,6 +24,12 @@ POLL_SECONDS = 0.25
 
 Alarm = Callable[[str, str, str], object]  # kind, severity, detail
 Disagreement = Callable[[JsonObject], str | None]  # of a generation file
+Place = Callable[[Model, Path], Model]  # (loaded model, its bundle) → the model where its networks have to run
+
+
+def on_cpu(model: Model, bundle: Path) -> Model:
+    """Leave a model as it was loaded."""
+    return model
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +96,20 @@ class ModelSlots:
     """Follow the generation file and swap `snapshot` as one reference; not thread-safe."""
 
     def __init__(
-        self, serving_dir: Path, bundles_dir: Path, alarm: Alarm, disagreement: Disagreement | None = None
+        self,
+        serving_dir: Path,
+        bundles_dir: Path,
+        alarm: Alarm,
+        disagreement: Disagreement | None = None,
+        place: Place = on_cpu,
     ) -> None:
-        """Start without a snapshot; `refresh` loads the first one.
+        """Start without a snapshot; `refresh` loads the first one, each model where `place` puts it.
 
         disagreement  returns what of a generation file the ledger does not bear out, None if nothing;
                       without it the file alone counts
         """
         self._serving_dir, self._bundles_dir, self._alarm = serving_dir, bundles_dir, alarm
-        self._disagreement = disagreement
+        self._disagreement, self._place = disagreement, place
         self.snapshot = Snapshot()
         self.refusal: str | None = None  # why the newest generation file is not in force; None while it is
         self._file_id: tuple[int, int, int] | None = None  # of the generation file: changes with every rename
@@ -190,7 +201,8 @@ class ModelSlots:
         if not (digest.isalnum() and digest.isascii()):
             raise BundleError(f"{family} {arm}: {digest!r} is not a sha256; a bundle folder is named by its digest")
         loaded = {slot.digest: slot.model for slot in self.snapshot.slots.values()}.get(digest)
-        model = loaded or load_bundle(self._bundles_dir / digest, digest, str(entry["version"]))
+        folder = self._bundles_dir / digest
+        model = loaded or self._place(load_bundle(folder, digest, str(entry["version"])), folder)
         if model.family != family:
             raise BundleError(f"{digest[:12]} is a {model.family} model, the generation file puts it under {family}")
         check_schema(model)

@@ -58,6 +58,8 @@ class Row(NamedTuple):
     novelty: float
     label: str | None
     members: dict[str, Any] | None
+    device: str = "cpu"
+    fallback: str | None = None  # as in Predictions
 
 
 RowOrFault = Row | str
@@ -155,6 +157,34 @@ def predict_local(snapshot: Snapshot, requests: Sequence[InferenceRequest], time
     return list(found)
 
 
+def answered_here(
+    snapshot: Snapshot, requests: Sequence[InferenceRequest], answers: Sequence[Answers]
+) -> list[Answers]:
+    """Return the answers with those of the models in this process where the model service had a fault.
+
+    The bundles are the same by digest; `fallback` of each such answer is the fault.
+    """
+    faults = [
+        {arm: fault for arm in request.arms if isinstance(fault := answered[request.family, arm], str)}
+        for request, answered in zip(requests, answers, strict=True)
+    ]
+    wanted = [
+        replace(request, arms=tuple(missing)) for request, missing in zip(requests, faults, strict=True) if missing
+    ]
+    here = iter(predict_local(snapshot, wanted))
+    return [
+        answered
+        if not missing
+        else {**answered, **{key: _instead(one, missing[key[1]]) for key, one in next(here).items()}}
+        for answered, missing in zip(answers, faults, strict=True)
+    ]
+
+
+def _instead(row: RowOrFault, fault: str) -> RowOrFault:
+    """Return the row of this process with the fault that it stands in for; a fault of its own stays one."""
+    return row if isinstance(row, str) else row._replace(fallback=fault)
+
+
 def predict_each(model: Model, rows: Floats, name: str) -> list[RowOrFault]:
     """Return the prediction of each row, from one call of the model.
 
@@ -178,7 +208,8 @@ def rows_of(answer: Predictions) -> list[Row]:
         members = [dict(zip(answer.members, row, strict=True)) for row in zip(*each, strict=True)]
     label = answer.label or [None] * n
     numbers = answer.p.tolist(), answer.p_low.tolist()
-    columns = *numbers, answer.status, answer.reason, answer.novelty.tolist(), label, members
+    where = [answer.device] * n, [answer.fallback] * n
+    columns = *numbers, answer.status, answer.reason, answer.novelty.tolist(), label, members, *where
     return [Row(*row) for row in zip(*columns, strict=True)]
 
 
@@ -269,7 +300,8 @@ def _answer(slot: Slot, request: InferenceRequest, row: RowOrFault) -> ModelAnsw
     members = None if row.members is None else {name: _by_class(p, classes) for name, p in row.members.items()}
     ok = row.status == "OK"
     if ok and not all(map(isfinite, row.p if isinstance(row.p, list) else (row.p,))):
-        return ModelAnswer(*about, reason=f"{MODEL_FAULT}NaN: the model says OK and gives no number", members=members)
+        why = f"{MODEL_FAULT}NaN: the model says OK and gives no number"
+        return ModelAnswer(*about, reason=why, members=members, device=row.device, fallback=row.fallback)
     return ModelAnswer(
         *about,
         p=_by_class(row.p, classes) if ok else None,
@@ -279,6 +311,8 @@ def _answer(slot: Slot, request: InferenceRequest, row: RowOrFault) -> ModelAnsw
         reason=row.reason,
         novelty=finite_or_none(row.novelty),
         members=members,
+        device=row.device,
+        fallback=row.fallback,
     )
 
 

@@ -17,7 +17,7 @@ from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.store import DecisionRecord, StoreFault
 from serving.inference.model_client import ModelClient
 from serving.inference.model_slots import ModelSlots, Snapshot
-from serving.inference.predictions import Unseen, ask, events_at_close, prediction_records
+from serving.inference.predictions import Answers, Unseen, answered_here, ask, events_at_close, prediction_records
 from serving.policy.decide import age_in_bars, decide, predict_all, predict_together, tier_at
 from serving.policy.decision_row import ExposureSnapshot, Policy
 from serving.service import metrics, tracing
@@ -157,8 +157,12 @@ class Decider:
             return {}
         events = [events_at_close(symbol) for symbol in undecided]
         asked = [ask(snapshot, symbol, event, self._unseen) for symbol, event in zip(undecided, events, strict=True)]
+        requests = [request for one in asked for request in one.requests]
         with self._stage("family"):
-            answers = iter(await client.predict(snapshot, [request for one in asked for request in one.requests]))
+            found: Sequence[Answers] = await client.predict(snapshot, requests)
+            if self._params.models.fallback == "local":
+                found = answered_here(snapshot, requests, found)
+        answers = iter(found)
         return {
             symbol.name: prediction_records(snapshot, one, [next(answers) for _ in one.requests])
             for symbol, one in zip(undecided, asked, strict=True)

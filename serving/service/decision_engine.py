@@ -9,6 +9,7 @@ from pipelines.contracts import Floats, JsonObject, utc
 from pipelines.params import Params
 from pipelines.settings import Settings
 from pipelines.store import SERVICE_WAIT_MS
+from serving.inference.device import predicts_remotely
 from serving.inference.feature_rows import feature_rows
 from serving.inference.generation_watcher import GenerationWatcher
 from serving.inference.model_client import ModelClient
@@ -245,7 +246,7 @@ class DecisionEngine:
 
 def model_client(where: Settings, params: Params) -> ModelClient | None:
     """Return the connection to the model service, None where models run in this process."""
-    if where.models != "remote":
+    if not predicts_remotely(where):
         return None
     return ModelClient(
         where.model_url,

@@ -40,9 +40,7 @@ class DecisionMeter:
         if written:
             written[-1].add_done_callback(ended)
 
-    def _count(
-        self, decisions: Sequence[Decision], written: "Sequence[Future[int]]", at: float, took_s: float
-    ) -> None:
+    def _count(self, decisions: Sequence[Decision], written: "Sequence[Future[int]]", at: float, took_s: float) -> None:
         """Count those that were written; `at` is when, epoch seconds."""
         durable = [one for one, done in zip(decisions, written, strict=True) if done.exception() is None]
         if not durable:

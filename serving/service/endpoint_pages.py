@@ -216,7 +216,8 @@ PAGES: dict[str, Page] = {
     "/models": Page(
         "Models",
         "Show what is served",
-        "Champion and challenger of every family with lineage and input columns, and what was refused.",
+        "Champion and challenger of every family with lineage and input columns, and what was refused. The model "
+        "service adds the device of its networks, and why it is that one.",
         {},
         {
             "api": 1,

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import bentoml
@@ -14,13 +15,14 @@ from pipelines.contracts import Floats, JsonObject, Model, Predictions
 from pipelines.errors import BadColumns, BadShape, ServiceDown, UnknownName
 from pipelines.families import FAMILIES
 from pipelines.permissions import restrict
-from pipelines.settings import settings
+from pipelines.settings import Settings, settings
 from pipelines.store import SERVICE_WAIT_MS, StoreFault
+from serving.inference.device import choose_device
 from serving.inference.feature_client import FeatureClient
 from serving.inference.feature_rows import predict_on_features
 from serving.inference.generation_watcher import Check, GenerationWatcher, families, refusals, slot_checks
 from serving.inference.model_client import run_inference
-from serving.inference.model_slots import ModelSlots, Slot, Snapshot
+from serving.inference.model_slots import ARMS, ModelSlots, Place, Slot, Snapshot, on_cpu
 from serving.service.alarm_queue import AlarmQueue, report_poll
 from serving.service.answers import PredictBatchResponse, SymbolPredictResponse, answer, json_endpoint
 from serving.service.home_store import open_store
@@ -29,17 +31,17 @@ from serving.service.ledger_check import disagreement
 from serving.service.metrics import observe_model
 from serving.service.metrics_folder import keep_in_memory
 from serving.service.schemas import EmptyRequest, PredictBatchRequest, PredictRequest
-from serving.service.startup import require_home, starting
+from serving.service.startup import end_service, require_device, require_home, starting
 from serving.service.store_executor import StoreExecutor
 from serving.service.tracing import trace_worker
 
 bootstrap()  # the number of BLAS threads is in the environment that `up` passes: BentoML has imported numpy
 keep_in_memory()  # before BentoML makes its first counter
 require_home()  # before anything of a home is made
+require_device()  # before the worker starts
 trace_worker(BentoMLContainer, "bellwether-models")  # before BentoML builds its server
 log = logging.getLogger("bellwether.models")
 MAX_BATCH_BODY = 1 << 25  # bytes; all families of 256 symbols take about 12 MB
-DEVICE = "cpu"  # of every runtime of today's bundles (pipelines/models/scorers.py:RUNTIMES)
 PROTECTED = ("/predict", "/predict_batch")
 READS = ("/models", "/ready")
 
@@ -60,12 +62,24 @@ class ModelService:
         restrict()
         with starting():
             where = settings()
+            self._device = choose_device(where)
+            place = on_cpu if self._device.index is None else self._open_card(where)
             self._store = open_store(where, SERVICE_WAIT_MS)
         self._alarms, self._executor = AlarmQueue(), StoreExecutor()
         self._features = FeatureClient(where.decision_url)
         check = functools.partial(disagreement, self._store, where.home)
-        self._slots = ModelSlots(where.serving_dir, where.bundles, self._alarms.raise_alarm, disagreement=check)
+        self._slots = ModelSlots(
+            where.serving_dir, where.bundles, self._alarms.raise_alarm, disagreement=check, place=place
+        )
+        # on a card both arms of a family run at the same time, each on its network's stream
+        self._arms = None if self._device.index is None else ThreadPoolExecutor(len(ARMS), "arms")
         self._watcher = GenerationWatcher(self._poll, functools.partial(report_poll, self._alarms, "model service"))
+
+    def _open_card(self, where: Settings) -> Place:
+        """Return what puts networks on the card. Raises NoDevice if torch cannot use it."""
+        from serving.inference.cuda import Card  # torch takes a second and 300 MB, and only a card needs it
+
+        return Card(self._device, where.device_memory, end_service).place
 
     async def _poll(self) -> None:
         """Follow the generation file once, and write the alarms that wait."""
@@ -90,6 +104,8 @@ class ModelService:
         await self._watcher.stop()
         await self._features.close()
         self._slots.close()
+        if self._arms is not None:
+            self._arms.shutdown()
         self._executor.close()
         self._store.close()
 
@@ -125,7 +141,8 @@ class ModelService:
     @json_endpoint(PredictBatchRequest)
     async def predict_batch(self, request: PredictBatchRequest) -> Any:
         """Return predictions for all rows of one decision request, each by the bundle whose digest is named."""
-        return run_inference(self._slots.snapshot, request, observe_model)
+        each = map if self._arms is None else self._arms.map
+        return run_inference(self._slots.snapshot, request, observe_model, each)
 
     @bentoml.api(route="/models", input_spec=EmptyRequest)
     @json_endpoint(EmptyRequest)
@@ -134,7 +151,8 @@ class ModelService:
         snapshot = self._slots.snapshot
         return {
             "generation": snapshot.generation,
-            "device": DEVICE,
+            "device": self._device.name,
+            "device_reason": self._device.why,
             "families": families(snapshot),
             "refused": refusals(snapshot),
         }
@@ -157,7 +175,12 @@ class ModelService:
         follows = fault is None and snapshot.generation > 0
         nothing = self._slots.refusal or "no generation file yet: run `bellwether run`"
         detail = fault or (str(snapshot.generation) if follows else nothing)
-        return [{"name": "generation watcher", "ok": follows, "detail": detail}, *slot_checks(snapshot)]
+        device = f"{self._device.name}: {self._device.why}"
+        return [
+            {"name": "generation watcher", "ok": follows, "detail": detail},
+            {"name": "device", "ok": True, "detail": device},  # it was there at the start; losing it ends the process
+            *slot_checks(snapshot),
+        ]
 
 
 def _prediction_answer(snapshot: Snapshot, slot: Slot, predictions: Predictions) -> JsonObject:
@@ -168,7 +191,7 @@ def _prediction_answer(snapshot: Snapshot, slot: Slot, predictions: Predictions)
         "arm": slot.arm,
         "version": slot.version,
         "digest": slot.digest,
-        "device": DEVICE,
+        "device": predictions.device,
         "generation": snapshot.generation,
         "classes": list(classes),
         "p": _by_class(predictions.p, classes),

@@ -7,11 +7,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
+from pipelines.errors import NoDevice
 from pipelines.settings import ROOT, Settings
+from serving.inference.device import choose_device
 from serving.service.connection_limits import in_worker
 
 log = logging.getLogger("bellwether.startup")
+CARD_LOST = 70  # exit status of a worker after a CUDA error
 BENTO_FILE = ROOT.parent / "bento.yaml"  # next to the code of a bento, and nowhere else
 
 
@@ -36,6 +40,25 @@ def require_home(bento_file: Path = BENTO_FILE) -> None:
         f"cannot start: {why}. A bento holds code and parameters, no models, data or key: set BELLWETHER_HOME to the "
         "home of an installation, such as the folder artifacts that `bellwether run` has filled"
     )
+
+
+def require_device() -> None:
+    """End this process with one sentence if the settings name a card that is not there."""
+    try:
+        choose_device(Settings())
+    except NoDevice as error:
+        sys.exit(f"cannot start: {error}")
+
+
+def end_service(why: str) -> NoReturn:
+    """End the worker and its parent at once, so that the supervisor starts both again; `why` is the last line logged.
+
+    After a CUDA error the process can neither answer nor close what it holds on the card.
+    """
+    log.critical("ends: %s", why)
+    if in_worker():
+        os.kill(os.getppid(), signal.SIGTERM)
+    os._exit(CARD_LOST)
 
 
 @contextmanager

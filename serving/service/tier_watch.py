@@ -50,6 +50,7 @@ class TierWatch:
         self._params, self._tiers, self._freshness, self._feed = params, tiers, freshness, feed
         self._slots, self._symbols, self._breakers = slots, symbols, breakers
         self._store_monitor, self._clock, self._model_client, self._alarms = store_monitor, clock, model_client, alarms
+        self._answers_here = params.models.fallback == "local"
         self._stale: dict[str, str] = {}  # symbol → why its data are stale
         self._reported_outage: str | None = None  # of the model service, at the last poll
         self._reported_faults: set[tuple[str, str, str]] = set()  # (family, arm, digest) with an alarm
@@ -97,7 +98,8 @@ class TierWatch:
         snapshot = self._slots.snapshot
         outage = self.outage
         if outage and not self._reported_outage:
-            self._alarms.raise_alarm("model_service_out", "high", outage)
+            here = "; the same bundles answer here, on the CPU" if self._answers_here else ""
+            self._alarms.raise_alarm("model_service_out", "high", f"{outage}{here}")
         elif self._reported_outage and not outage:
             self._alarms.close_alarm("model_service_out", "it answers again", "")
         self._reported_outage = outage
@@ -120,7 +122,8 @@ class TierWatch:
         predictions  answers of the models at this close; None at a poll
         """
         emergency, unseen = self._emergency(symbol, utc_now()), self._params.models.unseen_symbols
-        inputs = tier_inputs(symbol, snapshot, predictions, self.outage, emergency, unseen)
+        service = None if self._answers_here else self.outage
+        inputs = tier_inputs(symbol, snapshot, predictions, service, emergency, unseen)
         before, after = self._tiers.update(symbol.name, inputs)
         champion = (predictions or {}).get(DECISION_FAMILY, {}).get("champion")
         self._breakers.evaluate(champion_inputs(symbol, DECISION_FAMILY, champion, after.faults))
@@ -141,10 +144,10 @@ class TierWatch:
             self._alarms.raise_alarm("tier_changed", "info", change, subject)
 
     def _report_faults(self, predictions: ModelAnswers) -> None:
-        """Queue one alarm for each bundle whose own code failed."""
+        """Queue one alarm for each bundle whose own code failed, here or where this process answers for."""
         for family, arms in predictions.items():
             for arm, answer in arms.items():
-                key, fault = (family, arm, answer.digest), faulty(answer)
+                key, fault = (family, arm, answer.digest), faulty(answer) or answer.fallback
                 if fault is not None and fault.startswith("MODEL_FAULT:") and key not in self._reported_faults:
                     self._reported_faults.add(key)
                     self._alarms.raise_alarm("model_fault", "high", f"{family} {arm} version {answer.version}: {fault}")

@@ -2,7 +2,7 @@
 
     1  full AI            the validator, regime and one of the pattern and predictor champions predict
     2  simple AI          the validator champion predicts
-    3  traditional only   it does not, or the model service is out; the consensus decides on its measured hit rate
+    3  traditional only   it does not, or the model service is out and nobody answers for it; the consensus decides
     4  emergency          data too old, store not writable, tripped by a person, or no decider left: nothing opens
 
 The *installed* models set the best tier at once, up or down: a promotion rests on its own evidence. A *fault* lowers
@@ -44,7 +44,7 @@ class TierInputs:
     absent     family → why no champion predicts, of the families without one
     failed     family → fault of its champion, of those called now
     answered   families whose champion was called now and answered; a reasoned abstention is an answer
-    service    why the model service is out; None = it answers, or models run in this process
+    service    why nobody answers for a model service that is out; None = there are answers
     emergency  why nothing may be opened; None = no such reason
     fallback   whether the traditional consensus has a measured hit rate, so that it can decide
     """

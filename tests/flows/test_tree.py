@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"bellwether", "flows", "pipelines", "serving", "mlflow", "tests", "benchmarks", "deploy", "docs"}
 FILES = {
     "data.dvc", "dvc.yaml", "params.yaml", "pyproject.toml", "requirements.in", "requirements.lock",
-    "requirements-s3.txt",
+    "requirements-s3.txt", "requirements-gpu.lock",
     "Makefile", "Procfile", "LICENSE", "README.md", "ARCHITECTURE.md", "CHANGELOG.md",
 }  # fmt: skip
 DOTTED = {
@@ -124,9 +124,13 @@ def test_no_other_command_hides_in_the_makefile():
     assert phony.split()[1:] == ["setup", "run", "test", "check", "bench", "evidence", "lock"]
 
 
-def test_the_compose_file_is_bound_to_loopback_and_names_exact_images():
-    services = yaml.safe_load((ROOT / "mlflow" / "compose.yaml").read_text())["services"]
-    assert {"postgres", "storage", "mlflow"} <= set(services)
+@pytest.mark.parametrize(
+    ("file", "named"),
+    [("mlflow/compose.yaml", {"postgres", "storage", "mlflow"}), ("deploy/gpu/compose.yaml", {"bellwether"})],
+)
+def test_a_compose_file_is_bound_to_loopback_and_names_exact_images(file, named):
+    services = yaml.safe_load((ROOT / file).read_text())["services"]
+    assert named <= set(services)
     for service in services.values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
         assert "image" not in service or service["image"].partition(":")[2] not in ("", "latest")

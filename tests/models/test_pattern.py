@@ -362,6 +362,7 @@ def test_a_market_without_volume_is_fitted_from_its_prices(market, tmp_path):
     digest = train(PATTERN, data, tmp_path / "out", chosen, {"symbol": "FX"}, 900.0 * 60, lambda line: None)
     model = load_bundle(tmp_path / "out" / "bundle", digest)
     assert {TAKER, "volume_to_median", "order_flow_imbalance"} <= set(model.schema["dropped"])
+    assert model.schema["training_device"] == "cpu"
     network = next(m for m in model.schema["members"] if m["name"] == "network")
     assert network["columns"] == [*CANDLE, "volatility_regime", *DIRECTIONS]
     assert check_golden(model) == 0.0

@@ -14,7 +14,7 @@ from torch import nn
 
 from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import Grid, resample
-from pipelines.errors import NotEnoughData
+from pipelines.errors import NoDevice, NotEnoughData
 from pipelines.evaluation.metrics import auc, mean_estimate
 from pipelines.features.catalog import COPIES, CORE_COLUMNS, FEATURES
 from pipelines.labels.horizon import horizon_labels
@@ -31,6 +31,7 @@ from pipelines.models.networks import (
     probabilities_of,
     repeatable,
     train_network,
+    training_device,
 )
 from pipelines.models.predictor import PREDICTOR, last_sign, systematic_sample
 from pipelines.models.recurrent_onnx import recurrent_to_onnx
@@ -195,15 +196,24 @@ def test_missing_values_and_rows_that_do_not_match_are_refused():
         train_network(network, x, y, np.ones(10), (x, y[:9], np.ones(10)), plan)
 
 
-def test_the_networks_and_their_benchmark_need_torch_and_numpy_alone_and_training_loads_no_compiler():
+def test_the_networks_need_torch_and_numpy_alone_and_training_loads_no_compiler():
     code = (
-        "import sys; from benchmarks import gpu; text, gap = gpu.report('cpu', tiny=True);"
-        "assert 'LSTM 128/64/32' in text and 'No CUDA card' in text and gap is None, text;"
+        "import sys, numpy as np; from pipelines.models import networks as n, pattern_network;"
+        "x = np.random.default_rng(0).normal(size=(40, 5, 3)).astype('f4'); y = (x[:, -1, 0] > 0).astype(float);"
+        "rows = (x, y, np.ones(40));"
+        "n.train_network(n.RecurrentNetwork(3, (4,)), *rows, rows, n.Plan(1, 8, .01, 1, 0), n.training_device('cpu'));"
         "heavy = ('sklearn', 'xgboost', 'onnx', 'onnxruntime', 'pandas', 'numba', 'pydantic', 'torch._dynamo');"
         "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a card")
+def test_a_fit_takes_a_card_only_where_params_say_so_and_says_when_there_is_none():
+    assert training_device("cpu") == "cpu"
+    with pytest.raises(NoDevice, match=r"training.device is cuda and torch .* has no card here; set it to cpu"):
+        training_device("cuda")
 
 
 # ---- the family --------------------------------------------------------------------------------------------------
@@ -241,6 +251,7 @@ def test_the_bundle_predicts_what_the_native_members_predict(oracle):
 
 def test_the_ensembles_weights_are_in_the_bundle(oracle):
     _, model, _, _ = oracle
+    assert model.schema["training_device"] == "cpu"
     assert model.schema["ensemble"] == PARAMS.ensemble.model_dump()
     assert [m["weight"] for m in model.schema["members"] if m["name"] == "lstm"] == [1.0]
 

@@ -57,7 +57,7 @@ def test_tier_four_tripped_by_a_person(client):
 
 def test_tier_three(client):
     client.serve(None, None)
-    holds(client, "tier 3, no champion or the model service out", "TIER_3")
+    holds(client, "tier 3, no champion, or nobody answers for a model service that is out", "TIER_3")
 
 
 def test_a_tier_floor_after_a_fault(client):

@@ -4,7 +4,7 @@ import json
 import sqlite3
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -16,7 +16,7 @@ from support.serving_fixture import SYMBOL, make_bundle, slot_entry
 
 from pipelines.models.runtime import load_bundle
 from pipelines.models.views import select
-from pipelines.settings import load_params
+from pipelines.settings import ROOT, load_params
 from pipelines.signals.events import event_row
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 from serving.inference.model_client import run_inference
@@ -162,18 +162,48 @@ class Service:
         return Handler
 
 
-@pytest.fixture
-def remote(stand, home):
+@contextmanager
+def remote_service(stand, home, fallback):
+    """A client of a decision service whose models run in another process; `fallback` of params.yaml."""
     service = Service(home)
+    params = home / "params.yaml"
+    params.write_text((ROOT / "params.yaml").read_text().replace("fallback: local ", f"fallback: {fallback} "))
     env = {"BELLWETHER_MODELS": "remote", "BELLWETHER_MODEL_PORT": str(service.port)}
+    env |= {"BELLWETHER_PARAMS_FILE": str(params)}
     # time enough for a busy machine; the sleeper sleeps longer
     env |= {"BELLWETHER_MODEL_TIMEOUT_MS": "500", "BELLWETHER_MODEL_RETRY_SECONDS": "0.2"}
     with running_service(stand, home, **env) as client:
         client.service = service
         client.serve(slot_entry("1", client.champion), slot_entry("2", client.challenger, "refused"))
+        # the small service has the same process id, so its acknowledgement alone says nothing of the symbol
+        assert eventually(lambda: SYMBOL in status(client)["symbols"])
         yield client
     service.server.shutdown()
     service.server.server_close()
+
+
+@pytest.fixture
+def remote(stand, home):
+    with remote_service(stand, home, "abstain") as client:
+        yield client
+
+
+def test_while_the_model_service_is_out_the_same_bundles_answer_here_and_the_record_says_why(stand, home):
+    with remote_service(stand, home, "local") as client:
+        assert "fallback" not in bar_with_event(client)["models"]["validator"]["champion"]
+        client.service.mood = "overloaded"
+        assert eventually(lambda: alarms(client, "model_service_out"))
+        assert "the same bundles answer here" in alarms(client, "model_service_out")[0].detail
+        decision = bar_with_event(client)
+        assert (decision["tier"], decision["arm"]) == (2, "champion")
+        stored = client.store().decision(decision["id"]).decision.models["validator"]
+        for arm, digest in (("champion", client.champion), ("challenger", client.challenger)):
+            answer = stored[arm]
+            assert (answer.digest, answer.device, answer.status) == (digest, "cpu", "OK")
+            assert answer.fallback.startswith("MODEL_SERVICE_DOWN: HTTP 503")
+        client.service.mood = "answer"
+        assert eventually(lambda: all(a.cleared_at for a in alarms(client, "model_service_out")))
+        assert bar_with_event(client)["models"]["validator"]["champion"].get("fallback") is None
 
 
 def test_remote_answers_are_those_of_the_bundle_here_bit_for_bit_by_one_call_a_request(remote):

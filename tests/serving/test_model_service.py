@@ -1,5 +1,6 @@
 """Both bentos as they are built, and the model service served from its own: predictions equal the bundle's own."""
 
+import asyncio
 import signal
 import warnings
 from datetime import UTC, datetime
@@ -8,6 +9,8 @@ import bentoml
 import httpx
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support.bentoml_process import wait_until_ready
 from support.bentos import build_bentos, serve_bento
 from support.serving_fixture import make_bundle, slot_entry
@@ -21,6 +24,7 @@ from serving.service.schemas import Packed
 from serving.service.startup import require_home
 
 KEY = {"Authorization": "Bearer test-key"}
+CLIENTS = 64
 
 
 class Served:
@@ -118,6 +122,23 @@ def test_predictions_over_http_equal_the_bundle_by_order_and_by_name(served):
     assert (by_order["digest"], by_order["device"], by_order["version"]) == (expected.digest, "cpu", "1")
 
 
+@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32 - 1))
+def test_64_clients_at_once_each_get_the_answer_to_their_own_rows(served, seed):
+    rng, here = np.random.default_rng(seed), load_bundle(served.bundle, None)
+    payloads = [served.stand.rows[:n] + rng.normal(scale=1e-3) for n in rng.integers(1, 4, CLIENTS)]
+
+    async def ask_all():
+        async with httpx.AsyncClient(base_url=served.url, headers=KEY, timeout=60) as client:
+            bodies = [{"family": "validator", "rows": rows.tolist()} for rows in payloads]
+            return await asyncio.gather(*(client.post("/predict", json=body) for body in bodies))
+
+    for rows, answer in zip(payloads, asyncio.run(ask_all()), strict=True):
+        expected = here.predict(rows)
+        np.testing.assert_array_equal(np.array(answer.json()["p"], dtype=float), expected.p)
+        np.testing.assert_array_equal(np.array(answer.json()["novelty"], dtype=float), expected.novelty)
+
+
 def test_a_missing_value_is_an_abstention_with_its_reason_never_a_number(served):
     answer = served.predict(features=[{}]).json()
     assert (answer["p"], answer["status"]) == ([None], ["ABSTAIN"])
@@ -170,6 +191,8 @@ def test_readyz_shows_every_check(served):
     shown = httpx.get(f"{served.url}/readyz").json()
     assert shown["ready"] is True
     assert any(check["name"] == "golden:validator.champion" for check in shown["checks"])
+    (device,) = [check["detail"] for check in shown["checks"] if check["name"] == "device"]
+    assert device.startswith("cpu: auto: no break-even is measured here")
 
 
 @pytest.mark.parametrize(

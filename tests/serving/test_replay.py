@@ -184,6 +184,29 @@ def test_ten_thousand_decisions_over_several_promotions_come_out_the_same_to_the
     assert len({tuple(record.decision.account.values()) for record in records}) > 10
 
 
+def on_card(record, arm=None, p=0.0):
+    """The same decision as if a card had answered, one arm's probability moved by `p`."""
+    arms = record.decision.models["validator"]
+    answers = {
+        name: replace(answer, device="cuda:0 fp32", p=answer.p + (p if name == arm else 0.0))
+        for name, answer in arms.items()
+    }
+    return replace(record, decision=replace(record.decision, models={"validator": answers}))
+
+
+def test_answers_of_a_card_are_replayed_as_stored_and_recomputed_within_its_tolerance(installation, records):
+    record = next(r for r in records if r.decision.event is not None and r.decision.arm == "champion")
+    stored = replay_decisions(installation, [on_card(record, "challenger", 3e-5)])
+    assert stored.same
+    assert stored.stored_answers == {"cuda:0 fp32": 2}
+    near = replay_decisions(installation, [on_card(record, "challenger", 8e-6)], recompute=True)
+    assert near.same
+    assert near.recomputed == {"cuda:0 fp32": 2}
+    far = replay_decisions(installation, [on_card(record, "challenger", 3e-5)], recompute=True)
+    assert not far.same
+    assert far.different[0]["fields"] == ["models.validator.challenger.p"]
+
+
 def test_the_edge_counts_what_the_deciding_bundle_knew_of_missed_targets_and_else_the_whole_stop(installation, records):
     decided, bundles = defaultdict(list), installation.settings.bundles
     for record in records:

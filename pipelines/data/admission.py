@@ -186,11 +186,9 @@ def require(
 def _first_broken(rows: Floats, grid: Grid, until: datetime, known_s: Floats | None) -> Ints:
     """Return (n, 2) what `_broken` finds of each bar; known_s None: its close by the grid."""
     times = rows[:, OPEN_TIME]
-    with np.errstate(invalid="ignore"):
-        known_s = grid.closes(times) if known_s is None else known_s
-        on_grid = grid.on_grid(np.where(np.abs(times) <= LATEST_S, times, 0.0))  # 0 where a row has no time
+    on_grid = grid.on_grid(np.where(np.abs(times) <= LATEST_S, times, 0.0))  # 0 where a row has no time
     out = np.empty((len(rows), 2), dtype=np.int64)
-    flat = (np.require(part, np.float64, ["C", "W"]) for part in (rows, known_s))
+    flat = (np.ascontiguousarray(part) for part in (rows, grid.closes(times) if known_s is None else known_s))
     _find_broken(*flat, until.timestamp(), on_grid, out)
     return out
 

@@ -176,9 +176,11 @@ class Intake:
         """Validate each symbol, store all that is new at once, then fold it, under the symbols' locks."""
         answers: dict[int, Observed | BellwetherError] = {}
         sent: dict[int, _Sent] = {}
+        names: set[str] = set()
         for i, request in enumerate(requests):
             try:
-                sent[i] = self._read(request, {one.name for one in sent.values()})
+                sent[i] = self._read(request, names)
+                names.add(sent[i].name)
             except BellwetherError as error:
                 answers[i] = error
         if sent:

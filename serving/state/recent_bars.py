@@ -46,24 +46,28 @@ class RecentBars:
         """Copy the newest bars of the history."""
         self._begin(history)
 
-    def with_bar(self, *parts: Floats) -> History:
+    def with_bar(self, bar: Floats, features: Floats, signals: Floats, levels: Floats, context: Floats) -> History:
         """Return the newest bars, this one the last; earlier results stay unchanged."""
         if self._end == ROOM * RETAINED_BARS:
             self._begin(self._view())
-        for rows, part in zip(self._rows, parts, strict=True):
-            rows[self._end] = part
+        at, rows = self._end, self._rows
+        rows.bars[at], rows.features[at], rows.signals[at] = bar, features, signals
+        rows.levels[at], rows.context[at] = levels, context
         self._end += 1
         return self._view()
 
     def _begin(self, history: History) -> None:
         """Copy the newest bars into a new buffer."""
         newest = [getattr(history, part.name)[-RETAINED_BARS:] for part in fields(History)]
-        self._rows = [np.empty((ROOM * RETAINED_BARS, *rows.shape[1:])) for rows in newest]
         self._end = len(newest[0])
-        for own, rows in zip(self._rows, newest, strict=True):
-            own[: self._end] = rows
+        rooms = [np.empty((ROOM * RETAINED_BARS, *rows.shape[1:])) for rows in newest]
+        for room, rows in zip(rooms, newest, strict=True):
+            room[: self._end] = rows
+        self._rows = History(*rooms)
 
     def _view(self) -> History:
         """Return the newest bars as views of the buffer."""
-        newest = slice(max(0, self._end - RETAINED_BARS), self._end)
-        return History(*(rows[newest] for rows in self._rows))
+        newest, rows = slice(max(0, self._end - RETAINED_BARS), self._end), self._rows
+        return History(
+            rows.bars[newest], rows.features[newest], rows.signals[newest], rows.levels[newest], rows.context[newest]
+        )

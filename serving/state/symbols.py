@@ -14,12 +14,14 @@ from datetime import datetime
 import numpy as np
 
 from pipelines.clock import Clock
+from pipelines.context_layout import NO_CONTEXT
 from pipelines.contracts import (
     BAR_FIELDS,
     CLOSE,
     HALF_SPREAD,
     HIGH,
     LOW,
+    NO_BOOK,
     OPEN_TIME,
     Books,
     ContextFeed,
@@ -246,17 +248,23 @@ class Symbol:
 
     def on_bar(self, bar: Floats) -> ClosedBar:
         """Process one closed decision bar (9,) and return it with its rows."""
-        opened = float(bar[OPEN_TIME])
-        self._count_missing(opened)
-        close = self.grid.next_close(opened)
-        (levels,), (context,) = align(bar[np.newaxis, OPEN_TIME], self.grid, self.books, self.feed, self._ages)
-        self.books, self.feed = prune_records(close, self.grid.step_s, self.books, self.feed, self._ages)
+        self._count_missing(float(bar[OPEN_TIME]))
+        levels, context = self._known_at_close(bar)
         clocked = clocked_bar(bar, self.grid)
         features = FEATURES.step(self._features, clocked, levels, context)
         signals = SIGNALS.step(self._signals, clocked, levels, context)
         self.history = self._recent.with_bar(bar, features, signals, levels, context)
         self.closed = _newest(self.history, self.grid)
         return self.closed
+
+    def _known_at_close(self, bar: Floats) -> tuple[Floats, Floats]:
+        """Return levels (2, levels, 3) and context (CONTEXT_WIDTH,) known at a bar's close; let go of older records."""
+        if self.books is None and self.feed is None:
+            return NO_BOOK, NO_CONTEXT
+        (levels,), (context,) = align(bar[:1], self.grid, self.books, self.feed, self._ages)
+        close = self.grid.next_close(bar[OPEN_TIME])
+        self.books, self.feed = prune_records(close, self.grid.step_s, self.books, self.feed, self._ages)
+        return levels, context
 
     def _take_base_bars(self, rows: Floats) -> Floats:
         """Hold new base bars (n, 9); return the decision bars (m, 9) they close."""
@@ -268,7 +276,8 @@ class Symbol:
         else:
             waiting = np.concatenate([self._open.rows, rows])
             bars = resample(waiting, self.base_grid, self.grid)
-            self._open.restart(waiting[waiting[:, OPEN_TIME] >= self.grid.next_close(bars[-1, OPEN_TIME])])
+            closed_until = self.grid.next_close(bars[-1, OPEN_TIME])
+            self._open.restart(waiting[waiting[:, OPEN_TIME].searchsorted(closed_until) :])
         self.last_open_time = newest
         self._opens.extend(rows[-admission.OPENS_BEFORE :, OPEN_TIME].tolist())
         return bars

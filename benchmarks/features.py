@@ -23,10 +23,6 @@ from pipelines.signals.catalog import SIGNALS
 
 MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
-MINUTES, QUARTERS = Grid("1m"), Grid("15m")
-
-MINUTES, QUARTERS = Grid("1m"), Grid("15m")
-
 WINDOW = 500  # bars that the usual code recomputes at every bar
 
 

@@ -14,15 +14,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.features import WINDOW, live, market
+from benchmarks.features import MINUTES, QUARTERS, WINDOW, live, market
 from benchmarks.measured import Row, cpu_seconds, in_turn, pairs, spread
 from pipelines.context_layout import CONTEXT_WIDTH
-from pipelines.contracts import BAR_FIELDS, BOOK_LEVELS, CLOSE, OPEN_TIME, Floats
+from pipelines.contracts import BAR_FIELDS, BOOK_LEVELS, CLOSE, OPEN_TIME, RETAINED_BARS, Floats, History
+from pipelines.data.alignment import align
+from pipelines.data.bar_clock import clocked
 from pipelines.features import technical
 from pipelines.features.catalog import FEATURES
 from pipelines.features.fold import StreamingFold
 from pipelines.signals import fvg, sweep, swings
 from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.category_scores import CategoryScores
+from pipelines.warm_start import WarmStart
+from serving.state.symbols import Symbol
 
 MILLION = 1_000_000
 TALIPP = "2.7.0"  # the version the figures were made with
@@ -62,6 +67,46 @@ def everything_live(bars: Floats) -> tuple[Callable[[], Any], Callable[[int], fl
             one(i)
 
     return window, lambda i: cpu_seconds(partial(one, i - WINDOW))
+
+
+def live_symbol(bars: Floats) -> Symbol:
+    """Return the live state of a symbol after bars (n, 9) of 15 minutes, as the decision service holds it."""
+    levels, context = align(bars[:, OPEN_TIME], QUARTERS, None, None)
+    states = FEATURES.fresh(), SIGNALS.fresh()
+    rows = [fold.run(bars, levels, context, state) for fold, state in zip((FEATURES, SIGNALS), states, strict=True)]
+    history = History(*(part[-RETAINED_BARS:] for part in (bars, *rows, levels, context)))
+    return Symbol(
+        WarmStart(
+            symbol="BENCH/USDT", base_grid=MINUTES, grid=QUARTERS, last_open_time=float(bars[-1, OPEN_TIME]) + 840.0,
+            feature_state=states[0], signal_state=states[1], tail=bars[:0], history=history, books=None, feed=None,
+            closes=np.column_stack([QUARTERS.closes(bars[:, OPEN_TIME]), bars[:, CLOSE]]),
+            category_scores=CategoryScores.fit(rows[1]), clock="market", data_hash=None, traditional=None,
+            traditional_miss_atr=None, reference={}, digest="",
+        )
+    )  # fmt: skip
+
+
+def in_service(bars: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return CPU us of single calls as the service makes them: a closed decision bar, its two steps alone, and a base
+    bar that closes no decision bar. Symbols and bare folds go through the last `WINDOW` bars after the same history.
+    """
+    symbol, waiting = live_symbol(bars[:-WINDOW]), live_symbol(bars[:-WINDOW])
+    states = [(fold, fold.fresh()) for fold in (FEATURES, SIGNALS)]
+    for fold, state in states:
+        fold.run(bars[:-WINDOW], np.empty((len(bars) - WINDOW, 2, 0, 3)), state=state)
+
+    def steps(bar: Floats) -> None:
+        """Step through one clocked bar."""
+        for fold, state in states:
+            fold.step(state, bar)
+
+    took = np.empty((WINDOW, 2))
+    for i, (bar, shown) in enumerate(zip(bars[-WINDOW:], clocked(bars[-WINDOW:]), strict=True)):
+        took[i] = cpu_seconds(partial(symbol.on_bar, bar)), cpu_seconds(partial(steps, shown))
+    minutes = np.repeat(bars[-WINDOW:], 15, axis=0)  # as if each minute of a bar were that bar: only the cost counts
+    minutes[:, OPEN_TIME] += np.tile(np.arange(15.0) * 60.0, WINDOW)
+    each = np.array([cpu_seconds(partial(waiting.advance, minutes[i : i + 1])) for i in range(len(minutes))])
+    return took[:, 0] * 1e6, took[:, 1] * 1e6, each[np.arange(len(each)) % 15 != 14] * 1e6
 
 
 def seconds_for(bars: Floats, n: int) -> float:
@@ -207,9 +252,13 @@ def measure(tiny: bool = False) -> list[Row]:
     n = 5_000 if tiny else MILLION
     frame = pd.DataFrame(bars, columns=list(BAR_FIELDS))
     columns = len(FEATURES.columns) + len(SIGNALS.columns)
+    closed, bare, waiting = in_service(bars)
     rows = [
         Row(f"all {columns} features and signals, one live bar", "us a bar", spread(alone, tail=True),
             note="CPU of the two calls; book and context given"),
+        pairs("  the same in the service, a decision bar that closes", "us", closed, "the two calls alone", bare,
+              "without a book; gaps, records, clock and history on top", tail=True),
+        Row("  a base bar that closes no decision bar", "us", spread(waiting, tail=True)),
         Row(f"all {columns} features and signals, batch of {n:,}", "s",
             spread(np.array([seconds_for(bars, n) for _ in range(1 if tiny else 3)]))),
         compare_with_talipp(bars, repeats),

@@ -22,7 +22,7 @@ from pipelines.models.views import VIEWS
 from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import event_rows, events
-from serving.state.symbols import RecentBars
+from serving.state.recent_bars import RecentBars
 
 MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 

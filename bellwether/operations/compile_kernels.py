@@ -32,8 +32,9 @@ from pipelines.contracts import (
     Floats,
     History,
     Trades,
+    utc,
 )
-from pipelines.data import sampling
+from pipelines.data import admission, collar, sampling
 from pipelines.data.alignment import align
 from pipelines.data.orderbook import hawkes
 from pipelines.data.readers import recordings
@@ -108,6 +109,14 @@ def warm_turn(params: Params) -> None:
     grid = base_grid.at(params.data.decision_timeframe)
     base = timed("simulator", lambda: simulate(spec)).bars
     bars = timed("timeframes", lambda: resample(base, base_grid, grid))
+    before, rules = collar.Recent(base[:-1], len(base) - 1, np.nan), params.data.quality
+    timed(
+        "admission",
+        lambda: (
+            admission.reasons(base, base_grid, utc(base[-1, OPEN_TIME] + DAY_S)),
+            collar.outside(base[-1:], before, rules),
+        ),
+    )
     one = np.array([bars[0, OPEN_TIME]])
     books = Books(one, np.ones((1, 2, BOOK_LEVELS, 3)), np.ones((1, TAPE_WIDTH)))
     feed = ContextFeed(one, np.zeros(1, np.int64), one)

@@ -1,19 +1,18 @@
 """Which bars are taken: one rule for a file, for what is observed, and for what a person corrects (law L11).
 
-`RULES` is the whole rule for one bar; the first one it breaks names it. A history is sorted and its copies are marked
-by `quality.assess`, which quarantines what breaks a rule; a request is refused whole by `require`, which also refuses
-rows out of order and bars of another timeframe. Bars far outside the range before them are held back by
-`pipelines.data.collar`, in either case.
+`RULES`, which `_broken` walks, are the whole rule for one bar; the first one it breaks names it. A history is sorted
+and its copies are marked by `quality.assess`, which quarantines what breaks a rule; a request is refused whole by
+`require`, which also refuses rows out of order and bars of another timeframe. Bars far outside the range before them
+are held back by `pipelines.data.collar`, in either case.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.compiled import kernel
 from pipelines.contracts import (
     BAR_FIELDS,
     BAR_WIDTH,
@@ -24,10 +23,10 @@ from pipelines.contracts import (
     OPEN,
     OPEN_TIME,
     TAKER_BUY,
-    TRADES,
     VOLUME,
     Bools,
     Floats,
+    Ints,
     utc,
 )
 from pipelines.data.timeframes import TIMEFRAMES, Grid
@@ -38,111 +37,100 @@ CLOCK_SKEW = timedelta(seconds=5)  # how far a sender's clock may be ahead of ou
 EARLIEST_S, LATEST_S = 0.0, 7_258_118_400.0  # 1970 and 2200: every clock, store and calendar holds what lies between
 LARGEST = 1e18  # the volume of a very cheap coin; products of larger numbers overflow float64
 SMALLEST_ABOVE_0 = 1e-15
-PRICE_FIELDS, AMOUNT_FIELDS = (OPEN, HIGH, LOW, CLOSE), (VOLUME, TRADES, TAKER_BUY, HALF_SPREAD)
 LEAST_SPACINGS = 3  # spacings between the bars of one request that show a timeframe
 OPENS_BEFORE = 5  # spacings that do over several requests: a quiet market may leave a few equal gaps by chance
 SAME_SPACING = 0.8  # share of them that are the same
 
 
-@dataclass(frozen=True)
-class Given:
-    """Hold what a rule reads of bars: rows (n, 9), their grid, when each is known, until when one may be."""
-
-    rows: Floats
-    grid: Grid
-    known_s: Floats
-    until_s: float
-
-    @cached_property
-    def times(self) -> Floats:
-        """Return (n,) open times, 0 where a row has none."""
-        times = self.rows[:, OPEN_TIME]
-        return np.where(np.isfinite(times) & (np.abs(times) <= LATEST_S), times, 0.0)
-
-    def of(self, field: int) -> Floats:
-        """Return (n,) values of a field."""
-        return self.rows[:, field]
-
-    @cached_property
-    def prices(self) -> Floats:
-        """Return (n, 4) prices."""
-        return self.rows[:, OPEN : CLOSE + 1]
-
-    @cached_property
-    def amounts(self) -> Floats:
-        """Return (n, 4) amounts and half spread."""
-        return self.rows[:, VOLUME:]
-
-
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Name one way in which a bar is impossible.
+    """Name one way in which a bar is impossible; `_broken` says which bars break it.
 
-    code     what it is called in counts, in the quarantine and in answers
-    fields   the fields of which it demands the same; a refusal names the first that breaks it
-    error    what a refusal raises
-    why      after the value in a refusal; {grid}, {symbol} and {now} are filled in
-    breaks   (n, fields) or, of one field, (n,): where it is broken
+    code   what it is called in counts, in the quarantine and in answers
+    error  what a refusal raises
+    why    after the value in a refusal; {grid}, {symbol} and {now} are filled in
     """
 
     code: str
-    fields: tuple[int, ...]
     error: type[BadTimes] | type[BadValues]
     why: str
-    breaks: Callable[[Given], Bools]
-
-
-def _body(given: Given, pick: Callable[[Floats, Floats], Floats]) -> Floats:
-    """Return (n,) the higher or lower of open and close."""
-    return pick(given.of(OPEN), given.of(CLOSE))
-
-
-def _beyond(values: Floats) -> Bools:
-    """Return where a value is larger, or nearer to 0, than stores and products can hold; other rules refuse signs."""
-    return np.asarray((values > LARGEST) | ((values > 0) & (values < SMALLEST_ABOVE_0)))
 
 
 _PRICE = "must be a finite price above 0"
 _AMOUNT = "must be finite and not negative; leave it out if the source has none"
 _RANGE = f"lies outside of {SMALLEST_ABOVE_0:g} to {LARGEST:g}, which are the numbers taken; state the unit right"
-_TIME = (OPEN_TIME,)
 RULES: tuple[Rule, ...] = (
-    Rule("NO_TIME", _TIME, BadTimes, "is not a time", lambda g: ~np.isfinite(g.of(OPEN_TIME) + g.known_s)),
-    Rule(
-        "OUT_OF_RANGE",
-        _TIME,
-        BadTimes,
-        "does not lie between 1970 and 2200",
-        lambda g: (g.of(OPEN_TIME) < EARLIEST_S) | (g.of(OPEN_TIME) > LATEST_S),
-    ),
-    Rule("NON_FINITE", PRICE_FIELDS, BadValues, _PRICE, lambda g: ~np.isfinite(g.prices)),
-    Rule("NON_FINITE", AMOUNT_FIELDS, BadValues, _AMOUNT, lambda g: np.isinf(g.amounts)),
-    Rule("NON_POSITIVE", PRICE_FIELDS, BadValues, _PRICE, lambda g: g.prices <= 0),
-    Rule("NON_POSITIVE", AMOUNT_FIELDS[:-1], BadValues, _AMOUNT, lambda g: g.amounts[:, :-1] < 0),
-    Rule("OUT_OF_RANGE", (*PRICE_FIELDS, *AMOUNT_FIELDS), BadValues, _RANGE, lambda g: _beyond(g.rows[:, OPEN:])),
-    Rule("OHLC_ORDER", (HIGH,), BadValues, "is below low", lambda g: g.of(HIGH) < g.of(LOW)),
-    Rule("OHLC_ORDER", (HIGH,), BadValues, "is below open or close", lambda g: g.of(HIGH) < _body(g, np.maximum)),
-    Rule("OHLC_ORDER", (LOW,), BadValues, "is above open or close", lambda g: g.of(LOW) > _body(g, np.minimum)),
-    Rule("TAKER_OVER_VOLUME", (TAKER_BUY,), BadValues, "is more than volume", lambda g: g.of(TAKER_BUY) > g.of(VOLUME)),
-    Rule("SPREAD", (HALF_SPREAD,), BadValues, _AMOUNT, lambda g: g.of(HALF_SPREAD) < 0),
-    Rule(
-        "SPREAD",
-        (HALF_SPREAD,),
-        BadValues,
-        "is not below low; it is (ask - bid) / 2 in quote currency",
-        lambda g: g.of(HALF_SPREAD) >= g.of(LOW),
-    ),
-    Rule(
-        "FUTURE", _TIME, BadTimes, "has not closed yet at {now}; send closed bars only", lambda g: g.known_s > g.until_s
-    ),
-    Rule(
-        "OFF_GRID",
-        _TIME,
-        BadTimes,
-        "opens no bar of {grid}, which {symbol} has",
-        lambda g: ~g.grid.on_grid(g.times),
-    ),
+    Rule("NO_TIME", BadTimes, "is not a time"),
+    Rule("OUT_OF_RANGE", BadTimes, "does not lie between 1970 and 2200"),
+    Rule("NON_FINITE", BadValues, _PRICE),
+    Rule("NON_FINITE", BadValues, _AMOUNT),
+    Rule("NON_POSITIVE", BadValues, _PRICE),
+    Rule("NON_POSITIVE", BadValues, _AMOUNT),
+    Rule("OUT_OF_RANGE", BadValues, _RANGE),
+    Rule("OHLC_ORDER", BadValues, "is below low"),
+    Rule("OHLC_ORDER", BadValues, "is below open or close"),
+    Rule("OHLC_ORDER", BadValues, "is above open or close"),
+    Rule("TAKER_OVER_VOLUME", BadValues, "is more than volume"),
+    Rule("SPREAD", BadValues, _AMOUNT),
+    Rule("SPREAD", BadValues, "is not below low; it is (ask - bid) / 2 in quote currency"),
+    Rule("FUTURE", BadTimes, "has not closed yet at {now}; send closed bars only"),
+    Rule("OFF_GRID", BadTimes, "opens no bar of {grid}, which {symbol} has"),
 )
+TAKEN = len(RULES)
+
+
+@kernel
+def _broken(bar: Floats, known_s: float, until_s: float, on_grid: bool) -> tuple[int, int]:
+    """Return the place in RULES of the first rule that a bar (9,) breaks, and the first field; TAKEN of none.
+
+    known_s, until_s  when it is known, and until when it may be, epoch seconds; on_grid: it opens a bar of the market
+    """
+    opened = bar[OPEN_TIME]
+    if not np.isfinite(opened + known_s):
+        return 0, OPEN_TIME
+    if opened < EARLIEST_S or opened > LATEST_S:
+        return 1, OPEN_TIME
+    for field in range(OPEN, VOLUME):
+        if not np.isfinite(bar[field]):
+            return 2, field
+    for field in range(VOLUME, BAR_WIDTH):
+        if np.isinf(bar[field]):
+            return 3, field
+    for field in range(OPEN, VOLUME):
+        if bar[field] <= 0.0:
+            return 4, field
+    for field in range(VOLUME, HALF_SPREAD):
+        if bar[field] < 0.0:
+            return 5, field
+    for field in range(OPEN, BAR_WIDTH):
+        if bar[field] > LARGEST or 0.0 < bar[field] < SMALLEST_ABOVE_0:
+            return 6, field
+    if bar[HIGH] < bar[LOW]:
+        return 7, HIGH
+    if bar[HIGH] < max(bar[OPEN], bar[CLOSE]):
+        return 8, HIGH
+    if bar[LOW] > min(bar[OPEN], bar[CLOSE]):
+        return 9, LOW
+    if bar[TAKER_BUY] > bar[VOLUME]:
+        return 10, TAKER_BUY
+    if bar[HALF_SPREAD] < 0.0:
+        return 11, HALF_SPREAD
+    if bar[HALF_SPREAD] >= bar[LOW]:
+        return 12, HALF_SPREAD
+    if known_s > until_s:
+        return 13, OPEN_TIME
+    if not on_grid:
+        return 14, OPEN_TIME
+    return TAKEN, OPEN_TIME
+
+
+@kernel
+def _find_broken(rows: Floats, known_s: Floats, until_s: float, on_grid: Bools, out: Ints) -> None:
+    """Fill out (n, 2) with what `_broken` returns of each of rows (n, 9), known_s (n,) and on_grid (n,)."""
+    for i in range(rows.shape[0]):
+        out[i, 0], out[i, 1] = _broken(rows[i], known_s[i], until_s, on_grid[i])
+
+
 COLLAR = "COLLAR"  # far outside the range before it, see pipelines.data.collar
 SET_ASIDE = "SET_ASIDE"  # accepted once, then taken out by a person
 CODES = tuple(dict.fromkeys(rule.code for rule in RULES))  # each once, in the order of RULES
@@ -155,9 +143,9 @@ def reasons(rows: Floats, grid: Grid, now: datetime, known_s: Floats | None = No
     now      aware
     known_s  (n,) epoch seconds at which each bar is known, NaN where that is not stated; None: its close by the grid
     """
-    broken = _first_broken(_given(rows, grid, now, known_s))
+    broken = _first_broken(rows, grid, now, known_s)[:, 0]
     found = np.full(len(rows), "", dtype=object)
-    bad = np.flatnonzero(broken < len(RULES))
+    bad = np.flatnonzero(broken < TAKEN)
     found[bad] = np.array([rule.code for rule in RULES], dtype=object)[broken[bad]]
     return found
 
@@ -179,44 +167,36 @@ def require(
             f"bars.0.open_time: the bars are {other} apart, {symbol} holds bars of {grid.timeframe}. Send bars of "
             f"{grid.timeframe}, or train {symbol} on {other} bars with `bellwether run`. {stored}"
         )
-    given = _given(rows, grid, now + CLOCK_SKEW, None)
-    broken = _first_broken(given)
+    broken = _first_broken(rows, grid, now + CLOCK_SKEW, None)
     times = rows[:, OPEN_TIME]
-    unsorted = np.diff(times, prepend=-np.inf) <= 0
-    refused = (broken < len(RULES)) | unsorted
+    refused = broken[:, 0] < TAKEN
+    refused[1:] |= times[1:] <= times[:-1]
     if not refused.any():
         return
     i = int(refused.argmax())
-    if broken[i] == len(RULES):
+    place, field = broken[i].tolist()
+    if place == TAKEN:
         raise BadTimes(f"bars.{i}.open_time: {_shown(times[i])} is not after the bar before; sort them. {stored}")
-    rule = RULES[broken[i]]
-    field = rule.fields[int(rule.breaks(given).reshape(len(rows), -1)[i].argmax())]
-    value = rows[i, field]
+    rule, value = RULES[place], rows[i, field]
     shown = _shown(value) if field == OPEN_TIME else f"{value:g}"
     why = rule.why.format(grid=grid.describe(), symbol=symbol, now=f"{now:%F %T} UTC")
     raise rule.error(f"bars.{i}.{BAR_FIELDS[field]}: {shown} {why}. {stored}")
 
 
-def _given(rows: Floats, grid: Grid, until: datetime, known_s: Floats | None) -> Given:
-    """Return what the rules read; known_s None: the close of each bar by the grid."""
-    with np.errstate(invalid="ignore"):
-        columns = np.asfortranarray(rows)  # rules read whole columns
-        return Given(columns, grid, grid.closes(rows[:, OPEN_TIME]) if known_s is None else known_s, until.timestamp())
-
-
-def _first_broken(given: Given) -> npt.NDArray[np.int64]:
-    """Return (n,) the place in RULES of the first rule each bar breaks; len(RULES) = none."""
-    found = np.full(len(given.rows), len(RULES))
-    with np.errstate(invalid="ignore"):
-        for i in range(len(RULES) - 1, -1, -1):
-            broken = RULES[i].breaks(given)
-            if broken.any():
-                found[broken if broken.ndim == 1 else broken.any(axis=1)] = i
-    return found
+def _first_broken(rows: Floats, grid: Grid, until: datetime, known_s: Floats | None) -> Ints:
+    """Return (n, 2) what `_broken` finds of each bar; known_s None: its close by the grid."""
+    times = rows[:, OPEN_TIME]
+    on_grid = grid.on_grid(np.where(np.abs(times) <= LATEST_S, times, 0.0))  # 0 where a row has no time
+    out = np.empty((len(rows), 2), dtype=np.int64)
+    flat = (np.ascontiguousarray(part) for part in (rows, grid.closes(times) if known_s is None else known_s))
+    _find_broken(*flat, until.timestamp(), on_grid, out)
+    return out
 
 
 def _other_timeframe(opens: Floats, grid: Grid, before: tuple[float, ...]) -> str | None:
     """Return the timeframe of ascending opens where they show another one than the grid's; None where they do not."""
+    if before and opens[0] - before[-1] == grid.step_s:  # as below
+        return None
     times = np.concatenate([np.array(before, dtype=np.float64), opens])
     if not np.isfinite(times).all() or np.any(np.abs(times) > LATEST_S):
         return None

@@ -6,6 +6,7 @@ records, so both give the same bytes (L2). Nothing that became known after a clo
 
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -99,7 +100,7 @@ def align(
     opens = np.ascontiguousarray(opens, dtype=np.float64)
     closes = np.ascontiguousarray(grid.closes(opens))
     if feed is not None and len(feed.known):
-        greatest = np.array([{**MAX_AGE_S, **ages}.get(name, float(grid.step_s)) for name in CONTEXT_FIELDS])
+        greatest = _greatest_ages(float(grid.step_s), tuple(ages.items()))
         _align_feed(closes, _flat(feed.known), _flat(feed.field, np.int64), _flat(feed.value), greatest, values)
     if books is None:
         return np.empty((len(closes), 2, 0, 3)), values
@@ -108,6 +109,13 @@ def align(
         opens, closes, _flat(books.known), _flat(books.levels), _flat(books.tape), _SUMMED, _AT, levels, values
     )
     return levels, values
+
+
+@lru_cache(maxsize=64)
+def _greatest_ages(step_s: float, ages: tuple[tuple[str, float], ...]) -> Floats:
+    """Return (CONTEXT_WIDTH,) the seconds for which a value of each field counts, where bars last `step_s`."""
+    known = {**MAX_AGE_S, **dict(ages)}
+    return np.array([known.get(name, step_s) for name in CONTEXT_FIELDS])
 
 
 def book_fault(levels: Floats) -> str | None:
@@ -136,12 +144,12 @@ def prune_records(
     With them and later records a live service aligns as training does over the whole history.
     """
     if books is not None:
-        rows = slice(int(np.searchsorted(books.known, close - step_s, "right")), None)
-        books = Books(books.known[rows], books.levels[rows], books.tape[rows])
+        first = int(books.known.searchsorted(close - step_s, "right"))
+        books = Books(books.known[first:], books.levels[first:], books.tape[first:])
     if feed is not None:
         oldest = close - max(float(step_s), *MAX_AGE_S.values(), *ages.values())
-        rows = slice(int(np.searchsorted(feed.known, oldest, "right")), None)
-        feed = ContextFeed(feed.known[rows], feed.field[rows], feed.value[rows])
+        first = int(feed.known.searchsorted(oldest, "right"))
+        feed = ContextFeed(feed.known[first:], feed.field[first:], feed.value[first:])
     return books, feed
 
 
@@ -166,9 +174,12 @@ def merge_records(before: T | None, after: T | None) -> T | None:
     """Return both in the order they became known; of a record that is in both, the one in `before` stays."""
     if before is None or after is None:
         return after if before is None else before
+    parts = [(getattr(before, part.name), getattr(after, part.name)) for part in fields(before)]
+    if len(before.known) and len(after.known) and after.known[0] > before.known[-1]:  # of a live feed: none is in both
+        return type(before)(*map(np.concatenate, parts))
     present = set(_names(before))
     new = np.array([name not in present for name in _names(after)], dtype=bool)
-    both = [np.concatenate([getattr(before, p.name), getattr(after, p.name)[new]]) for p in fields(before)]
+    both = [np.concatenate([old, added[new]]) for old, added in parts]
     order = np.argsort(both[0], kind="stable")
     return type(before)(*(values[order] for values in both))
 
@@ -181,7 +192,7 @@ def _names(records: Books | ContextFeed) -> list[object]:
 
 def _flat(values: Any, dtype: Any = np.float64) -> Any:
     """Return `values` contiguous and writeable, so that no kernel is compiled for another array type on a request."""
-    return np.require(values, dtype, ["C", "W"])
+    return values if values.dtype == dtype and values.flags.carray else np.require(values, dtype, ["C", "W"])
 
 
 def _check(books: Books | None, feed: ContextFeed | None) -> None:

@@ -52,10 +52,16 @@ def clocked_bar(bar: Floats, grid: Grid = ALWAYS_OPEN) -> Floats:
     opened = float(bar[OPEN_TIME])
     if not np.isfinite(opened):
         return np.asarray(clocked(bar[np.newaxis], grid)[0])
+    return np.concatenate([bar, _clock(grid, opened)])
+
+
+@lru_cache(maxsize=64)
+def _clock(grid: Grid, opened: float) -> Floats:
+    """Return CLOCK_FIELDS of a bar; symbols of one market that close together read them once."""
     second = opened % DAY
     seconds = [(second + ahead) % DAY for ahead in _ahead(int(opened // 3600))]
     opens, closes = zip(*(frame.around(opened) for frame in _frames(grid)), strict=True)
-    return np.array([*bar.tolist(), *seconds, *opens, *closes])
+    return np.array([*seconds, *opens, *closes])
 
 
 @lru_cache(maxsize=64)

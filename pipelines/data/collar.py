@@ -84,6 +84,19 @@ def outside(bars: Floats, before: Recent, rules: QualityParams) -> Outside:
     return Outside(walked.found[m:], walked.highest[m:], walked.lowest[m:])
 
 
+def is_near(before: Floats, bars: Floats, rules: QualityParams) -> bool:
+    """Return whether no high or low of live bars (n, 9) is `collar_factor` times that of the bar before it.
+
+    before   (9,) the newest bar in the range before them. Then none is outside of that range, which holds it.
+    """
+    top, bottom, factor = float(before[HIGH]), float(before[LOW]), rules.collar_factor
+    for high, low in zip(bars[:, HIGH].tolist(), bars[:, LOW].tolist(), strict=True):
+        if high > top * factor or low * factor < bottom:
+            return False
+        top, bottom = high, low
+    return True
+
+
 def robust_scale(closes: Floats) -> float:
     """Return the robust standard deviation (1.4826 x median) of the moves between closes; NaN of fewer than 2.
 

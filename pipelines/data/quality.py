@@ -209,7 +209,7 @@ def _admitted(rows: pd.DataFrame, grid: Grid, as_of: datetime) -> Reasons:
     for start in range(0, len(rows), PART):
         part = rows.iloc[start : start + PART]
         known_s = np.where(part["ingested_at"].notna().to_numpy(), epoch_seconds(part["known_at"]), np.nan)
-        parts.append(admission.reasons(to_matrix(part, "F"), grid, as_of, known_s))  # the rules read whole columns
+        parts.append(admission.reasons(to_matrix(part), grid, as_of, known_s))
     return np.concatenate(parts)
 
 

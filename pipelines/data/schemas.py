@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -146,12 +146,9 @@ def wrong_columns(frame: pd.DataFrame, types: Mapping[str, object]) -> str | Non
     return None if frame.index.dtype == np.int64 else f"the rows are numbered by {frame.index.dtype}, expected int64"
 
 
-def to_matrix(frame: pd.DataFrame, order: Literal["C", "F"] = "C") -> Floats:
-    """Return a bars frame (n rows) as (n, 9) float64 in BAR_FIELDS order; open_time in epoch seconds.
-
-    order   "C" for kernels that read bar by bar, "F" for what reads whole columns
-    """
-    matrix = np.empty((len(frame), BAR_WIDTH), order=order)
+def to_matrix(frame: pd.DataFrame) -> Floats:
+    """Return a bars frame (n rows) as (n, 9) float64 in BAR_FIELDS order; open_time in epoch seconds."""
+    matrix = np.empty((len(frame), BAR_WIDTH))
     matrix[:, OPEN_TIME] = epoch_seconds(frame["open_time"])
     for i, name in enumerate(BAR_FIELDS[1:], start=1):
         matrix[:, i] = frame[name].to_numpy(np.float64)

@@ -88,17 +88,17 @@ class Grid:
         """Raise UnknownName for an unknown timeframe."""
         seconds(self.timeframe)
 
-    @property
+    @cached_property
     def step_s(self) -> int:
         """Return the nominal length of a bar in seconds."""
         return TIMEFRAMES[self.timeframe]
 
-    @property
+    @cached_property
     def fixed(self) -> bool:
         """Return whether all bars are of one length and none is ever left out."""
         return self.calendar.plain and self.timeframe != "1M"
 
-    @property
+    @cached_property
     def origin_s(self) -> int:
         """Return the open of some bar of a fixed grid."""
         return self.phase_s + (MONDAY_S if self.timeframe == "1w" else 0)
@@ -166,8 +166,16 @@ class Grid:
         return opened, min(opened + spans.step_s, last)
 
     def next_close(self, opened: float) -> float:
-        """Return the close of the bar that opens then, epoch seconds."""
-        return float(self.closes(np.array([opened]))[0])
+        """Return the close of the bar that opens then, epoch seconds, as `closes` does."""
+        nominal = float(opened) + self.step_s
+        if self.fixed:
+            return nominal
+        spans = self._spans
+        at = bisect_right(spans.openings, opened) - 1
+        if at < 0 or not opened < spans.closings[at]:
+            return nominal
+        last = spans.closings[at]
+        return last if spans.bars[at] == 1 else min(float(opened) + spans.step_s, last)
 
     def slot(self, opened: float) -> int:
         """Return the number of the bar that holds this time; -1 where the market is shut."""
@@ -239,6 +247,8 @@ class Grid:
 
     def missing_between(self, before: float, after: float) -> int:
         """Return how many bars are missing between one bar and a later one, both by their opens."""
+        if after == self.next_close(before):
+            return 0
         return int(self.missing(np.array([before, after]))[0])
 
     def closed_by(self, moments: Floats) -> Ints:
@@ -434,7 +444,7 @@ def resample(matrix: Floats, base: Grid, target: Grid) -> Floats:
     if len(matrix) == 0:
         return np.empty((0, BAR_WIDTH))
     times = matrix[:, OPEN_TIME]
-    ascending = np.diff(times) > 0  # False for NaN too
+    ascending = times[1:] > times[:-1]  # False for NaN too
     if not ascending.all() or not np.isfinite(times[0]):
         at = int(np.argmin(ascending)) + 1 if not ascending.all() else 0
         raise BadTimes(

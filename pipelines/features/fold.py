@@ -141,35 +141,16 @@ class StreamingFold:
         bar (CLOCKED_WIDTH,) or (9,), as of `run`; book (2, levels, 3), context (CONTEXT_WIDTH,). Raises BadShape,
         StateError.
         """
-        bar = clocked_bar(bar) if bar.shape == (BAR_WIDTH,) else bar
-        states = self._checked(state)[np.newaxis]
-        (row,) = self.step_together(states, bar[np.newaxis], book[np.newaxis], context[np.newaxis])
-        return np.asarray(row)
-
-    def step_together(self, states: Floats, bars: Floats, books: Floats, contexts: Floats) -> Floats:
-        """Return the rows (n, k) float64 of one live bar of each of n symbols, in one compiled call; mutates `states`.
-
-        states  (n, size of a state), contiguous; each is stepped as if it were alone
-        bars    (n, CLOCKED_WIDTH); books (n, 2, levels, 3), contexts (n, CONTEXT_WIDTH). Raises BadShape, StateError.
-        """
-        # copies are contiguous and writeable, so the kernel is never compiled for another array type on a live request
-        bars = np.array(bars, dtype=np.float64, order="C")
-        books = np.array(books, dtype=np.float64, order="C")
-        contexts = np.array(contexts, dtype=np.float64, order="C")
-        n = len(bars)
-        shaped = books.ndim == 4 and books.shape[:2] == (n, 2) and books.shape[3] == 3
-        if bars.shape != (n, CLOCKED_WIDTH) or not shaped or contexts.shape != (n, CONTEXT_WIDTH):
+        bar = _flat(clocked_bar(bar) if bar.shape == (BAR_WIDTH,) else bar)
+        book, context = _flat(book), _flat(context)
+        shaped = book.ndim == 3 and book.shape[0] == 2 and book.shape[2] == 3
+        if bar.shape != (CLOCKED_WIDTH,) or not shaped or context.shape != (CONTEXT_WIDTH,):
             raise BadShape(
-                f"bar {bars.shape[1:]}, book {books.shape[1:]} and context {contexts.shape[1:]}, wanted "
+                f"bar {bar.shape}, book {book.shape} and context {context.shape}, wanted "
                 f"({BAR_WIDTH},), (2, levels, 3) and ({CONTEXT_WIDTH},)"
             )
-        if states.shape != (n, self._size) or states.dtype != np.float64 or not states.flags.carray:
-            raise StateError(
-                f"{self.name} states have shape {states.shape} {states.dtype}, wanted ({n}, {self._size}) contiguous "
-                "writeable float64: stack states of fresh() or load()"
-            )
-        out = np.empty((n, len(self.columns)))
-        self._module.step_together(states, bars, books, contexts, out)
+        out = np.empty(len(self.columns))
+        self._module.step(self._checked(state), bar, book, context, out)
         return out
 
     def dump(self, state: Floats) -> bytes:
@@ -228,6 +209,13 @@ class StreamingFold:
         return module
 
 
+def _flat(values: Floats) -> Floats:
+    """Return `values` contiguous and writeable, so that no kernel is compiled for another array type on a request."""
+    if values.dtype == np.float64 and values.flags.carray:
+        return values
+    return np.array(values, dtype=np.float64, order="C")
+
+
 def _composite(name: str, groups: tuple[FeatureGroup, ...]) -> str:
     """Return the source of the module that runs the groups in turn; its slices are literal, so they cost nothing."""
     imports, calls, at, column = [], [], 0, 0
@@ -256,11 +244,6 @@ def _composite(name: str, groups: tuple[FeatureGroup, ...]) -> str:
             "def run(state, bars, books, contexts, out):",
             "    for i in range(bars.shape[0]):",
             "        step(state, bars[i], books[i], contexts[i], out[i])",
-            "",
-            "@kernel",
-            "def step_together(states, bars, books, contexts, out):",
-            "    for i in range(bars.shape[0]):",
-            "        step(states[i], bars[i], books[i], contexts[i], out[i])",
             "",
         ]
     )

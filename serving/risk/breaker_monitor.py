@@ -6,7 +6,7 @@ decision. A trip leaves memory only after the store shows that a person reset it
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from math import nan
 
@@ -43,20 +43,24 @@ def bar_inputs(symbol: Symbol, back: int, limits: BreakerParams) -> BreakerInput
     follows = symbol.grid.missing_between(previous[OPEN_TIME], bar[OPEN_TIME]) == 0
     high, low = (max(bar[HIGH], previous[CLOSE]), min(bar[LOW], previous[CLOSE])) if follows else (bar[HIGH], bar[LOW])
     reach = history.features[i - 1, ATR] * previous[CLOSE]
-    first = max(0, i - limits.book_bars)
-    spreads = 1e4 * history.features[first : i + 1, SPREAD]  # NaN without a book, and of a crossed one
-    sizes = np.nansum(history.levels[first : i + 1, :, :, 1], axis=(1, 2))
-    usual = np.isfinite(spreads[:-1])
-    known = usual.sum() >= limits.min_books and np.isfinite(spreads[-1])
-    return BreakerInputs(
+    inputs = BreakerInputs(
         about,
         venue=symbol.warm.venue,
         market=symbol.warm.market,
         true_range=float((high - low) / reach) if reach > 0 else nan,
-        spread_bps=float(spreads[-1]) if known else nan,
-        usual_spread_bps=float(np.median(spreads[:-1][usual])) if known else nan,
-        depth=float(sizes[-1]) if known else nan,
-        usual_depth=float(np.median(sizes[:-1][usual])) if known else nan,
+    )
+    first = max(0, i - limits.book_bars)
+    spreads = 1e4 * history.features[first : i + 1, SPREAD]  # NaN without a book, and of a crossed one
+    usual = np.isfinite(spreads[:-1])
+    if not np.isfinite(spreads[-1]) or usual.sum() < limits.min_books:
+        return inputs
+    sizes = np.nansum(history.levels[first : i + 1, :, :, 1], axis=(1, 2))
+    return replace(
+        inputs,
+        spread_bps=float(spreads[-1]),
+        usual_spread_bps=float(np.median(spreads[:-1][usual])),
+        depth=float(sizes[-1]),
+        usual_depth=float(np.median(sizes[:-1][usual])),
     )
 
 

@@ -84,13 +84,13 @@ def _volatility_spike(inputs: BreakerInputs, params: Params) -> str | None:
 def _liquidity(inputs: BreakerInputs, params: Params) -> str | None:
     """Return why the spread or the depth of the newest book trips, None if neither does."""
     limits = params.breakers
-    costs = costs_of(params.costs, inputs.venue, inputs.market)
-    assumed = 2.0 * costs.half_spread_bps  # where a tick is the spread, ten ticks may still cost little
-    if inputs.spread_bps >= limits.spread_multiple * inputs.usual_spread_bps and inputs.spread_bps > assumed:
-        return (
-            f"{inputs.about}: spread {inputs.spread_bps:.2f} bps, {limits.spread_multiple:g} times or more its median "
-            f"of {inputs.usual_spread_bps:.2f}"
-        )
+    if inputs.spread_bps >= limits.spread_multiple * inputs.usual_spread_bps:
+        costs = costs_of(params.costs, inputs.venue, inputs.market)
+        if inputs.spread_bps > 2.0 * costs.half_spread_bps:  # where a tick is the spread, ten may still cost little
+            return (
+                f"{inputs.about}: spread {inputs.spread_bps:.2f} bps, {limits.spread_multiple:g} times or more its "
+                f"median of {inputs.usual_spread_bps:.2f}"
+            )
     if inputs.depth <= limits.depth_share * inputs.usual_depth:
         return (
             f"{inputs.about}: {inputs.depth:.4g} rest in the book, {limits.depth_share:.0%} or less of their median of "

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
@@ -30,6 +31,11 @@ class FillBooking:
     ) -> None:
         """Take the collaborators; nothing is read or written yet."""
         self._store, self._executor, self._ledger, self._account, self._costs = store, executor, ledger, account, costs
+
+    async def book_all_entries(self, symbols: Sequence[Symbol]) -> None:
+        """Fill the decisions on each of these symbols, side by side, as `book_entries`."""
+        waiting = {decision.symbol for decision in self._account.unfilled.values()}
+        await asyncio.gather(*(self.book_entries(symbol) for symbol in symbols if symbol.name in waiting))
 
     async def book_entries(self, symbol: Symbol) -> None:
         """Fill the decisions on a symbol whose next base bar came before their time was over.

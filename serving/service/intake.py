@@ -3,6 +3,7 @@
 import asyncio
 import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,7 +29,7 @@ from serving.service.tier_watch import TierWatch
 from serving.state.account import Account
 from serving.state.ledger import Ledger
 from serving.state.service_level import ServiceLevel
-from serving.state.symbols import Symbol, advance_together
+from serving.state.symbols import Symbol
 
 T = TypeVar("T")
 
@@ -123,6 +124,14 @@ def _parted(
     return found, refused
 
 
+async def _ended(writes: "Sequence[Future[int]]") -> list[int | BaseException]:
+    """Return what each write returned or raised. They end together: the loop is woken for the first, not for each."""
+    for write in writes:
+        if not write.done():
+            await asyncio.gather(asyncio.wrap_future(write), return_exceptions=True)
+    return [write.exception() or write.result() for write in writes]
+
+
 class Intake:
     """Validate, store, then fold into live state. One event loop owns it."""
 
@@ -172,9 +181,11 @@ class Intake:
         """Validate each symbol, store all that is new at once, then fold it, under the symbols' locks."""
         answers: dict[int, Observed | BellwetherError] = {}
         sent: dict[int, _Sent] = {}
+        names: set[str] = set()
         for i, request in enumerate(requests):
             try:
-                sent[i] = self._read(request, {one.name for one in sent.values()})
+                sent[i] = self._read(request, names)
+                names.add(sent[i].name)
             except BellwetherError as error:
                 answers[i] = error
         for one in sent.values():
@@ -200,20 +211,38 @@ class Intake:
 
     async def _take(self, sent: Mapping[int, "_Sent"], now: datetime) -> dict[int, Observed | BellwetherError]:
         """Validate, store and fold what was sent; return an answer for each, or its refusal. Locks are held."""
-        ready, refused = _parted(
-            sent, await asyncio.gather(*(self._validate(one, now) for one in sent.values()), return_exceptions=True)
-        )
+        ready, refused = _parted(sent, await self._validate_all(sent, now))
         writing = {i: one for i, one in ready.items() if one.batch is not None}
-        stored = self._ledger.observe_all([one.batch for one in writing.values() if one.batch is not None])
-        written = await asyncio.gather(*map(asyncio.wrap_future, stored), return_exceptions=True)
+        written = await _ended(
+            self._ledger.observe_all([one.batch for one in writing.values() if one.batch is not None])
+        )
         failed = {i: result for i, result in zip(writing, written, strict=True) if isinstance(result, BaseException)}
         durable = {i: one for i, one in ready.items() if i not in failed}
         answers = self._fold(durable, now)  # also where others failed: what is stored is live
-        await asyncio.gather(*(self._fills.book_entries(one.symbol) for one in durable.values()))
+        await self._fills.book_all_entries([one.symbol for one in durable.values()])
         for symbol in [one.symbol for i, one in durable.items() if answers[i]["closed"]]:
             self._find_overdue(symbol)
         _, refused_late = _parted(failed, list(failed.values()))
         return answers | refused | refused_late
+
+    async def _validate_all(self, sent: Mapping[int, "_Sent"], now: datetime) -> "list[_Ready | BaseException]":
+        """Return what is new of what was sent, or its refusal; only what has to read the store is a task of its own."""
+        reading = {i: one for i, one in sent.items() if self._reads_store(one)}
+        tasks = asyncio.gather(*(self._validate(one, now) for one in reading.values()), return_exceptions=True)
+        found: dict[int, _Ready | BaseException] = {}
+        for i, one in sent.items():
+            if i not in reading:
+                try:
+                    found[i] = await self._validate(one, now)
+                except BellwetherError as error:
+                    found[i] = error
+        found |= zip(reading, await tasks, strict=True)
+        return [found[i] for i in sent]
+
+    def _reads_store(self, sent: "_Sent") -> bool:
+        """Return whether what was sent of a symbol is records, or bars that are known."""
+        known_until = self._live.symbols[sent.name].last_open_time
+        return any(sent.records) or (len(sent.rows) > 0 and not sent.rows[0, OPEN_TIME] > known_until)
 
     async def _validate(self, sent: "_Sent", now: datetime) -> "_Ready":
         """Return what is new of what was sent; the rest is stored already, identical. Raises as `observe`."""
@@ -224,8 +253,8 @@ class Intake:
         validate = functools.partial(
             symbol.validate_new, rows, now, functools.partial(self._store.bar_readings, symbol.name)
         )
-        reads_store = len(rows) > 0 and not rows[0, OPEN_TIME] > symbol.last_open_time
-        fresh = await self._executor.run(validate) if reads_store else validate()
+        is_known = len(rows) > 0 and not rows[0, OPEN_TIME] > symbol.last_open_time
+        fresh = await self._executor.run(validate) if is_known else validate()
         new: tuple[Books | None, ContextFeed | None] = (None, None)
         if any(sent.records):
             stored = functools.partial(self._store.records, symbol.name)
@@ -244,7 +273,7 @@ class Intake:
             one.symbol.ingest_records(*one.new)
         begin = perf_counter()
         with tracing.span("features"):
-            closed = advance_together([(one.symbol, one.fresh) for one in durable.values()])
+            closed = [one.symbol.advance(one.fresh) for one in durable.values()]
         if any(closed):
             metrics.observe(metrics.STAGE, perf_counter() - begin, "features")
         answers = {}

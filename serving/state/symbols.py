@@ -7,21 +7,22 @@ calendar, on a holiday, and where no bar means no trade, no bar is missing.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
 
 from pipelines.clock import Clock
+from pipelines.context_layout import NO_CONTEXT
 from pipelines.contracts import (
     BAR_FIELDS,
     CLOSE,
     HALF_SPREAD,
     HIGH,
     LOW,
+    NO_BOOK,
     OPEN_TIME,
-    RETAINED_BARS,
     Books,
     ContextFeed,
     Floats,
@@ -43,8 +44,7 @@ from pipelines.models.gaps import DECISIONS, memory, waits
 from pipelines.signals.catalog import SIGNALS
 from pipelines.store import HeldBar, packed, unpacked
 from pipelines.warm_start import WarmStart
-
-ROOM = 2  # times RETAINED_BARS: when they are full, the newest are copied to a new buffer, once in RETAINED_BARS bars
+from serving.state.recent_bars import OpenBars, RecentBars
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +82,14 @@ class Symbol:
         self.name = warm.symbol
         self.base_grid, self.grid = warm.base_grid, warm.grid
         self.last_open_time = warm.last_open_time
-        self._tail, self._ages = warm.tail, ages_of(warm.series)
+        self._open, self._ages = OpenBars(warm.tail), ages_of(warm.series)
         self._features, self._signals = warm.feature_state.copy(), warm.signal_state.copy()
         self._recent = RecentBars(warm.history)
         self.history = warm.history  # the newest closed bars, input of models over many bars; the last is `closed`
         self.books, self.feed = warm.books, warm.feed
         self.closed = _newest(warm.history, self.grid)
-        self._missing = _missing_before(warm)
+        self._missing = _missing_before(warm)  # (memory(),) bars missing before each of the newest decision bars
+        self._is_broken = bool(self._missing.any())
         self.waiting = waits(self._missing)  # reader (a family, or DECISIONS) → decision bars until it may be read
         self._gap = "missing bars in its history"
         self.reading, self.withheld = reading, dict(withheld or {})
@@ -142,9 +143,10 @@ class Symbol:
         if self.withheld:
             rows = rows[[opened not in self.withheld for opened in rows[:, OPEN_TIME].tolist()]]
         known = rows[:, OPEN_TIME] <= self.last_open_time
-        if known.any():
-            again = rows[known]
-            self._check_same(again, stored(again[0, OPEN_TIME] - 1.0, again[-1, OPEN_TIME]))
+        if not known.any():
+            return rows
+        again = rows[known]
+        self._check_same(again, stored(again[0, OPEN_TIME] - 1.0, again[-1, OPEN_TIME]))
         return np.ascontiguousarray(rows[~known])
 
     def require(self, rows: Floats, now: datetime) -> None:
@@ -160,6 +162,9 @@ class Symbol:
     def hold_back(self, rows: Floats, rules: QualityParams) -> tuple[Floats, list[HeldBar]]:
         """Return new bars (n, 9) without those far outside the range before them, and those, to be quarantined."""
         if len(rows) == 0:
+            return rows, []
+        before = self._open.rows if len(self._open.rows) else self.history.bars
+        if collar.is_near(before[-1], rows, rules):
             return rows, []
         found = collar.outside(rows, self._range_before(rules.collar_bars), rules)
         held = [
@@ -177,7 +182,7 @@ class Symbol:
         """
         ratio = self.base_grid.bars_of(self.grid.step_s)
         closed = self.history.bars[-max(1, -(-bars // ratio)) :]
-        open_ones = self._tail[self._tail[:, OPEN_TIME] >= self.closed.close_time]
+        open_ones = self._open.rows
         if self._scale[0] != (self.closed.close_time, bars):
             found = collar.robust_scale(self.closes[-bars:]) / float(np.sqrt(ratio))
             self._scale = (self.closed.close_time, bars), found
@@ -239,42 +244,54 @@ class Symbol:
 
     def advance(self, rows: Floats) -> list[ClosedBar]:
         """Process new base bars (n, 9), ascending and after all earlier ones; return the decision bars they closed."""
-        return advance_together([(self, rows)])[0]
+        return [self.on_bar(bar) for bar in self._take_base_bars(rows)] if len(rows) else []
 
     def on_bar(self, bar: Floats) -> ClosedBar:
         """Process one closed decision bar (9,) and return it with its rows."""
-        return close_together([(self, bar)])[0]
-
-    def _take_base_bars(self, rows: Floats) -> Floats:
-        """Hold new base bars (n, 9); return the decision bars (m, 9) they close, for `close_together`."""
-        waiting = np.vstack([self._tail, rows])
-        bars = resample(waiting, self.base_grid, self.grid)
-        self.last_open_time = float(rows[-1, OPEN_TIME])
-        self._opens.extend(rows[-admission.OPENS_BEFORE :, OPEN_TIME].tolist())
-        closed_until = self.grid.next_close(bars[-1, OPEN_TIME]) if len(bars) else self.closed.close_time
-        self._tail = waiting[waiting[:, OPEN_TIME] >= closed_until]
-        return bars
-
-    def _prepare(self, bar: Floats) -> tuple[Floats, Floats, Floats]:
-        """Account for the bars missing before a closed decision bar (9,); return what the folds read at its close.
-
-        Returns  bar (CLOCKED_WIDTH,), levels (2, levels, 3), context (CONTEXT_WIDTH,)
-        """
-        missing = self.grid.missing_between(self.closed.bar[OPEN_TIME], bar[OPEN_TIME])
-        if missing:
-            self._gap = f"{missing} missing bar(s) before {utc(bar[OPEN_TIME]):%F %H:%M} UTC"
-        self._missing = np.append(self._missing[1:], missing)
-        self.waiting = waits(self._missing)
-        close = self.grid.next_close(bar[OPEN_TIME])
-        (levels,), (context,) = align(bar[OPEN_TIME : OPEN_TIME + 1], self.grid, self.books, self.feed, self._ages)
-        self.books, self.feed = prune_records(close, self.grid.step_s, self.books, self.feed, self._ages)
-        return clocked_bar(bar, self.grid), levels, context
-
-    def _close(self, bar: Floats, features: Floats, signals: Floats, levels: Floats, context: Floats) -> ClosedBar:
-        """Add a closed decision bar (9,) with its rows to the history and return it."""
+        self._count_missing(float(bar[OPEN_TIME]))
+        levels, context = self._known_at_close(bar)
+        clocked = clocked_bar(bar, self.grid)
+        features = FEATURES.step(self._features, clocked, levels, context)
+        signals = SIGNALS.step(self._signals, clocked, levels, context)
         self.history = self._recent.with_bar(bar, features, signals, levels, context)
         self.closed = _newest(self.history, self.grid)
         return self.closed
+
+    def _known_at_close(self, bar: Floats) -> tuple[Floats, Floats]:
+        """Return levels (2, levels, 3) and context (CONTEXT_WIDTH,) known at a bar's close; let go of older records."""
+        if self.books is None and self.feed is None:
+            return NO_BOOK, NO_CONTEXT
+        (levels,), (context,) = align(bar[:1], self.grid, self.books, self.feed, self._ages)
+        close = self.grid.next_close(bar[OPEN_TIME])
+        self.books, self.feed = prune_records(close, self.grid.step_s, self.books, self.feed, self._ages)
+        return levels, context
+
+    def _take_base_bars(self, rows: Floats) -> Floats:
+        """Hold new base bars (n, 9); return the decision bars (m, 9) they close."""
+        newest = float(rows[-1, OPEN_TIME])
+        oldest = self._open.rows if len(self._open.rows) else rows
+        if self.base_grid.next_close(newest) < self.grid.around(float(oldest[0, OPEN_TIME]))[1]:
+            self._open.extend(rows)
+            bars = rows[:0]
+        else:
+            waiting = np.concatenate([self._open.rows, rows])
+            bars = resample(waiting, self.base_grid, self.grid)
+            closed_until = self.grid.next_close(bars[-1, OPEN_TIME])
+            self._open.restart(waiting[waiting[:, OPEN_TIME].searchsorted(closed_until) :])
+        self.last_open_time = newest
+        self._opens.extend(rows[-admission.OPENS_BEFORE :, OPEN_TIME].tolist())
+        return bars
+
+    def _count_missing(self, opened: float) -> None:
+        """Count the bars missing before the decision bar that opened then, and what waits for them."""
+        missing = self.grid.missing_between(self.closed.bar[OPEN_TIME], opened)
+        if missing:
+            self._gap = f"{missing} missing bar(s) before {utc(opened):%F %H:%M} UTC"
+        elif not self._is_broken:
+            return
+        self._missing = np.append(self._missing[1:], missing)
+        self._is_broken = bool(self._missing.any())
+        self.waiting = waits(self._missing)
 
     def _check_same(self, again: Floats, stored: Floats) -> None:
         """Raise BadTimes for a bar that was never stored, BadValues for one stored with another value.
@@ -307,85 +324,6 @@ def _is_same(row: Floats, before: Floats) -> bool:
     """Return whether a bar (9,) is one that is stored, but for a half spread that was not recorded then."""
     came_later = np.isnan(before) & (np.arange(len(before)) == HALF_SPREAD)
     return bool(((row == before) | (np.isnan(row) & np.isnan(before)) | came_later).all())
-
-
-def advance_together(observed: Sequence[tuple[Symbol, Floats]]) -> list[list[ClosedBar]]:
-    """Process new base bars (n, 9) of several symbols, as `Symbol.advance` each; return the decision bars they closed.
-
-    The first bars that they close are folded in one compiled call, then the second ones, and so on.
-    """
-    waiting = [symbol._take_base_bars(rows) if len(rows) else rows for symbol, rows in observed]
-    closed: list[list[ClosedBar]] = [[] for _ in observed]
-    for turn in range(max((len(bars) for bars in waiting), default=0)):
-        places = [i for i, bars in enumerate(waiting) if len(bars) > turn]
-        made = close_together([(observed[i][0], waiting[i][turn]) for i in places])
-        for i, bar in zip(places, made, strict=True):
-            closed[i].append(bar)
-    return closed
-
-
-def close_together(closing: Sequence[tuple[Symbol, Floats]]) -> list[ClosedBar]:
-    """Process one closed decision bar (9,) of each of several symbols, and return each with its rows.
-
-    Each fold is one compiled call over the states of all symbols that have books, and one over those that have none.
-    One symbol's rows are those it would have alone, bit for bit.
-    """
-    inputs = [symbol._prepare(bar) for symbol, bar in closing]
-    rows: dict[int, tuple[Floats, Floats]] = {}
-    for depth in {levels.shape for _, levels, _ in inputs}:
-        places = [i for i, (_, levels, _) in enumerate(inputs) if levels.shape == depth]
-        symbols = [closing[i][0] for i in places]
-        bars, books, contexts = (np.stack([inputs[i][part] for i in places]) for part in range(3))
-        features = FEATURES.step_together(_stacked(symbols, "_features"), bars, books, contexts)
-        signals = SIGNALS.step_together(_stacked(symbols, "_signals"), bars, books, contexts)
-        rows |= {i: (features[k], signals[k]) for k, i in enumerate(places)}
-    return [
-        symbol._close(bar, *rows[i], levels, context)
-        for i, ((symbol, bar), (_, levels, context)) in enumerate(zip(closing, inputs, strict=True))
-    ]
-
-
-def _stacked(symbols: Sequence[Symbol], name: str) -> Floats:
-    """Return the fold states (n, size) of several symbols in one array, of which each symbol holds its row from now on.
-
-    One symbol's state is not copied at all.
-    """
-    if len(symbols) == 1:
-        alone: Floats = getattr(symbols[0], name)[np.newaxis]
-        return alone
-    states = np.stack([getattr(symbol, name) for symbol in symbols])
-    for symbol, row in zip(symbols, states, strict=True):
-        setattr(symbol, name, row)
-    return states
-
-
-class RecentBars:
-    """Hold the newest RETAINED_BARS bars as views of rows written once: a new bar copies only its own row."""
-
-    def __init__(self, history: History) -> None:
-        """Copy the newest bars of the history."""
-        self._begin(history)
-
-    def with_bar(self, *parts: Floats) -> History:
-        """Return the newest bars, this one the last; earlier results stay unchanged."""
-        if self._end == ROOM * RETAINED_BARS:
-            self._begin(self._view())
-        for rows, part in zip(self._rows, parts, strict=True):
-            rows[self._end] = part
-        self._end += 1
-        return self._view()
-
-    def _begin(self, history: History) -> None:
-        """Copy the newest bars into a new buffer."""
-        newest = [getattr(history, part.name)[-RETAINED_BARS:] for part in fields(History)]
-        self._rows = [np.empty((ROOM * RETAINED_BARS, *rows.shape[1:])) for rows in newest]
-        self._end = len(newest[0])
-        for own, rows in zip(self._rows, newest, strict=True):
-            own[: self._end] = rows
-
-    def _view(self) -> History:
-        """Return the newest bars as views of the buffer."""
-        return History(*(rows[max(0, self._end - RETAINED_BARS) : self._end] for rows in self._rows))
 
 
 def _moment(at: float) -> str:

@@ -210,6 +210,17 @@ def test_live_every_bar_at_that_distance_is_outside_and_those_back_inside_are_no
     assert np.isnan(found.highest[60])
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([HIGH, LOW]), st.integers(0, 9), st.floats(0.4, 2.5)), max_size=4))
+def test_live_bars_that_are_near_the_one_before_are_inside_whatever_was_seen(spoiled):
+    rows = market(260, sigma=0.1)
+    for field, at, factor in spoiled:
+        rows[250 + at, field] *= factor
+    outside = collar.outside(rows[250:], collar.Recent(rows[10:250], 240, 0.0), RULES).found
+    assert not (collar.is_near(rows[249], rows[250:], RULES) and outside.any())
+    assert collar.is_near(rows[249], rows[250:250], RULES)
+
+
 def test_a_year_of_minutes_is_judged_in_a_moment():
     rows = market(200_000)
     admission.reasons(rows[:300], MINUTES, NOW)

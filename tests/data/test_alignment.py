@@ -151,6 +151,11 @@ def test_two_parts_of_the_records_joined_are_the_whole_and_nothing_is_there_twic
         again = merge_records(part, whole)
         for field in fields(whole):
             np.testing.assert_array_equal(getattr(again, field.name), getattr(whole, field.name))
+    late = known_between(*records, records[0].known[900], np.inf)
+    for part, rest, whole in zip(early, late, records, strict=True):  # as a live feed brings them
+        for field in fields(whole):
+            joined = getattr(merge_records(part, rest), field.name)
+            np.testing.assert_array_equal(joined, getattr(whole, field.name))
     assert merge_records(None, records[0]) is records[0]
     assert merge_records(records[1], None) is records[1]
 

@@ -159,6 +159,8 @@ def test_every_moment_is_in_its_bar_or_in_none(market, timeframe):
     np.testing.assert_array_equal(grid.holding(moments), np.where(inside, opens[at], np.nan))
     np.testing.assert_array_equal(grid.slots(moments), np.where(inside, grid.slots(opens[:1])[0] + at, -1))
     np.testing.assert_array_equal(grid.on_grid(moments), np.isin(moments, opens))
+    one_by_one = [grid.next_close(moment) for moment in moments[::20]]
+    np.testing.assert_array_equal(one_by_one, grid.closes(moments[::20]))
 
 
 @pytest.mark.parametrize(("market", "timeframe"), CASES)

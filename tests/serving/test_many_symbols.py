@@ -39,7 +39,7 @@ from serving.service.schemas import (
     ObserveRequest,
     PredictBatchRequest,
 )
-from serving.state.symbols import Symbol, advance_together
+from serving.state.symbols import Symbol
 
 SECOND, THIRD, UNSEEN = "SIMB/USDT", "SIMC/USDT", "SIMD/USDT"
 NAMES = (SYMBOL, SECOND, THIRD, UNSEEN)
@@ -107,21 +107,23 @@ def without_arrival(decision):
 # ---- batches equal single calls
 
 
-def test_rows_of_symbols_that_close_together_are_those_they_have_alone_bit_for_bit(stands):
+def test_symbols_that_advance_in_turn_share_nothing_and_closed_bars_do_not_change(stands):
     together = [Symbol(read_warm_start(stand.stage)) for stand in stands.values()]
     alone = [Symbol(read_warm_start(stand.stage)) for stand in stands.values()]
-    rng, at = np.random.default_rng(3), [0, 0, 0, 0]
+    rng, at, kept = np.random.default_rng(3), [0, 0, 0, 0], []
     for _ in range(25):
-        sizes = rng.integers(0, 40, len(at)).tolist()  # some close nothing, some close two
-        rows = [stands[s.name].live[i : i + n] for s, i, n in zip(together, at, sizes, strict=True)]
-        at = [i + n for i, n in zip(at, sizes, strict=True)]
-        made = advance_together(list(zip(together, rows, strict=True)))
-        singly = [symbol.advance(own) for symbol, own in zip(alone, rows, strict=True)]
-        assert [len(bars) for bars in made] == [len(bars) for bars in singly]
+        for k, symbol in enumerate(together):
+            n = int(rng.integers(0, 40))  # some close nothing, some close two
+            made = symbol.advance(stands[symbol.name].live[at[k] : at[k] + n])
+            kept += [(bar, (bar.features.tobytes(), bar.signals.tobytes())) for bar in made]
+            at[k] += n
+    for symbol, n in zip(alone, at, strict=True):
+        symbol.advance(stands[symbol.name].live[:n])
     for one, other in zip(together, alone, strict=True):
         assert one.history.features.tobytes() == other.history.features.tobytes()
         assert one.history.signals.tobytes() == other.history.signals.tobytes()
         assert one.last_open_time == other.last_open_time
+    assert all((bar.features.tobytes(), bar.signals.tobytes()) == rows for bar, rows in kept)
 
 
 def test_a_batch_decides_as_single_calls_do_and_one_call_of_a_model_answers_for_all(stands, tmp_path, monkeypatch):

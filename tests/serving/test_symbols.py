@@ -46,6 +46,7 @@ from serving.policy.decide import age_in_bars, decide
 from serving.policy.decision_row import policy_of
 from serving.risk.breaker_monitor import outage_inputs
 from serving.state.account import Account
+from serving.state.recent_bars import OpenBars
 from serving.state.symbols import Symbol, Symbols, restore_symbol
 from serving.state.tiers import Tier
 
@@ -122,6 +123,16 @@ def test_decision_bars_close_exactly_when_resample_says_so(stand, symbol):
     whole = np.vstack([stand.base[:HISTORY], holes])
     got = [c.bar for row in holes for c in symbol.advance(row[np.newaxis])]
     np.testing.assert_array_equal(got, resample(whole, MINUTES, QUARTERS)[CLOSED:])
+
+
+def test_base_bars_of_a_long_open_bar_are_held_in_order_beyond_the_room_for_them(stand):
+    waiting, at = OpenBars(stand.live[:0]), 0
+    for n in (1, 0, 70, 3, 200):
+        waiting.extend(stand.live[at : at + n])
+        at += n
+        assert waiting.rows.tobytes() == stand.live[:at].tobytes()
+    waiting.restart(stand.live[5:7])
+    assert waiting.rows.tobytes() == stand.live[5:7].tobytes()
 
 
 # ---- gaps

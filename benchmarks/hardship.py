@@ -326,8 +326,8 @@ def together(count: int, tiny: bool = False) -> JsonObject:
 
     Returns bars, predicted (validator answers with a number), faulty (answers that the service failed to give, which a
     replay would accept as recorded; must be 0), different (between a decision and its replay; must be empty), and of
-    the killed service: out (tier and the champion's reason at the next event), back (tier once
-    it answers again).
+    the killed service: out (tier at the next event, and why the champion answered here, not there), back (tier
+    at the first event that it answers again).
     """
     patient = {"BELLWETHER_MODELS": "remote", "BELLWETHER_MODEL_TIMEOUT_MS": "5000"}
     with (
@@ -346,10 +346,10 @@ def together(count: int, tiny: bool = False) -> JsonObject:
             if out["event"] is not None:
                 break
         start_stop.up(settings, ("models",))
-        for group in bars:  # until the tier rises; the client retries every two seconds
+        for group in bars:  # until it answers; the client retries every two seconds
             back = _observe_and_decide(client, load, group)
             time.sleep(0.05)
-            if back["tier"] < 3:
+            if back["event"] is not None and "fallback" not in back["models"][FAMILY]["champion"]:
                 break
         store = Store.open(settings.store)
         try:
@@ -367,7 +367,7 @@ def together(count: int, tiny: bool = False) -> JsonObject:
         "predicted": sum(champion["p"] is not None for champion in champions),
         "faulty": sum(faulty(ModelAnswer.from_dict(record)) is not None for record in records),
         "different": replayed.different[:3],
-        "out": (out["tier"], out["models"][FAMILY]["champion"]["reason"]),
+        "out": (out["tier"], out["models"][FAMILY]["champion"].get("fallback")),
         "back": back["tier"],
     }
 

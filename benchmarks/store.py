@@ -58,7 +58,7 @@ class JsonStore(Store):
     """Store decisions as releases with a schema before 0008 did."""
 
     def add_decisions(self, records: Sequence[DecisionRecord], within: Connection | None = None) -> list[int]:
-        """Store each decision as JSON next to its feature and signal bytes; none of them is numbered."""
+        """Store each decision as JSON next to its feature and signal bytes; none of them is numbered: all are 0."""
         rows = [
             {
                 **{c: getattr(r.decision, c) for c in _COLUMNS},
@@ -70,7 +70,7 @@ class JsonStore(Store):
         ]
         with self.writing(within) as connection:
             connection.execute(sa.insert(t.decisions), rows)
-        return []
+        return [0] * len(rows)
 
 
 def of_symbols(records: Sequence[DecisionRecord], n: int, symbols: int, first: int = 0) -> Iterator[DecisionRecord]:

@@ -30,7 +30,6 @@ def test_predictions_over_http_equal_those_in_the_process_and_their_service_may_
     found = hardship.together(60, tiny=True)
     assert (found["bars"], found["faulty"], found["different"]) == (60, 0, [])
     assert found["predicted"] >= 3
-    tier, reason = found["out"]
-    assert tier == 3
-    assert reason.startswith(("MODEL_SERVICE_", "NO_EVENT"))
-    assert found["back"] == 2
+    tier, why_here = found["out"]  # `models.fallback: local`: the same bundles answer in this process
+    assert (tier, found["back"]) == (2, 2)
+    assert why_here.startswith("MODEL_SERVICE_")

@@ -8,6 +8,7 @@ are held back by `pipelines.data.collar`, in either case.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -47,12 +48,12 @@ class Rule:
     """Name one way in which a bar is impossible; `_broken` says which bars break it.
 
     code   what it is called in counts, in the quarantine and in answers
-    error  what a refusal raises
+    of     whether a refusal raises BadTimes or BadValues
     why    after the value in a refusal; {grid}, {symbol} and {now} are filled in
     """
 
     code: str
-    error: type[BadTimes] | type[BadValues]
+    of: Literal["time", "value"]  # no class: kernels read what stands in this module, and are compiled without errors
     why: str
 
 
@@ -60,21 +61,21 @@ _PRICE = "must be a finite price above 0"
 _AMOUNT = "must be finite and not negative; leave it out if the source has none"
 _RANGE = f"lies outside of {SMALLEST_ABOVE_0:g} to {LARGEST:g}, which are the numbers taken; state the unit right"
 RULES: tuple[Rule, ...] = (
-    Rule("NO_TIME", BadTimes, "is not a time"),
-    Rule("OUT_OF_RANGE", BadTimes, "does not lie between 1970 and 2200"),
-    Rule("NON_FINITE", BadValues, _PRICE),
-    Rule("NON_FINITE", BadValues, _AMOUNT),
-    Rule("NON_POSITIVE", BadValues, _PRICE),
-    Rule("NON_POSITIVE", BadValues, _AMOUNT),
-    Rule("OUT_OF_RANGE", BadValues, _RANGE),
-    Rule("OHLC_ORDER", BadValues, "is below low"),
-    Rule("OHLC_ORDER", BadValues, "is below open or close"),
-    Rule("OHLC_ORDER", BadValues, "is above open or close"),
-    Rule("TAKER_OVER_VOLUME", BadValues, "is more than volume"),
-    Rule("SPREAD", BadValues, _AMOUNT),
-    Rule("SPREAD", BadValues, "is not below low; it is (ask - bid) / 2 in quote currency"),
-    Rule("FUTURE", BadTimes, "has not closed yet at {now}; send closed bars only"),
-    Rule("OFF_GRID", BadTimes, "opens no bar of {grid}, which {symbol} has"),
+    Rule("NO_TIME", "time", "is not a time"),
+    Rule("OUT_OF_RANGE", "time", "does not lie between 1970 and 2200"),
+    Rule("NON_FINITE", "value", _PRICE),
+    Rule("NON_FINITE", "value", _AMOUNT),
+    Rule("NON_POSITIVE", "value", _PRICE),
+    Rule("NON_POSITIVE", "value", _AMOUNT),
+    Rule("OUT_OF_RANGE", "value", _RANGE),
+    Rule("OHLC_ORDER", "value", "is below low"),
+    Rule("OHLC_ORDER", "value", "is below open or close"),
+    Rule("OHLC_ORDER", "value", "is above open or close"),
+    Rule("TAKER_OVER_VOLUME", "value", "is more than volume"),
+    Rule("SPREAD", "value", _AMOUNT),
+    Rule("SPREAD", "value", "is not below low; it is (ask - bid) / 2 in quote currency"),
+    Rule("FUTURE", "time", "has not closed yet at {now}; send closed bars only"),
+    Rule("OFF_GRID", "time", "opens no bar of {grid}, which {symbol} has"),
 )
 TAKEN = len(RULES)
 
@@ -180,7 +181,8 @@ def require(
     rule, value = RULES[place], rows[i, field]
     shown = _shown(value) if field == OPEN_TIME else f"{value:g}"
     why = rule.why.format(grid=grid.describe(), symbol=symbol, now=f"{now:%F %T} UTC")
-    raise rule.error(f"bars.{i}.{BAR_FIELDS[field]}: {shown} {why}. {stored}")
+    error = BadTimes if rule.of == "time" else BadValues
+    raise error(f"bars.{i}.{BAR_FIELDS[field]}: {shown} {why}. {stored}")
 
 
 def _first_broken(rows: Floats, grid: Grid, until: datetime, known_s: Floats | None) -> Ints:

@@ -170,7 +170,8 @@ def _write(frame: pd.DataFrame, path: Path, kind: Kind) -> None:
 def _read(path: Path, kind: Kind) -> pd.DataFrame:
     """Read what `_write` wrote and check it again. Raises UnreadableFile or BadColumns."""
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path, pre_buffer=False) as file:  # in this thread, as `readers.sheets.arrow_table`
+            table = file.read(use_threads=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise UnreadableFile(
             f"{path}: not a whole Parquet file ({error}). Fetch it again, e.g. with `dvc pull`."

@@ -241,7 +241,8 @@ def read_bars(path: Path) -> pd.DataFrame:
     from pyarrow import parquet  # as in `write_bars`
 
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path, pre_buffer=False) as file:  # in this thread, as `readers.sheets.arrow_table`
+            table = file.read(use_threads=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise UnreadableFile(
             f"{path}: not a whole Parquet file ({error}). Fetch it again, e.g. with `dvc pull`."

@@ -197,16 +197,19 @@ class Policy:
     rules: str
 
 
-def policy_of(params: Params) -> Policy:
-    """Return the policy of parameters. Raises BadValues as `flatten`."""
-    flat, content = flatten(params), params.model_dump_json()
+def policy_of(params: Params, content: str | None = None) -> Policy:
+    """Return the policy of parameters. Raises BadValues as `flatten`.
+
+    content  what they were read from, where that is stored: a release that has more of them would write another
+    """
+    flat, content = flatten(params), content or params.model_dump_json()
     return Policy(params, flat, content, sha256(content.encode()).hexdigest(), policy_digest(params, flat))
 
 
 def policy_of_content(content: str) -> Policy:
     """Return the policy of stored parameters. Raises BadValues for parameters this release cannot read."""
     try:
-        return policy_of(Params.model_validate_json(content))
+        return policy_of(Params.model_validate_json(content), content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -85,7 +85,8 @@ def test_what_observe_refuses_or_holds_back_a_check_quarantines_and_the_other_wa
     in_file = verdict_of_file(rows)
     assert set(in_file) == ({at} if observed or held else set())
     if observed is not None:
-        assert type(observed) in {rule.error for rule in admission.RULES if rule.code == in_file[at]}
+        raised = {"time": BadTimes, "value": BadValues}
+        assert type(observed) in {raised[rule.of] for rule in admission.RULES if rule.code == in_file[at]}
         assert str(observed).startswith("bars.0.")
         assert str(observed).endswith("Nothing of this request was stored.")
     elif held:

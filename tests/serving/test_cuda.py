@@ -186,7 +186,7 @@ def test_slots_put_networks_on_the_card_and_a_batched_call_names_it(tmp_path):
     one = {"family": "predictor", "columns": list(model.columns), "digests": {"champion": folder.name}}
     body = PredictBatchRequest.model_validate({"inference_requests": [one | {"rows": packed(inputs[:3])}]})
     with ThreadPoolExecutor(2) as pool:
-        (answer,) = run_inference(slots.snapshot, body, pool.map)["predictions"]
+        (answer,) = run_inference(slots.snapshot, body, each=pool.map)["predictions"]
     assert answer["champion"]["device"] == "cpu fp32"
     p = unpacked(Packed(**answer["champion"]["p"]))
     np.testing.assert_allclose(p, model.predict(inputs[:3]).p, atol=1e-5)

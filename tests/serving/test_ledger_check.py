@@ -7,7 +7,7 @@ import pytest
 from support.owner_sql import execute_as_owner
 from support.serving_fixture import make_bundle, slot_entry
 
-from benchmarks.fixture import put_on_ledger
+from benchmarks.arms import put_on_ledger
 from pipelines.settings import Settings
 from pipelines.store import Anchor
 from serving.inference.generation import write_generation

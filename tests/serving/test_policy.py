@@ -1,5 +1,6 @@
 """U6: one decision against hand arithmetic, and the live path equal to the backtest's core on 10,000 rows."""
 
+import hashlib
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ from serving.policy.decision_row import (
     flatten,
     policy_digest,
     policy_of,
+    policy_of_content,
     to_row,
     to_rows,
 )
@@ -329,6 +331,7 @@ def test_params_without_a_limit_are_refused_and_none_is_guessed():
 ANSWER = {
     "family": "predictor", "version": "2", "digest": "d" * 64, "verdict": "passed", "role": "active", "event": None,
     "direction": 0, "p": 0.6, "p_low": 0.5, "label": None, "status": "OK", "reason": None, "novelty": 1.5,
+    "device": "cpu",
 }  # fmt: skip
 VOTE = {"p": 0.55, "phase": "QUIET", "weights": {"lstm": 1.0, "gru": 0.0}, "missing": ["gru"]}
 
@@ -405,3 +408,12 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         FusionParams(**{**PARAMS.fusion.model_dump(), "disabled": ("moon",)})
     with pytest.raises(ValidationError, match="nobody votes"):
         FusionParams(**{**PARAMS.fusion.model_dump(), "disabled": tuple(PARAMS.fusion.weights)})
+
+
+def test_stored_parameters_keep_their_digest_where_this_release_has_more_of_them():
+    params = load_params().model_dump(mode="json")
+    del params["training"]
+    content = json.dumps(params)
+    read = policy_of_content(content)
+    assert (read.content, read.digest) == (content, hashlib.sha256(content.encode()).hexdigest())
+    assert read.rules == policy_of(load_params()).rules

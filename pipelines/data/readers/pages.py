@@ -69,8 +69,8 @@ def write_page(page: Page, folder: Path) -> None:
 def read_page(path: Path) -> Page:
     """Read a page. Raises UnreadableFile if it is not whole Parquet, or no page of this version."""
     try:
-        with parquet.ParquetFile(path) as file:
-            table = file.read()
+        with parquet.ParquetFile(path, pre_buffer=False) as file:  # in this thread, as `sheets.arrow_table`
+            table = file.read(use_threads=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise UnreadableFile(f"{path}: not a whole page ({error}). Remove it: it is fetched again.") from error
     metadata = table.schema.metadata or {}

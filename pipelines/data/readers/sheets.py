@@ -147,7 +147,15 @@ def arrow_table(member: Member) -> pyarrow.Table:
     """Return the table of a Parquet or Feather member. Raises UnreadableFile."""
     from pyarrow import feather, parquet  # only for such a file: text does not wait for them
 
-    read = {"parquet": parquet.read_table, "feather": feather.read_table}[member.kind]
+    def of_parquet(data: pyarrow.BufferReader) -> pyarrow.Table:
+        """Read in this thread: one of Arrow may outlive the answer, and abort a process that ends meanwhile."""
+        return parquet.ParquetFile(data, pre_buffer=False).read(use_threads=False)
+
+    def of_feather(data: pyarrow.BufferReader) -> pyarrow.Table:
+        """Read in this thread, for the same reason."""
+        return feather.read_table(data, use_threads=False)
+
+    read = {"parquet": of_parquet, "feather": of_feather}[member.kind]
     what = member.kind.capitalize()
     try:
         table = read(pyarrow.BufferReader(member.data))

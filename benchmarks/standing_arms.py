@@ -50,7 +50,7 @@ def standing_arms(case: str) -> JsonObject:
                 time.sleep(5.0)
             keep = ("blocks", "void", "outcomes", "gain", "low", "high", "clipped_share")
             return {
-                "symbols": list(installation.symbols()), "speed": installation.params.feed.speed,
+                "symbols": list(installation.symbols), "speed": installation.params.feed.speed,
                 "decisions": store.count_decisions()[0], "repeated_rows": repeated_rows(store.decisions()),
                 "arms": {
                     name: {key: view.figures[key] for key in keep}

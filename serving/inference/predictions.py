@@ -88,11 +88,11 @@ class InferenceRequest:
     direction: int
 
 
-class Asked(NamedTuple):
-    """Hold what one symbol's close asks of the models: a request a family, and why the other arms do not answer."""
+class CloseRequests(NamedTuple):
+    """Hold the requests of one symbol's close, one a family, and the reasons of the arms that have to abstain."""
 
     requests: list[InferenceRequest]
-    reasons: dict[tuple[str, str], str]  # by (family, arm)
+    abstaining: dict[tuple[str, str], str]  # (family, arm) → reason
 
 
 def market_mismatch(slot: Slot, symbol: Symbol, unseen: Unseen = "refuse") -> str | None:
@@ -120,7 +120,9 @@ def events_at_close(symbol: Symbol) -> Events | None:
     return events(symbol.closed.features[np.newaxis], symbol.closed.signals[np.newaxis])
 
 
-def ask(snapshot: Snapshot, symbol: Symbol, raised: Events | None, unseen: Unseen = "refuse") -> Asked:
+def inference_requests(
+    snapshot: Snapshot, symbol: Symbol, raised: Events | None, unseen: Unseen = "refuse"
+) -> CloseRequests:
     """Return one request for each served family at this close; arms that have to abstain are left out, with the reason.
 
     raised  what `events_at_close` returned
@@ -133,8 +135,8 @@ def ask(snapshot: Snapshot, symbol: Symbol, raised: Events | None, unseen: Unsee
         else:
             reasons[family, arm] = why
     if raised is None:
-        return Asked([], reasons)
-    return Asked([request_of(family, tuple(some), symbol, raised) for family, some in arms.items()], reasons)
+        return CloseRequests([], reasons)
+    return CloseRequests([request_of(family, tuple(some), symbol, raised) for family, some in arms.items()], reasons)
 
 
 def predict_local(snapshot: Snapshot, requests: Sequence[InferenceRequest], timed: Timed = not_timed) -> list[Answers]:
@@ -225,15 +227,15 @@ def predict(model: Model, rows: Floats, name: str) -> PredictionsOrFault:
         return f"{MODEL_FAULT}{type(error).__name__}: {error}"[:300]
 
 
-def prediction_records(snapshot: Snapshot, asked: Asked, answers: Iterable[Answers]) -> ModelAnswers:
+def prediction_records(snapshot: Snapshot, close: CloseRequests, answers: Iterable[Answers]) -> ModelAnswers:
     """Return the answer of every served model at this close: its numbers, or None and the reason for it.
 
-    answers  of `asked.requests`, in the same order
+    answers  of `close.requests`, in the same order
     """
     records: ModelAnswers = {}
-    for at, why in asked.reasons.items():
+    for at, why in close.abstaining.items():
         records.setdefault(at[0], {})[at[1]] = ModelAnswer(*_identity(snapshot.slots[at]), reason=why)
-    for request, answered in zip(asked.requests, answers, strict=True):
+    for request, answered in zip(close.requests, answers, strict=True):
         for arm in request.arms:
             slot = snapshot.slots[request.family, arm]
             records.setdefault(request.family, {})[arm] = _answer(slot, request, answered[request.family, arm])

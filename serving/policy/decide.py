@@ -43,9 +43,9 @@ from serving.inference.predictions import (
     NOT_ASKED,
     Timed,
     Unseen,
-    ask,
     events_at_close,
     faulty,
+    inference_requests,
     market_mismatch,
     not_timed,
     predict_local,
@@ -89,9 +89,11 @@ def predict_together(
 ) -> list[ModelAnswers]:
     """Return, for each symbol, the answers of the models in this process; each model is called once for all."""
     raised = [events_at_close(symbol) for symbol in symbols]
-    asked = [ask(snapshot, symbol, events, unseen) for symbol, events in zip(symbols, raised, strict=True)]
-    answers = iter(predict_local(snapshot, [request for one in asked for request in one.requests], timed))
-    return [prediction_records(snapshot, one, [next(answers) for _ in one.requests]) for one in asked]
+    closes = [
+        inference_requests(snapshot, symbol, events, unseen) for symbol, events in zip(symbols, raised, strict=True)
+    ]
+    answers = iter(predict_local(snapshot, [request for close in closes for request in close.requests], timed))
+    return [prediction_records(snapshot, close, [next(answers) for _ in close.requests]) for close in closes]
 
 
 def market_of(symbol: Symbol) -> dict[str, float | None]:

@@ -17,7 +17,14 @@ from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.store import DecisionRecord, StoreFault
 from serving.inference.model_client import ModelClient
 from serving.inference.model_slots import ModelSlots, Snapshot
-from serving.inference.predictions import Answers, Unseen, answered_here, ask, events_at_close, prediction_records
+from serving.inference.predictions import (
+    Answers,
+    Unseen,
+    answered_here,
+    events_at_close,
+    inference_requests,
+    prediction_records,
+)
 from serving.policy.decide import age_in_bars, decide, predict_all, predict_together, tier_at
 from serving.policy.decision_row import ExposureSnapshot, Policy
 from serving.service import metrics, tracing
@@ -156,16 +163,19 @@ class Decider:
         if not undecided:
             return {}
         events = [events_at_close(symbol) for symbol in undecided]
-        asked = [ask(snapshot, symbol, event, self._unseen) for symbol, event in zip(undecided, events, strict=True)]
-        requests = [request for one in asked for request in one.requests]
+        closes = [
+            inference_requests(snapshot, symbol, event, self._unseen)
+            for symbol, event in zip(undecided, events, strict=True)
+        ]
+        requests = [request for close in closes for request in close.requests]
         with self._stage("family"):
             found: Sequence[Answers] = await client.predict(snapshot, requests)
             if self._params.models.fallback == "local":
                 found = answered_here(snapshot, requests, found)
         answers = iter(found)
         return {
-            symbol.name: prediction_records(snapshot, one, [next(answers) for _ in one.requests])
-            for symbol, one in zip(undecided, asked, strict=True)
+            symbol.name: prediction_records(snapshot, close, [next(answers) for _ in close.requests])
+            for symbol, close in zip(undecided, closes, strict=True)
         }
 
     def _undecided(self, names: Sequence[str], now: datetime, snapshot: Snapshot) -> list[Symbol]:

@@ -124,4 +124,4 @@ def _await(process: "subprocess.Popen[bytes]", log: Path, probe: str) -> None:
         except httpx.HTTPError:
             pass  # not listening yet
         time.sleep(0.2)
-    raise ServiceDown(f"{' '.join(process.args[:4])} does not answer: {log.read_text(errors='replace')[-800:]}")  # type: ignore[index]
+    raise ServiceDown(f"nothing answers at {probe}: {log.read_text(errors='replace')[-800:]}")

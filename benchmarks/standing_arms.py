@@ -26,7 +26,7 @@ TEXT = """\
 One installation with every service running, all settings as `params.yaml` has them: {symbols} simulated symbols at
 {speed:,.0f} times the speed of time. Both arms are paired with the live policy at every event, by blocks of five
 horizons. A gain below zero: the arm earns less than the live policy. They never end, spend nothing and win nothing; the
-confidence sequence holds at every look, and an arm whose sequence holds 0 is not told apart from the policy."""
+confidence sequence holds at every look, and while it holds 0 no difference between arm and policy is shown."""
 
 
 def standing_arms(case: str) -> JsonObject:

@@ -63,8 +63,8 @@ def _events(http: httpx.Client, after: int | None) -> Iterator[_Event]:
     with http.stream("GET", PATH, headers=headers, timeout=httpx.Timeout(10.0, read=QUIET_S)) as response:
         if response.status_code != 200:
             response.read()
-            said = f"{PATH} answered {response.status_code}: {response.text[:400]}"
-            raise (ServiceDown if response.status_code >= 500 or response.status_code == 429 else InputError)(said)
+            answer = f"{PATH} answered {response.status_code}: {response.text[:400]}"
+            raise (ServiceDown if response.status_code >= 500 or response.status_code == 429 else InputError)(answer)
         fields: dict[str, str] = {}
         for line in response.iter_lines():
             name, _, value = line.partition(":")

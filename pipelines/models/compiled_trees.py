@@ -180,8 +180,10 @@ class CompiledTrees:
     def sums(self, read: Floats, link: int = MARGIN) -> Floats:
         """Return (n, 1) linked sums of what the trees read (n, width), contiguous float64; by default the bare sums."""
         if self.quick is None or len(read) < QUICK_SCORER_FROM:
-            return walk(read, *self.walked, link)  # type: ignore[no-any-return]
-        return quick_scorer(read, *self.quick, link)  # type: ignore[no-any-return]
+            sums: Floats = walk(read, *self.walked, link)
+        else:
+            sums = quick_scorer(read, *self.quick, link)
+        return sums
 
 
 def read_trees(path: Path, columns: int) -> CompiledTrees:

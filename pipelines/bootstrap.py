@@ -28,7 +28,10 @@ def bootstrap() -> None:
 
 
 def step_back(niceness: int) -> None:
-    """Let other processes go first: this one, and what it starts, runs at this niceness; never at a lower one."""
+    """Let others go first: this thread, and every thread and process it starts, runs at this niceness or a higher one.
+
+    On Linux niceness is of a thread; those that run already keep theirs.
+    """
     os.nice(max(0, niceness - os.nice(0)))
 
 

@@ -78,12 +78,15 @@ def test_a_service_keeps_what_it_loaded_out_of_frequent_searches():
     assert run(code) == [*shown.split(), "True", "True"]
 
 
-def test_a_run_of_a_flow_steps_back_behind_the_services_and_what_it_starts_inherits_one_thread(tmp_path):
-    run_of_a_flow = (
-        "import runpy; runpy.run_module('flows.deployments', run_name='__mp_main__')\nimport os, subprocess\n"
+def test_what_a_thread_starts_after_it_stepped_back_goes_behind_and_what_ran_before_does_not():
+    code = (
+        "import os, subprocess, sys, threading; from pipelines.bootstrap import step_back\n"
+        "go, found = threading.Event(), []\n"
+        "watcher = threading.Thread(target=lambda: (go.wait(), found.append(os.nice(0)))); watcher.start()\n"
+        "step_back(13); step_back(11)\n"
+        "go.set(); watcher.join()\n"
+        "job = subprocess.check_output([sys.executable, '-c', 'import os; print(os.nice(0))'], text=True)\n"
+        "print(*found, os.nice(0), job)"
     )
-    child = f"import os; print(os.nice(0), os.environ['{bootstrap.THREADS}'])"
-    code = run_of_a_flow + f"print(subprocess.check_output([{sys.executable!r}, '-c', {child!r}], text=True))"
     here = os.nice(0)
-    assert run(code, BELLWETHER_HOME=str(tmp_path)) == [str(max(10, here)), "1"]
-    assert run(code, BELLWETHER_HOME=str(tmp_path), BELLWETHER_JOB_NICENESS="13") == [str(max(13, here)), "1"]
+    assert run(code) == [str(here), str(max(13, here)), str(max(13, here))]

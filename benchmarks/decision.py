@@ -8,13 +8,13 @@ Run: python -m benchmarks decision
 """
 
 import asyncio
-import json
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 
@@ -30,7 +30,7 @@ from pipelines.models.runtime import load_bundle
 from pipelines.params import ModelsParams, Params
 from pipelines.settings import Settings
 from serving.client import bar_json
-from serving.service.answers import decisions_answer, observations_answer
+from serving.service.answers import answer, decisions_response, observations_answer
 from serving.service.decision_engine import DecisionEngine
 from serving.service.schemas import DecideRequest, ObserveBatchRequest, ObserveRequest
 
@@ -39,7 +39,7 @@ CLOSES, WARM = 200, 8  # decision bars that are timed; those before them, which 
 OBSERVE, DECIDE = 0, 1
 CPU, WALL = 0, 1
 
-Close = Callable[[DecisionEngine, Sequence[str], Sequence[JsonObject]], Awaitable[Floats]]
+Close = Callable[[DecisionEngine, Sequence[str], Sequence[bytes]], Awaitable[Floats]]
 
 
 async def clocked(call: Callable[[], Awaitable[object]]) -> tuple[float, float]:
@@ -49,38 +49,38 @@ async def clocked(call: Callable[[], Awaitable[object]]) -> tuple[float, float]:
     return (time.process_time() - started[CPU]) * 1e3, (time.perf_counter() - started[WALL]) * 1e3
 
 
-async def batched(engine: DecisionEngine, symbols: Sequence[str], sent: Sequence[JsonObject]) -> Floats:
+async def batched(engine: DecisionEngine, symbols: Sequence[str], sent: Sequence[bytes]) -> Floats:
     """Observe and decide one close of all symbols in two calls; return ms (1, OBSERVE or DECIDE, CPU or WALL)."""
 
     async def observe() -> None:
         """Take the bars of all symbols, JSON to JSON."""
-        request = ObserveBatchRequest.model_validate_json(json.dumps({"observations": sent}))
+        request = ObserveBatchRequest.model_validate_json(b'{"observations":[' + b",".join(sent) + b"]}")
         observed = await engine.intake.observe_all(request.observations)
-        json.dumps(observations_answer(request, observed))
+        answer(observations_answer(request, observed))
 
     async def decide() -> None:
         """Decide on all symbols, JSON to JSON."""
         asked = DecideRequest(symbols=list(symbols))
-        json.dumps(decisions_answer(asked, await engine.decider.decide_all(symbols)))
+        decisions_response(asked, await engine.decider.decide_all(symbols))
 
     return np.array([[await clocked(observe), await clocked(decide)]])
 
 
-async def one_by_one(engine: DecisionEngine, symbols: Sequence[str], sent: Sequence[JsonObject]) -> Floats:
+async def one_by_one(engine: DecisionEngine, symbols: Sequence[str], sent: Sequence[bytes]) -> Floats:
     """Do the same with two calls a symbol, one after another; return ms (symbols, OBSERVE or DECIDE, CPU or WALL)."""
     observed, decided = [], []
     for body in sent:
 
-        async def observe(body: JsonObject = body) -> None:
+        async def observe(body: bytes = body) -> None:
             """Take the bars of one symbol, JSON to JSON."""
-            json.dumps(await engine.intake.observe(ObserveRequest.model_validate_json(json.dumps(body))))
+            answer(await engine.intake.observe(ObserveRequest.model_validate_json(body)))
 
         observed.append(await clocked(observe))
     for symbol in symbols:
 
         async def decide(symbol: str = symbol) -> None:
             """Decide on one symbol, JSON to JSON."""
-            json.dumps(decisions_answer(DecideRequest(symbol=symbol), await engine.decider.decide_all([symbol])))
+            decisions_response(DecideRequest(symbol=symbol), await engine.decider.decide_all([symbol]))
 
         decided.append(await clocked(decide))
     return np.stack([observed, decided], axis=1)
@@ -94,7 +94,8 @@ async def closes_ms(
     await engine.start()
     took = []
     for rows in bars:
-        sent: list[JsonObject] = [{"symbol": name, "bars": [bar_json(row) for row in rows]} for name in symbols]
+        bodies: list[JsonObject] = [{"symbol": name, "bars": [bar_json(row) for row in rows]} for name in symbols]
+        sent = [msgspec.json.encode(body) for body in bodies]
         took.append(await close(engine, symbols, sent))
     await engine.stop()
     return np.array(took)

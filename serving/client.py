@@ -3,15 +3,16 @@
 One connection to the decision service; `predict` alone asks the model service.
 """
 
-import json
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from math import isfinite
 from types import TracebackType
 from typing import Literal
 
 import httpx
+import msgspec
 import numpy as np
 
 from pipelines.context_layout import CONTEXT_FIELDS, TAPE_FIELDS
@@ -26,6 +27,7 @@ from serving.stream_client import StreamedDecision, read_stream
 TIMEOUT_SECONDS = 30.0
 READY_SECONDS = 3.0
 Observed = tuple[str, Floats, Books | None, ContextFeed | None]  # symbol, bars (n, 9), books, context
+_JSON = {"Content-Type": "application/json"}
 _MAX_BATCH_BYTES = MAX_OBSERVE_BODY - 1024  # without the braces around the observations
 BATCH_SIZE = 300  # records of a kind in one request: 300 books of five levels a side and a whole tape take about 500 kB
 
@@ -81,7 +83,8 @@ class Client:
         answers: list[JsonObject] = [{} for _ in observed]
         while places := [i for i, parts in enumerate(waiting) if parts]:
             for batch in _batches([(i, waiting[i].popleft()) for i in places]):
-                found = self._post("observe", {"observations": [body for _, body in batch]})["observations"]
+                sent = b'{"observations":[' + b",".join(body for _, body in batch) + b"]}"
+                found = self._post("observe", sent)["observations"]
                 for (i, _), answer in zip(batch, found, strict=True):
                     answers[i] = _summed(answers[i], answer)
                     if "error" in answer:
@@ -169,25 +172,28 @@ class Client:
         raise ServiceDown(f"{self.url} did not take generation {generation} in {timeout_s:.0f} s: {last}")
 
     def _post(
-        self, name: str, body: JsonObject, url: str | None = None, service: str = "the decision service"
+        self, name: str, body: JsonObject | bytes, url: str | None = None, service: str = "the decision service"
     ) -> JsonObject:
         """Return the JSON object that a call of the decision service, or of another `service` at `url`, answers.
 
-        Raises InputError for 4xx, ServiceDown for 5xx or no answer.
+        body  a JSON object, or its bytes. Raises InputError for 4xx, ServiceDown for 5xx or no answer.
         """
-        url = url or self.url
+        url, content = url or self.url, body if isinstance(body, bytes) else msgspec.json.encode(body)
         try:
-            response = self._http.post(f"{url}/{name}", json=body)
+            response = self._http.post(f"{url}/{name}", content=content, headers=_JSON)
         except httpx.HTTPError as error:
             raise _no_answer(service, url, error) from error
         if response.status_code >= 500:
             raise ServiceDown(f"{url}/{name} answered {response.status_code}: {response.text[:400]}")
         if response.status_code >= 400:
             raise InputError(f"{name} was refused ({response.status_code}): {response.text[:600]}")
-        content = response.json()
-        if not isinstance(content, dict):
-            raise BellwetherError(f"{url}/{name} answered {type(content).__name__}, expected an object")
-        return content
+        try:
+            answer = msgspec.json.decode(response.content)
+        except msgspec.DecodeError as error:
+            raise BellwetherError(f"{url}/{name} answered no JSON ({error}): {response.text[:200]}") from error
+        if not isinstance(answer, dict):
+            raise BellwetherError(f"{url}/{name} answered {type(answer).__name__}, expected an object")
+        return answer
 
 
 def _no_answer(service: str, url: str, error: Exception) -> ServiceDown:
@@ -215,18 +221,19 @@ def observations(
     return bodies
 
 
-def _batches(bodies: Sequence[tuple[int, JsonObject]]) -> Iterator[list[tuple[int, JsonObject]]]:
-    """Yield the observations in batches that the limits of a request allow: symbols, records and bytes."""
-    batch: list[tuple[int, JsonObject]] = []
+def _batches(bodies: Sequence[tuple[int, JsonObject]]) -> Iterator[list[tuple[int, bytes]]]:
+    """Yield the observations, as JSON, in batches that the limits of a request allow: symbols, records and bytes."""
+    batch: list[tuple[int, bytes]] = []
     records = size = 0
     for place, body in bodies:
         own = sum(len(body.get(kind, ())) for kind in ("bars", "books", "context"))
-        length = len(json.dumps(body)) + 2
+        content = msgspec.json.encode(body)
+        length = len(content) + 1
         is_full = len(batch) == MAX_SYMBOLS or records + own > MAX_BATCH_RECORDS or size + length > _MAX_BATCH_BYTES
         if batch and is_full:
             yield batch
             batch, records, size = [], 0, 0
-        batch.append((place, body))
+        batch.append((place, content))
         records, size = records + own, size + length
     yield batch
 
@@ -261,5 +268,6 @@ def context_json(feed: ContextFeed) -> list[JsonObject]:
 
 def bar_json(bar: Floats) -> JsonObject:
     """Return a bar (9,) as `/observe` reads it; NaN is left out."""
-    values = {name: float(v) for name, v in zip(BAR_FIELDS[1:], bar[1:], strict=True) if np.isfinite(v)}
-    return {"open_time": utc(bar[0]).isoformat(), **values}
+    open_time, *values = bar.tolist()
+    finite = {name: v for name, v in zip(BAR_FIELDS[1:], values, strict=True) if isfinite(v)}
+    return {"open_time": utc(open_time).isoformat(), **finite}

@@ -13,6 +13,8 @@ from pipelines.errors import BadShape
 
 _EPS = 1e-7
 LIVE_ROWS = 256  # the most rows that one live batch can have: schemas.MAX_SYMBOLS
+TOGETHER = (16, 4)  # rows of one call: more than 16 are no faster a row, and fewer symbols should gain as well
+_TRIED = 4  # calls of the largest size that are compared
 
 
 class BundleIdentity(TypedDict):
@@ -56,8 +58,8 @@ def stacked(lines: Sequence[Calibration]) -> Floats:
 
 
 def calibrate_all(lines: Floats, raw: Floats) -> tuple[Floats, Floats]:
-    """Return (p, p_low) of raw (n, classes): `Calibration.calibrate` of every class in one pass."""
-    slope, shift, both_slopes, mixed, both_shifts = lines.T
+    """Return (p, p_low) of raw (…, n, classes), by lines (…, 1, classes, 5): `Calibration.calibrate` in one pass."""
+    slope, shift, both_slopes, mixed, both_shifts = np.moveaxis(lines, -1, 0)
     x = logit(raw)
     line = slope * x + shift
     error = np.sqrt(np.maximum(both_slopes * x * x + 2.0 * mixed * x + both_shifts, 0.0))
@@ -86,17 +88,38 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def probabilities_of(session: onnxruntime.InferenceSession, rows: Floats) -> Floats:
+def probabilities_of(session: onnxruntime.InferenceSession, rows: Floats, together: Sequence[int] = ()) -> Floats:
     """Return the output `probabilities` of a session, float32, of rows (n, …).
 
-    The rows of a live batch go through it one by one: a matrix product rounds otherwise at another number of rows, and
-    the answer for a symbol must not depend on which others closed with it. A whole history goes in one call.
+    The rows of a live batch go through it one by one, or so many `together` as `equal_sizes` found: a matrix product
+    may round otherwise at another number of rows, and the answer for a symbol must not depend on which others closed
+    with it. A whole history goes in one call.
     """
-    name, inputs = session.get_inputs()[0].name, rows.astype(np.float32)
+    name, inputs, at = session.get_inputs()[0].name, rows.astype(np.float32), 0
     if not 1 < len(rows) <= LIVE_ROWS:
         return np.asarray(session.run(["probabilities"], {name: inputs})[0])
-    one_by_one = [session.run(["probabilities"], {name: inputs[i : i + 1]})[0] for i in range(len(rows))]
-    return np.concatenate(one_by_one)
+    parts = []
+    while at < len(rows):
+        size = next((size for size in together if size <= len(rows) - at), 1)
+        parts.append(session.run(["probabilities"], {name: inputs[at : at + size]})[0])
+        at += size
+    return np.concatenate(parts)
+
+
+def equal_sizes(session: onnxruntime.InferenceSession, rows: Floats) -> tuple[int, ...]:
+    """Return which of TOGETHER this session answers on this CPU as row by row, to the bit; the largest first.
+
+    rows  (n, …) finite examples, none = no size. They are varied, so that sums that are added up in another order show:
+          the order depends on the number of rows and on the CPU, not on the values
+    """
+    if not len(rows):
+        return ()
+    n = _TRIED * max(TOGETHER)
+    varied = rows[np.arange(n) % len(rows)] * (1.0 + np.arange(n).reshape(-1, *[1] * (rows.ndim - 1)) / n)
+    alone = probabilities_of(session, varied[:LIVE_ROWS])
+    return tuple(
+        size for size in TOGETHER if probabilities_of(session, varied[:LIVE_ROWS], [size]).tobytes() == alone.tobytes()
+    )
 
 
 def read_novelty(path: Path) -> Novelty:

@@ -23,10 +23,12 @@ def average(members: Floats, weights: Floats) -> Floats:
     weights  (m,) not negative; a member of weight 0 is reported but does not count
     Returns  the mean with weights renormalised over the available members; NaN where none with a weight is available
     """
-    shape = (-1,) + (1,) * (members.ndim - 1)
-    available = np.where(np.isfinite(members), weights.reshape(shape), 0.0)
+    finite, shape = np.isfinite(members), (-1,) + (1,) * (members.ndim - 1)
+    if finite.all() and weights.any():  # the usual case: the same sums without masks
+        return np.asarray((members * weights.reshape(shape)).sum(axis=0) / weights.sum())
+    available = np.where(finite, weights.reshape(shape), 0.0)
     total = available.sum(axis=0)
-    weighted = (np.where(np.isfinite(members), members, 0.0) * available).sum(axis=0)
+    weighted = (np.where(finite, members, 0.0) * available).sum(axis=0)
     return np.asarray(np.where(total > 0, weighted / np.where(total > 0, total, 1.0), np.nan))
 
 

@@ -5,7 +5,7 @@ members of the directional ensemble (M5) have weight 0 in its mean and are repor
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from pipelines.models.calibration_and_novelty import (
     stacked,
 )
 from pipelines.models.directional_ensemble import average
-from pipelines.models.scorers import Scorer, open_scorer
+from pipelines.models.scorers import Scorer, for_batches, open_scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,6 @@ class Member:
     reads        "newest": rows (n, k) of the bar decided on; "window": (n, steps, k)
     places       (k,) positions of its columns among the model's
     weight       in the mean; 0 = reported, but not counted
-    calibration  (classes, 5) of `calibration_and_novelty.stacked`: one line a class
     scorer       its model file: (n, classes), or (n, 2) of a single class; of a network on a card what takes its place
     """
 
@@ -41,25 +40,32 @@ class Member:
     reads: Literal["newest", "window"]
     places: Ints
     weight: float
-    calibration: Floats
     scorer: Scorer
 
-    def predict(self, rows: Floats) -> tuple[Floats, Floats]:
-        """Return (p, p_low), (n, classes) each, of rows (n, steps, columns); NaN where a value it reads is missing."""
-        block = rows[:, :, self.places] if self.reads == "window" else rows[:, -1][:, self.places]
-        complete = np.isfinite(block).all(axis=tuple(range(1, block.ndim)))
-        p = np.full((len(rows), len(self.calibration)), np.nan)
-        low = p.copy()
+    def block(self, rows: Floats) -> Floats:
+        """Return what it reads of rows (n, steps, columns): (n, steps, k), or (n, k) of the newest bar."""
+        return rows[:, :, self.places] if self.reads == "window" else rows[:, -1][:, self.places]
+
+    def raw(self, rows: Floats, wanted: Bools, classes: int) -> Floats:
+        """Return uncalibrated probabilities (n, classes) of rows (n, steps, columns).
+
+        NaN of a row that is not wanted (n,), and where a value it reads is missing.
+        """
+        block = self.block(rows)
+        complete = wanted & np.isfinite(block).all(axis=tuple(range(1, block.ndim)))
+        if len(rows) and complete.all():  # the usual case of one live row: no masks, no copies
+            return self.scorer.probabilities(block)[:, -classes:]
+        p = np.full((len(rows), classes), np.nan)
         if complete.any():
-            raw = self.scorer.probabilities(block[complete])
-            p[complete], low[complete] = calibrate_all(self.calibration, raw[:, -len(self.calibration) :])
-        return p, low
+            p[complete] = self.scorer.probabilities(block[complete])[:, -classes:]
+        return p
 
 
 @dataclass(frozen=True, slots=True)
 class EnsembleModel:
     """Implement contracts.Model with several members. With one class p is (n,), with several (n, classes).
 
+    calibration  (members, 1, classes, 5) of `calibration_and_novelty.stacked`: one line a member and class
     label_from  a class is named in `label` from this probability on; None = no labels
     novelty     of the newest bar
     gates       (classes,) positions of columns: where such a column of the newest bar is 0, its class is absent and
@@ -74,6 +80,7 @@ class EnsembleModel:
     steps: int
     classes: tuple[str, ...]
     members: tuple[Member, ...]
+    calibration: Floats
     label_from: float | None
     novelty: Novelty
     golden: Arrays
@@ -91,7 +98,7 @@ class EnsembleModel:
         if self.steps == 1:
             rows = rows[:, np.newaxis]
         status, reason, distance = abstentions(rows[:, -1], self.columns, self.novelty)
-        accepted = np.array([word == "OK" for word in status], dtype=bool)
+        accepted = distance <= self.novelty.limit
         members, members_low = self._predict_members(rows, accepted)
         weights = np.array([member.weight for member in self.members])
         p, low = average(members, weights), average(members_low, weights)
@@ -106,19 +113,15 @@ class EnsembleModel:
 
     def _predict_members(self, rows: Floats, accepted: Bools) -> tuple[Floats, Floats]:
         """Return (p, p_low), (members, n, classes) each, of the accepted rows (n,); NaN elsewhere."""
-        p = np.full((len(self.members), len(rows), len(self.classes)), np.nan)
-        low = p.copy()
-        to_predict = accepted
+        absent = rows[:, -1][:, self.gates] == 0.0  # (n, classes), or (n, 0) where every class is always present
+        silent = absent.all(axis=1) & accepted if len(self.gates) else np.zeros(len(rows), bool)
+        wanted = accepted & ~silent  # a bar without any class needs no prediction
+        raw = np.stack([member.raw(rows, wanted, len(self.classes)) for member in self.members])
+        p, low = calibrate_all(self.calibration, raw)
         if len(self.gates):
-            absent = rows[:, -1][:, self.gates] == 0.0
-            to_predict = accepted & ~absent.all(axis=1)  # a bar without any class needs no prediction
-            p[:, accepted & ~to_predict] = low[:, accepted & ~to_predict] = 0.0
-        if to_predict.any():
-            for i, member in enumerate(self.members):
-                p[i, to_predict], low[i, to_predict] = member.predict(rows[to_predict])
-            if len(self.gates):
-                zero = np.isfinite(p) & absent
-                p[zero] = low[zero] = 0.0
+            zero = np.isfinite(p) & absent
+            zero[:, silent] = True
+            p[zero] = low[zero] = 0.0
         return p, low
 
     def _squeeze(self, p: Floats) -> Floats:
@@ -134,25 +137,28 @@ class EnsembleModel:
 
 def load(path: Path, identity: BundleIdentity, schema: JsonObject, golden: Arrays) -> EnsembleModel:
     """Return the model of a verified bundle of kind "ensemble"."""
-    columns = tuple(schema["columns"])
+    columns, steps = tuple(schema["columns"]), schema["steps"]
     at = {name: i for i, name in enumerate(columns)}
     calibrations = json.loads((path / "calibration.json").read_text())
+    lines = [[stacked([calibration_from_json(c) for c in calibrations[m["name"]]])] for m in schema["members"]]
+    members = [
+        Member(
+            name=member["name"],
+            reads=member["reads"],
+            places=np.array([at[name] for name in member["columns"]]),
+            weight=member["weight"],
+            scorer=open_scorer(path, member, len(member["columns"])),
+        )
+        for member in schema["members"]
+    ]
+    examples = golden["rows"].reshape(-1, steps, len(columns))
     return EnsembleModel(
         **identity,
         columns=columns,
-        steps=schema["steps"],
+        steps=steps,
         classes=tuple(schema["classes"]),
-        members=tuple(
-            Member(
-                name=member["name"],
-                reads=member["reads"],
-                places=np.array([at[name] for name in member["columns"]]),
-                weight=member["weight"],
-                calibration=stacked([calibration_from_json(line) for line in calibrations[member["name"]]]),
-                scorer=open_scorer(path, member, len(member["columns"])),
-            )
-            for member in schema["members"]
-        ),
+        members=tuple(replace(member, scorer=for_batches(member.scorer, member.block(examples))) for member in members),
+        calibration=np.array(lines),
         label_from=schema.get("sure_from"),
         novelty=read_novelty(path / "novelty.npz"),
         golden=golden,

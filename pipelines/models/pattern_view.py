@@ -35,9 +35,13 @@ def build(history: History, at: Ints) -> Floats:
     Candles are (price - middle of the newest bar) / ATR 14 at the newest bar. Measured from its close, one column of
     that bar would always be zero.
     """
-    rows = at[:, np.newaxis] + np.arange(1 - STEPS, 1)
-    short, rows = rows < 0, np.maximum(rows, 0)
-    bars = history.bars[rows]
+    if len(at) == 1 and at[0] >= STEPS - 1:  # live: one whole window is a slice
+        near, short = slice(at[0] - STEPS + 1, at[0] + 1), None
+        bars, features = history.bars[near][np.newaxis], history.features[near, _FEATURES][np.newaxis]
+    else:
+        rows = at[:, np.newaxis] + np.arange(1 - STEPS, 1)
+        short, rows = rows < 0, np.maximum(rows, 0)
+        bars, features = history.bars[rows], history.features[rows[:, :, np.newaxis], _FEATURES]
     out = np.zeros((len(at), STEPS, len(COLUMNS)))
     middle = 0.5 * (bars[:, -1, HIGH] + bars[:, -1, LOW])
     reach = history.features[at, _ATR] * history.bars[at, CLOSE]
@@ -46,7 +50,8 @@ def build(history: History, at: Ints) -> Floats:
     # a bar without trades has no share: zero over zero is missing, as everywhere
     with np.errstate(invalid="ignore", divide="ignore"):
         out[:, :, 4] = 2.0 * bars[:, :, TAKER_BUY] / bars[:, :, VOLUME] - 1.0
-    out[:, :, 5 : 5 + len(_FEATURES)] = history.features[rows[:, :, np.newaxis], _FEATURES]
+    out[:, :, 5 : 5 + len(_FEATURES)] = features
     out[:, -1, -len(DIRECTIONS) :] = setups(history.signals[at])
-    out[short] = np.nan
+    if short is not None:
+        out[short] = np.nan
     return out

@@ -47,6 +47,8 @@ def feature_view(columns: tuple[str, ...], steps: int) -> View:
 
     def build(history: History, at: Ints) -> Floats:
         """Return the windows of these columns; only the bars that they reach are read."""
+        if len(at) == 1 and at[0] >= steps - 1:  # live: one window without a gap is a slice
+            return history.features[at[0] - steps + 1 : at[0] + 1, places][np.newaxis]
         first = max(0, int(at.min()) - steps + 1) if len(at) else 0
         return windows(history.features[first : int(at.max(initial=-1)) + 1, places], at - first, steps)
 

@@ -7,8 +7,8 @@ that fails abstains by name and the others go on: `MODEL_FAULT:` where its own c
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from math import isfinite
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
@@ -46,7 +46,7 @@ PredictionsOrFault = Predictions | str  # of the rows of one call, or the fault 
 
 
 class Row(NamedTuple):
-    """Hold the prediction of one row as plain numbers; p, p_low and members have a number a class, NaN = none.
+    """Hold the prediction of one row as plain numbers; p, p_low and members have a number a class, None = none.
 
     A model with one class has a number in place of the list.
     """
@@ -61,6 +61,11 @@ class Row(NamedTuple):
     device: str = "cpu"
     fallback: str | None = None  # as in Predictions
 
+
+# Models of a batch run two at a time: most of their time is in code that lets other threads run. A few rows are
+# answered sooner than a thread is woken.
+THREADS_FROM = 16  # requests: a row of one symbol and family
+_THREADS = ThreadPoolExecutor(2, thread_name_prefix="models")
 
 RowOrFault = Row | str
 Answers = Mapping[tuple[str, str], RowOrFault]  # by (family, arm)
@@ -149,14 +154,29 @@ def predict_local(snapshot: Snapshot, requests: Sequence[InferenceRequest], time
     for i, request in enumerate(requests):
         for arm in request.arms:
             places.setdefault((request.family, arm), []).append(i)
-    for (family, arm), rows_of in places.items():
-        model = snapshot.slots[family, arm].model
-        rows = np.concatenate([select(requests[i].rows, requests[i].columns, model.columns) for i in rows_of])
-        begin = perf_counter()
-        for i, answer in zip(rows_of, predict_each(model, rows, f"{family} {arm}"), strict=True):
-            found[i][family, arm] = answer
-        timed(family, arm, 1e3 * (perf_counter() - begin) / len(rows_of))
+    together = {at: _rows_together([requests[i] for i in of], snapshot.slots[at].model) for at, of in places.items()}
+    run = _THREADS.map if len(requests) >= THREADS_FROM else map
+    answered = run(lambda at: _timed(snapshot.slots[at].model, together[at], " ".join(at)), places)
+    for (at, of), (answers, ms) in zip(places.items(), answered, strict=True):
+        for i, answer in zip(of, answers, strict=True):
+            found[i][at] = answer
+        timed(*at, ms / len(of))
     return list(found)
+
+
+def _rows_together(requests: Sequence[InferenceRequest], model: Model) -> Floats:
+    """Return the rows of all these requests, of one family, as its model reads them."""
+    first = requests[0]
+    if all(request.columns == first.columns for request in requests):
+        return select(np.concatenate([request.rows for request in requests]), first.columns, model.columns)
+    return np.concatenate([select(request.rows, request.columns, model.columns) for request in requests])
+
+
+def _timed(model: Model, rows: Floats, name: str) -> tuple[list[RowOrFault], float]:
+    """Return the prediction of each row, and how many ms they took."""
+    begin = perf_counter()
+    answers = predict_each(model, rows, name)
+    return answers, 1e3 * (perf_counter() - begin)
 
 
 def answered_here(
@@ -204,15 +224,25 @@ def predict_each(model: Model, rows: Floats, name: str) -> list[RowOrFault]:
 def rows_of(answer: Predictions) -> list[Row]:
     """Return the predictions of each row as plain numbers."""
     n = len(answer.status)
-    members: list[dict[str, Any] | None] = [None] * n
+    members: Sequence[dict[str, Any] | None] = [None] * n
     if answer.members is not None:
-        each = [p.tolist() for p in answer.members.values()]
+        each = [_plain(p) for p in answer.members.values()]
         members = [dict(zip(answer.members, row, strict=True)) for row in zip(*each, strict=True)]
     label = answer.label or [None] * n
-    numbers = answer.p.tolist(), answer.p_low.tolist()
     where = [answer.device] * n, [answer.fallback] * n
+    numbers = _plain(answer.p), _plain(answer.p_low)
     columns = *numbers, answer.status, answer.reason, answer.novelty.tolist(), label, members, *where
     return [Row(*row) for row in zip(*columns, strict=True)]
+
+
+def _plain(values: Floats) -> list[Any]:
+    """Return an array (n,) or (n, classes) as plain numbers; None = not finite."""
+    finite = np.isfinite(values)
+    if finite.all():
+        return list(values.tolist())
+    plain = values.astype(object)
+    plain[~finite] = None
+    return list(plain.tolist())
 
 
 def predict(model: Model, rows: Floats, name: str) -> PredictionsOrFault:
@@ -301,7 +331,7 @@ def _answer(slot: Slot, request: InferenceRequest, row: RowOrFault) -> ModelAnsw
     classes = slot.model.classes
     members = None if row.members is None else {name: _by_class(p, classes) for name, p in row.members.items()}
     ok = row.status == "OK"
-    if ok and not all(map(isfinite, row.p if isinstance(row.p, list) else (row.p,))):
+    if ok and (None in row.p if isinstance(row.p, list) else row.p is None):
         why = f"{MODEL_FAULT}NaN: the model says OK and gives no number"
         return ModelAnswer(*about, reason=why, members=members, device=row.device, fallback=row.fallback)
     return ModelAnswer(
@@ -318,10 +348,10 @@ def _answer(slot: Slot, request: InferenceRequest, row: RowOrFault) -> ModelAnsw
     )
 
 
-def _by_class(values: float | list[float], classes: tuple[str, ...]) -> Probabilities:
-    """Return a number as it is, a list as class → number; None = not finite."""
+def _by_class(values: float | list[float | None] | None, classes: tuple[str, ...]) -> Probabilities:
+    """Return a number as it is, a list as class → number."""
     if not isinstance(values, list):
-        return finite_or_none(values)
+        return values
     # a member may have classes of its own (the hidden states): those are named by their number
     names = classes if len(values) == len(classes) else map(str, range(len(values)))
-    return dict(zip(names, map(finite_or_none, values), strict=True))
+    return dict(zip(names, values, strict=True))

@@ -10,6 +10,7 @@ import pytest
 
 from pipelines.context_layout import TAPE_WIDTH
 from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, Books, ContextFeed
+from pipelines.errors import BellwetherError
 from pipelines.settings import ROOT, Settings, settings
 from serving.client import BATCH_SIZE, Client
 from serving.service.schemas import (
@@ -162,3 +163,12 @@ def test_without_settings_it_connects_to_the_installation_of_this_process(tmp_pa
         assert client.url.endswith(":3123")
     settings.cache_clear()
     assert (tmp_path / "write_key").exists()
+
+
+def test_an_answer_that_is_no_json_is_named_with_its_text(tmp_path):
+    with Client(Settings(home=tmp_path)) as client:
+        client._http.close()
+        page = httpx.MockTransport(lambda request: httpx.Response(200, text="<html>a proxy</html>"))
+        client._http = httpx.Client(base_url=client.url, transport=page)
+        with pytest.raises(BellwetherError, match=r"/status answered no JSON .*a proxy"):
+            client.status()

@@ -4,15 +4,25 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from support.earlier_bundle import as_release_0_5
 
 from pipelines.errors import GoldenMismatch
 from pipelines.models.base import Export
-from pipelines.models.calibration_and_novelty import Calibration, as_json
+from pipelines.models.calibration_and_novelty import (
+    TOGETHER,
+    Calibration,
+    as_json,
+    equal_sizes,
+    open_session,
+    probabilities_of,
+)
 from pipelines.models.directional_ensemble import average
 from pipelines.models.export import json_bytes, write_bundle
+from pipelines.models.networks import RecurrentNetwork
 from pipelines.models.novelty import fit_novelty
+from pipelines.models.recurrent_onnx import recurrent_to_onnx
 from pipelines.models.runtime import check_golden, load_bundle
 
 COLUMNS, STEPS = ("a", "b"), 3
@@ -147,3 +157,41 @@ def test_a_class_with_a_closed_gate_is_predicted_zero_and_no_member_runs_if_all_
     assert np.isnan(predicted.p[3]).all()  # an abstention is not zero
     rows[2, 0] = np.nan  # a window with a gap: no class is present, so no member reads it
     assert model.predict(rows).status[2] == "OK"
+
+
+def session_of(content, folder):
+    """Return a session of an ONNX graph."""
+    (folder / "graph.onnx").write_bytes(content)
+    return open_session(folder / "graph.onnx")
+
+
+def test_rows_go_together_only_where_that_changes_no_bit(tmp_path):
+    torch.manual_seed(3)
+    network = RecurrentNetwork(4, (128, 64), (), 0.0)
+    rows = np.random.default_rng(3).normal(size=(40, 20, 4))
+    network.standardise(rows.astype(np.float32))
+    session = session_of(recurrent_to_onnx(network, 20, "lstm"), tmp_path)
+    alone = np.concatenate([probabilities_of(session, rows[i : i + 1]) for i in range(len(rows))])
+    sizes = equal_sizes(session, rows[:5])
+    for n in (2, 5, 16, 23, 40):
+        assert probabilities_of(session, rows[:n], sizes).tobytes() == alone[:n].tobytes(), (n, sizes)
+    of_all = sigmoid_of_mean(False, 1).replace(b"axes*\x02\x01\xa0", b"axes*\x02\x01\xa0")  # a mean of each row
+    assert equal_sizes(session_of(of_all, tmp_path), rows[:, 0, :2]) == TOGETHER
+    assert equal_sizes(session_of(less_their_mean(), tmp_path), rows[:, 0, :2]) == ()
+    assert equal_sizes(session, rows[:0]) == ()
+
+
+def less_their_mean():
+    """Return ONNX whose answer for a row depends on the rows that come with it."""
+    nodes = [
+        helper.make_node("ReduceMean", ["rows"], ["mean"], axes=[0], keepdims=1),
+        helper.make_node("Sub", ["rows", "mean"], ["away"]),
+        helper.make_node("Sigmoid", ["away"], ["probabilities"]),
+    ]
+    shape = [None, 2]
+    graph = helper.make_graph(
+        nodes, "batch", [helper.make_tensor_value_info("rows", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, shape)],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
+    return bytes(model.SerializeToString())

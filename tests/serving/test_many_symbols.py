@@ -27,7 +27,7 @@ from pipelines.store import Store, StoreFault
 from pipelines.warm_start import read_warm_start
 from serving.inference.generation import read_generation, write_generation
 from serving.inference.model_client import ModelClient, run_inference
-from serving.inference.predictions import InferenceRequest, predict_each, predict_local
+from serving.inference.predictions import THREADS_FROM, InferenceRequest, predict_each, predict_local
 from serving.policy.decide import MARKET_COLUMNS
 from serving.service.decision_engine import DecisionEngine
 from serving.service.decision_memory import MAX_CACHED_DECISIONS, DecisionKey, DecisionMemory
@@ -221,6 +221,23 @@ def test_the_model_service_answers_a_batch_as_the_models_here_do_bit_for_bit(sta
         for key in one:
             assert (one[key].p, one[key].p_low) == (other[key].p, other[key].p_low)
     assert [[answer.status for answer in found.values()] for found in fragile] == [["OK"] * 2] * 3
+
+
+def test_the_models_of_a_large_batch_run_in_threads_and_answer_as_for_each_symbol_alone(stands, tmp_path):
+    where = served_home(stands, tmp_path / "home")
+
+    async def served():
+        async with started(where) as engine:
+            return engine._slots.snapshot
+
+    snapshot, stand, took = asyncio.run(served()), stands[SYMBOL], []
+    requests = [
+        InferenceRequest("validator", ("champion", "challenger"), stand.rows[i : i + 1], stand.columns, "x", 1)
+        for i in range(THREADS_FROM)
+    ]
+    found = predict_local(snapshot, requests, lambda family, arm, ms: took.append((family, arm, ms > 0.0)))
+    assert found == [predict_local(snapshot, [request])[0] for request in requests]
+    assert took == [("validator", "champion", True), ("validator", "challenger", True)]
 
 
 def test_a_rows_answer_does_not_depend_on_the_rows_beside_it(stands, tmp_path):

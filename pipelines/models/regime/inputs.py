@@ -1,6 +1,7 @@
 """The detectors' inputs (F4): the bar's range and columns of the catalogue, each on a scale of its own."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -50,7 +51,9 @@ def build(history: History, at: Ints) -> Floats:
     near = slice(first, int(at.max()) + 1 if len(at) else 0)
     values = np.empty((near.stop - first, len(COLUMNS)))
     values[:, 0] = np.log(history.bars[near, HIGH] / history.bars[near, LOW])
-    values[:, 1:] = history.features[near][:, _PLACES]
+    values[:, 1:] = history.features[near, _PLACES]
+    if len(at) == 1 and len(values) == STEPS:  # live: one whole window
+        return values[np.newaxis]
     rows = (at - first)[:, np.newaxis] + np.arange(1 - STEPS, 1)
     out: Floats = values[np.maximum(rows, 0)]
     out[rows < 0] = np.nan
@@ -69,12 +72,18 @@ def planes(rows: Floats, columns: tuple[str, ...]) -> dict[str, Floats]:
     rows     (n, len(columns)) or (n, steps, len(columns)); NaN = missing
     Returns  input → (n,) or (n, steps), contiguous; NaN where a column is
     """
-    by_column = dict(zip(columns, np.ascontiguousarray(np.moveaxis(rows, -1, 0)), strict=True))
-    return {
-        name: make(*(by_column[column] for column in needs))
+    by_column = np.ascontiguousarray(np.moveaxis(rows, -1, 0))
+    return {name: make(*(by_column[place] for place in places)) for name, places, make in _made_of(columns)}
+
+
+@cache
+def _made_of(columns: tuple[str, ...]) -> tuple[tuple[str, tuple[int, ...], Callable[..., Floats]], ...]:
+    """Return every input that these columns allow, the places of its columns among them, and how it is made."""
+    return tuple(
+        (name, tuple(columns.index(each) for each in needs), make)
         for name, (needs, make) in INPUTS.items()
         if not missing_columns((name,), columns)
-    }
+    )
 
 
 def segment_starts(known: Floats) -> Bools:

@@ -62,7 +62,7 @@ def standardise(planes: Floats, at: int, step: int, centre: Floats, scale: Float
         out[k] = min(max(z, -bound), bound) if z == z else np.nan
 
 
-@kernel
+@kernel(nogil=True)
 def filter_windows(
     planes: Floats, centre: Floats, scale: Floats, bound: float, means: Floats, deviations: Floats, shares: Floats,
     peaks: Floats, transition: Floats, stationary: Floats, out: Floats,
@@ -111,7 +111,7 @@ def normal_cdf(x: float) -> float:
     return 0.5 * math.erfc(-x / math.sqrt(2.0))
 
 
-@kernel
+@kernel(nogil=True)
 def ordered_labels(values: Floats, edges: Floats, softness: float, out: Floats) -> None:
     """Fill out (n, steps, L) with soft labels of values (n, steps) between edges (L − 1,), ascending; NaN if missing.
 
@@ -128,7 +128,7 @@ def ordered_labels(values: Floats, edges: Floats, softness: float, out: Floats) 
             out[i, t, labels - 1] = below if value == value else np.nan
 
 
-@kernel
+@kernel(nogil=True)
 def trend_labels(
     planes: Floats, bars: int, adx_edge: float, adx_softness: float, persistence_scale: float, out: Floats
 ) -> None:
@@ -153,7 +153,7 @@ def trend_labels(
             out[i, t, 0], out[i, t, 1], out[i, t, 2] = trend * up, trend * (1.0 - up), 1.0 - trend
 
 
-@kernel
+@kernel(nogil=True)
 def vote(
     probabilities: Floats, first: Ints, weights: Floats, table: Floats, margin: float, dwell: int, p: Floats,
     by_detector: Floats, label: Ints,

@@ -340,13 +340,14 @@ OTHERS = (
     "benchmarks/fixture.py",
     "benchmarks/evidence.py",
     "benchmarks/live_experiments.py",
-    "benchmarks/open_loop.py",
     "benchmarks/predictor_epochs.py",
-    "benchmarks/serving_load.py",
     "benchmarks/standing_arms.py",
     "benchmarks/watch_evidence.py",
 )
-HARD = ("hardship.py", "faults.py", "probes.py", "services.py", "upgrade.py", "inputs.py")  # under benchmarks/
+HARD = (  # under benchmarks/
+    *("hardship.py", "faults.py", "probes.py", "services.py", "upgrade.py", "inputs.py"),
+    *("four_families.py", "open_loop.py", "serving_load.py"),
+)
 
 
 @cache

@@ -7,7 +7,7 @@ feed does, so that the service holds what it holds on a live market.
 
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ import psutil
 
 from benchmarks.fixture import SIMULATED, by_decision_bar
 from benchmarks.throughput import Retrying
-from pipelines.contracts import OPEN_TIME, Decision, Floats, JsonObject
+from pipelines.contracts import OPEN_TIME, Decision, Floats, JsonObject, Outcome
 from pipelines.costs import costs_of
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadValues, BellwetherError
@@ -31,6 +31,7 @@ from serving.client import Client
 
 DUE, LATE, CLOSE, DECIDE = range(4)  # columns of a paced run, seconds each
 SHOWN_FAULTS = 5
+OUTCOMES_OF = 3  # symbols of a close that one outcome is reported for, at most; about one in five bars has an event
 
 
 class Close(NamedTuple):
@@ -70,32 +71,32 @@ class Outcomes:
         decision = decision_of({name: value for name, value in answer.items() if name != "api"})
         self._pending[decision.symbol][decision.id] = decision
 
-    def report(self, close: Close, send: Callable[[Callable[[], JsonObject]], object], client: Client) -> None:
-        """Send the outcomes that the bars up to this close resolve."""
+    def ended(self, close: Close) -> list[Outcome]:
+        """Return the outcomes that the bars up to this close resolve, and wait for them no longer."""
         until = int(np.searchsorted(self._live[:, OPEN_TIME], close.bars[-1, OPEN_TIME], side="right"))
-        for symbol in close.symbols:
-            pending = self._pending[symbol]
-            if not pending:
-                continue
+        found: list[Outcome] = []
+        for pending in [self._pending[symbol] for symbol in close.symbols if self._pending[symbol]]:
             oldest = min(decision.as_of for decision in pending.values()).timestamp()
-            first = int(np.searchsorted(self._live[:, OPEN_TIME], oldest)) - 1
-            for outcome in resolve(list(pending.values()), self._live[max(first, 0) : until], self._base, self._costs):
-                send(partial(client.outcome, outcome))
+            first = int(np.searchsorted(self._live[:, OPEN_TIME], oldest))
+            resolved = resolve(list(pending.values()), self._live[first:until], self._base, self._costs)
+            for outcome in resolved:
                 del pending[outcome.decision_id]
+            found += resolved
+        return found
 
 
 class Load:
     """Send closes over one connection; count what became of them.
 
-    decided      decisions that were new; failed: symbols of a close that got none
+    decided      decisions that were new; failed: symbols of a close that got none; outcomes: those reported
     generations  numbers of the generations that decisions name
     """
 
     def __init__(self, client: Client, closes: Iterator[Close], outcomes: Outcomes) -> None:
         """Take the connection and the closes; nothing is sent yet."""
         self._client, self._closes, self._outcomes = client, closes, outcomes
-        self._retrying, self._known = Retrying(), set[str]()
-        self.decided = self.failed = 0
+        self._retrying, self._known, self._ended = Retrying(), set[str](), deque[Outcome]()
+        self.decided = self.failed = self.outcomes = 0
         self.generations: set[int] = set()
         self.faults: list[str] = []
 
@@ -136,8 +137,14 @@ class Load:
         self.failed += len(close.symbols) - len(new)
 
     def report_outcomes(self, close: Close) -> None:
-        """Report the outcomes that a close brought."""
-        self._outcomes.report(close, self._answered, self._client)
+        """Report outcomes that ended by a close, in order, at most one for OUTCOMES_OF of its symbols: the others wait.
+
+        All symbols are one market and have their events at the same closes. Those of many markets are spread, as here.
+        """
+        self._ended.extend(self._outcomes.ended(close))
+        for _ in range(min(len(self._ended), -(-len(close.symbols) // OUTCOMES_OF))):
+            outcome = self._ended.popleft()
+            self.outcomes += self._answered(partial(self._client.outcome, outcome)) is not None
 
     def _answered(self, request: Callable[[], JsonObject]) -> JsonObject | None:
         """Return the answer of a request, sent again after a 503; None, counted, where it stays without one."""

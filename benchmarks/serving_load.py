@@ -150,6 +150,7 @@ def counts(load: Load) -> dict[str, JsonObject]:
     return {
         "decisions made, in all": exact(load.decided, n),
         "closes of a symbol without a new decision": exact(load.failed, n),
+        "outcomes reported": exact(load.outcomes, n),
         "requests sent again after a 503": exact(load.retries, n),
     }
 

@@ -18,7 +18,8 @@ The real decision service over HTTP, four model families in both arms, store on 
 under many names with 67 days of history. Every decision counted is new, none is answered from memory, and durable
 before its answer leaves. Requests are due by the clock (an open loop over one connection): one that is due while
 another waits is sent at once after it, and its waiting counts. The outcome of each decision on an event is reported as
-the feed does. Client and service share the machine."""
+the feed does. As all symbols are one market, many outcomes come at one close: they are reported over the next ones, as
+they would come from markets of their own. Client and service share the machine."""
 TEXTS = {
     "hundred_symbols": """\
 Ten minutes at the default speed of the feed, 900 times that of time: a close of 15 minutes each second, which is one
@@ -62,7 +63,7 @@ def page_of(found: JsonObject, incomplete: Sequence[str]) -> str:
         ALL.replace("\n", " "),
     ]
     if incomplete:
-        blocks.append(f"**Not run to its end: {', '.join(incomplete)}.**")
+        blocks.append(f"**Not run, or not to its end: {', '.join(incomplete)}.**")
     for name in [name for name in PARTS if name in found]:
         blocks += [f"## {TITLES[name]}", TEXTS[name].replace("\n", " ")]
         rows = [

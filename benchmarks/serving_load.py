@@ -54,7 +54,7 @@ from serving.inference.generation import read_generation, write_generation
 from serving.service.home_store import open_store
 
 GB = 1e9
-WORKER, PARENT = "decision, worker", "decision, parent"
+WORKER, PARENT, CLIENT = "decision, worker", "decision, parent", "client"
 SYMBOLS, TEN_MINUTES_S = 100, 600.0
 IN_TIME_S = 2.0  # from the moment a close is due, as the service level counts it
 CAPACITY_S = 60.0
@@ -114,19 +114,19 @@ def quartiles(values: Sequence[float] | Floats) -> JsonObject:
 
 
 def quantile_ms(times: Floats, column: int, q: float) -> JsonObject:
-    """Return a quantile of a column of `paced`, in ms, with the quartiles of the same quantile of tenths of the run."""
+    """Return a quantile of a column of `paced`, in ms, with the least and the most of it in tenths of the run."""
     if not len(times):
         return {"value": None, "low": None, "high": None, "n": 0}
     tenths = [float(np.quantile(part[:, column], q)) * 1e3 for part in np.array_split(times, PARTS_OF_RUN) if len(part)]
-    low, high = (float(x) for x in np.quantile(tenths, [0.25, 0.75]))
-    return {"value": float(np.quantile(times[:, column], q)) * 1e3, "low": low, "high": high, "n": len(times)}
+    value = float(np.quantile(times[:, column], q)) * 1e3
+    return {"value": value, "low": min(tenths), "high": max(tenths), "n": len(times)}
 
 
 def cpu_share(samples: Sequence[JsonObject], name: str) -> JsonObject:
-    """Return the CPU seconds a second of a process over all samples, in %, with the quartiles between two samples."""
+    """Return the CPU time of a process over all samples, % of a core, with the least and the most between two."""
     at, used = (np.array(found) for found in zip(*((one["at"], one[name]["cpu_s"]) for one in samples), strict=True))
-    low, high = (float(x) * 100.0 for x in np.quantile(np.diff(used) / np.diff(at), [0.25, 0.75]))
-    return {"value": float((used[-1] - used[0]) / (at[-1] - at[0])) * 100.0, "low": low, "high": high, "n": len(at) - 1}
+    shares, share = 100.0 * np.diff(used) / np.diff(at), 100.0 * float((used[-1] - used[0]) / (at[-1] - at[0]))
+    return {"value": share, "low": float(shares.min()), "high": float(shares.max()), "n": len(shares)}
 
 
 def growth(samples: Sequence[JsonObject], seconds: float, of: Callable[[JsonObject], float]) -> JsonObject:
@@ -170,7 +170,8 @@ def hundred_symbols(
     with under_load(symbols, symbols, LIVE_DAYS, tiny) as running:
         pace_s = Grid(running.at.params.data.decision_timeframe).step_s / running.at.params.feed.speed
         home_before = sum(folder_bytes(running.settings.home).values())
-        with sampled(running.watched, running.settings, every_s) as samples:
+        watched = running.watched | {CLIENT: psutil.Process()}
+        with sampled(watched, running.settings, every_s) as samples:
             times = paced(running.load, seconds, pace_s)
         grown = sum(folder_bytes(running.settings.home).values()) - home_before
         return {
@@ -192,6 +193,7 @@ def hundred_figures(
     return {
         "CPU of the decision worker, % of a core": cpu_share(samples, WORKER),
         "CPU of its parent, % of a core": cpu_share(samples, PARENT),
+        "CPU of the client, % of a core": cpu_share(samples, CLIENT),
         "written to the disk by both, GB an hour": exact(written / GB / hours, 1),
         "growth of the home, GB an hour": exact(grown / GB / hours, 1),
         f"closes durable within {IN_TIME_S:g} s, %": {
@@ -292,7 +294,9 @@ def alongside(work: Callable[..., None], *args: Any, patience_s: float) -> Itera
     process.start()
     try:
         if not _begins(process, begun):
-            raise ServiceDown(f"{work.__name__} did not begin within {START_S:.0f} s; exit code {process.exitcode}")
+            ended_with = f"it ended with exit code {process.exitcode}, see its output"
+            why = f"{START_S:.0f} s are over" if process.exitcode is None else ended_with
+            raise ServiceDown(f"{work.__name__} did not begin: {why}")
         yield count
         if process.exitcode is not None:
             raise ServiceDown(f"{work.__name__} ended by itself with exit code {process.exitcode}, see its output")

@@ -23,9 +23,10 @@ they would come from markets of their own. Client and service share the machine.
 TEXTS = {
     "hundred_symbols": """\
 Ten minutes at the default speed of the feed, 900 times that of time: a close of 15 minutes each second, which is one
-/observe of the 15 one-minute bars of all symbols and one /decide of all. Quartiles are of the ten-second intervals
-(processor) and of the tenths of the run (latency); of the share in time it is the 95 % Wilson interval. Bytes written
-are what Linux counts of both processes.""",
+/observe of the 15 one-minute bars of all symbols and one /decide of all. In brackets the least and the most of the
+ten-second intervals (processor) and of the tenths of the run (latency); of the share in time it is the 95 % Wilson
+interval, in which a close that was due and not sent is late. Bytes written are what Linux counts of worker and
+parent.""",
     "isolation": f"""\
 The capacity is measured first, {CAPACITY_S:.0f} s of the same requests back to back: /observe and /decide of one symbol
 at a time, {IN_TURN} symbols in turn. Then {SHARE:.0%} of it, {WINDOWS} windows of {WINDOW_S:.0f} s of each condition in
@@ -37,7 +38,7 @@ and quartiles of the windows. A ratio is of a window and its neighbour without s
 The capacity is measured first, {CAPACITY_S:.0f} s of the same requests back to back: {BATCH} symbols a request. Then
 {SOAK_SHARE:.0%} of it for an hour; the processes are looked at every ten seconds. Growth is from the mean of minutes
 5 to 10 to that of the last five, in brackets the least and the most between two samples of them. A sixth is ten
-minutes, with the quartiles of its minutes.""",
+minutes, with the least and the most of its minutes.""",
 }
 TARGETS = {
     "CPU of the decision worker, % of a core": "at most 70",
@@ -73,7 +74,9 @@ def page_of(found: JsonObject, incomplete: Sequence[str]) -> str:
         faults = [fault for case in found[name]["cases"].values() for fault in case["faults"]]
         if faults:
             blocks.append("The first faults: " + "; ".join(" ".join(fault.split()) for fault in faults))
-    return "\n\n".join(block if block[0] in "#|-" else fill(block, 120) for block in blocks) + "\n"
+    return (
+        "\n\n".join(block if block[0] in "#|-" else fill(block, 120, break_on_hyphens=False) for block in blocks) + "\n"
+    )
 
 
 def shown(figure: JsonObject) -> str:

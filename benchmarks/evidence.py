@@ -42,6 +42,8 @@ from benchmarks import (
     live_experiments,
     live_half_hour,
     live_summary,
+    serving_load,
+    serving_page,
     standing_arms,
     universe_turns,
     upgrade,
@@ -313,6 +315,12 @@ PARTS = {
                     live_experiments.live_case, live_experiments.live_figures, jobs=1, code=RUNNING),
     "standing_arms": Part("the standing arms on the default market, real services", standing_arms.CASES,
                           standing_arms.standing_arms, standing_arms.arm_figures, jobs=1, code=RUNNING),
+    "hundred_symbols": Part("a hundred symbols at the default speed, ten minutes", ("ten minutes",),
+                            serving_load.hundred_symbols, serving_load.load_figures, jobs=1, code=RUNNING),
+    "isolation": Part("a quarter of the capacity during swaps and a retrain", ("windows in turn",),
+                      serving_load.isolation, serving_load.load_figures, jobs=1, code=RUNNING),
+    "soak": Part("an hour at half of the capacity", ("an hour",), serving_load.soak, serving_load.load_figures,
+                 jobs=1, code=RUNNING),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
 }  # fmt: skip
 
@@ -336,7 +344,10 @@ OTHERS = (
     "benchmarks/standing_arms.py",
     "benchmarks/watch_evidence.py",
 )
-HARD = ("hardship.py", "faults.py", "probes.py", "services.py", "upgrade.py", "inputs.py")  # under benchmarks/
+HARD = (  # under benchmarks/
+    *("hardship.py", "faults.py", "probes.py", "services.py", "upgrade.py", "inputs.py"),
+    *("four_families.py", "open_loop.py", "serving_load.py"),
+)
 
 
 @cache
@@ -444,6 +455,7 @@ def main() -> None:
             ("ab", ab_page.PARTS, ab_page.ab_page),
             ("ab-live", ab_live_page.PARTS, ab_live_page.live_page),
             ("standing-arms", ("standing_arms",), standing_arms.page_of),
+            ("serving", serving_page.PARTS, serving_page.page_of),
         ):
             print(results.write_page(ROOT / "docs" / "results" / f"{name}.md", folder, parts, make))
         return

@@ -50,30 +50,35 @@ HISTORY_DAYS, LIVE_DAYS, LEFT_OUT_DAYS = 67, 20, 7  # the challenger is trained 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Hold an installation ready to serve: home, arms by family, parameters, live 1-minute bars (n, 9), warm start."""
+    """Hold an installation ready to serve: home, arms by family, parameters, live 1-minute bars (n, 9), warm start.
+
+    workspace  the folder that a champion was fitted in, with the columns and labels of its history
+    """
 
     home: Path
     families: JsonObject
     params: Params
     live: Floats
     warm: dict[str, str]
+    workspace: Path
 
 
 @cache
-def four_families(tiny: bool = False) -> Served:
+def four_families(tiny: bool = False, live_days: int = LIVE_DAYS) -> Served:
     """Train every family in both arms on a simulated history, once a process; return the installation, ready to serve.
 
-    `tiny` has one family and measures nothing.
+    live_days  of the market after its history. `tiny` has one family, two of them, and measures nothing.
     """
     if tiny:
         small = fixture(tiny)
         arms = {arm: arm_of(digest) for arm, digest in zip(("champion", "challenger"), small.digests, strict=True)}
-        return Served(small.home, {FAMILY: arms}, small.params, small.live, small.warm)
+        fitted = small.home.parent / f"seed-{small.params.seed}"
+        return Served(small.home, {FAMILY: arms}, small.params, small.live, small.warm, fitted)
     root = Path(tempfile.mkdtemp(prefix="bellwether-bench-"))
     atexit.register(shutil.rmtree, root)
     params = load_params()
     params = Params(**{k: v | SHORTER.get(k, {}) if isinstance(v, dict) else v for k, v in params.model_dump().items()})
-    bars = simulated(params, HISTORY_DAYS, LIVE_DAYS)
+    bars = simulated(params, HISTORY_DAYS, live_days)
     history, live = np.split(bars, [HISTORY_DAYS * MINUTES_A_DAY])
     home, symbol = root / "home", params.simulator.symbol
     (home / "bundles").mkdir(parents=True)
@@ -90,7 +95,7 @@ def four_families(tiny: bool = False) -> Served:
     record = json.loads((labels_of(artifacts, symbol) / "traditional.json").read_text())
     warm = publish_warm_start(features_of(artifacts, symbol) / "warm", into, data_hash=hex_of("data"), **record)
     write_generation(home / "serving", families, by_symbol(warm), datetime.now(UTC))
-    return Served(home, families, params, live, warm)
+    return Served(home, families, params, live, warm, root / "champion")
 
 
 def of_symbols(at: Served, symbols: Sequence[str], home: Path, store_url: str = "") -> Settings:

@@ -240,6 +240,8 @@ def _plain(values: Floats) -> list[Any]:
     finite = np.isfinite(values)
     if finite.all():
         return list(values.tolist())
+    if not finite.any():  # a family without a bound, or rows that all abstain
+        return [None if values.ndim == 1 else [None] * values.shape[1] for _ in range(len(values))]
     plain = values.astype(object)
     plain[~finite] = None
     return list(plain.tolist())

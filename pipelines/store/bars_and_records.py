@@ -1,10 +1,10 @@
 """Observed bars, order books and context values. What was observed is never rewritten."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import repeat
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import sqlalchemy as sa
@@ -19,6 +19,7 @@ from pipelines.store.engine import LOOKUP, Database, known, lock_table
 
 ADMISSION = "admission"  # who put a bar into quarantine, if no person did
 Row = tuple[object, ...]  # of the table of bars, as _COLUMNS
+BoundTime = Callable[[datetime], object]  # a time as the database's driver takes it
 _COLUMNS = tuple(column.name for column in t.bars.columns)
 
 
@@ -236,25 +237,24 @@ def _fresh_bars(batches: Sequence[BarBatch], connection: Connection) -> list[lis
         for span, symbols in spans.items()  # bars that close together are one question
         for symbol, row in _stored_bars(connection, symbols, *span)
     }
+    as_bound = cast(BoundTime, t.UtcTime().dialect_impl(connection.dialect).bind_processor(connection.dialect))
     fresh: list[list[Row]] = []
     for batch in batches:
-        rows = _rows_of(batch, connection)
+        rows = _rows_of(batch, as_bound)
         if stored:
             rows = [row for row, bar in zip(rows, batch.bars, strict=True) if _is_fresh(batch.symbol, bar, stored)]
         fresh.append(rows)
     return fresh
 
 
-def _rows_of(batch: BarBatch, connection: Connection) -> list[Row]:
+def _rows_of(batch: BarBatch, as_bound: BoundTime) -> list[Row]:
     """Return the bars of a batch as rows that a driver takes, in the table's order of columns; None = not recorded."""
-    bound = t.UtcTime().dialect_impl(connection.dialect).bind_processor(connection.dialect)
-    ingested_at = batch.ingested_at if bound is None else bound(batch.ingested_at)
-    bars = batch.bars.astype(object)
-    bars[np.isnan(batch.bars)] = None
-    columns = dict(zip(BAR_FIELDS, bars.T.tolist(), strict=True)) | {
-        "symbol": repeat(batch.symbol, len(bars)),
+    bars = batch.bars.T.tolist()
+    columns: dict[str, Iterable[object]] = {
+        "symbol": repeat(batch.symbol, len(batch.bars)),
         "known_at": batch.known_at.tolist(),
-        "ingested_at": repeat(ingested_at, len(bars)),
+        "ingested_at": repeat(as_bound(batch.ingested_at), len(batch.bars)),
+        **{name: [None if v != v else v for v in values] for name, values in zip(BAR_FIELDS, bars, strict=True)},
     }
     return list(zip(*(columns[name] for name in _COLUMNS), strict=True))
 

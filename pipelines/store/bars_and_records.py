@@ -1,9 +1,10 @@
 """Observed bars, order books and context values. What was observed is never rewritten."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from itertools import repeat
+from typing import NamedTuple, cast
 
 import numpy as np
 import sqlalchemy as sa
@@ -17,6 +18,9 @@ from pipelines.store.corrections import HeldBar, corrections_by, hold, opening_i
 from pipelines.store.engine import LOOKUP, Database, known, lock_table
 
 ADMISSION = "admission"  # who put a bar into quarantine, if no person did
+Row = tuple[object, ...]  # of the table of bars, as _COLUMNS
+BoundTime = Callable[[datetime], object]  # a time as the database's driver takes it
+_COLUMNS = tuple(column.name for column in t.bars.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class BarStore(Database):
             for together in _with_symbols_once(batches):
                 fresh = _fresh_bars(together, connection)
                 if rows := [row for some in fresh for row in some]:
-                    connection.execute(sa.insert(t.bars), rows)
+                    _insert_bars(rows, connection)
                 found += map(len, fresh)
                 for batch in together:
                     hold(connection, batch.symbol, batch.held, batch.ingested_at, ADMISSION)
@@ -222,7 +226,7 @@ def _with_symbols_once(batches: Sequence[BarBatch]) -> Iterator[list[BarBatch]]:
     yield list(together.values())
 
 
-def _fresh_bars(batches: Sequence[BarBatch], connection: Connection) -> list[list[dict[str, object]]]:
+def _fresh_bars(batches: Sequence[BarBatch], connection: Connection) -> list[list[Row]]:
     """Return, for each batch, the rows that are not stored yet. Raises BadValues where another bar is stored."""
     spans: dict[tuple[float, float], list[str]] = {}
     for batch in batches:
@@ -233,18 +237,43 @@ def _fresh_bars(batches: Sequence[BarBatch], connection: Connection) -> list[lis
         for span, symbols in spans.items()  # bars that close together are one question
         for symbol, row in _stored_bars(connection, symbols, *span)
     }
-    fresh: list[list[dict[str, object]]] = []
+    as_bound = cast(BoundTime, t.UtcTime().dialect_impl(connection.dialect).bind_processor(connection.dialect))
+    fresh: list[list[Row]] = []
     for batch in batches:
-        rows: list[dict[str, object]] = []
-        for bar, known_at in zip(batch.bars.tolist(), batch.known_at.tolist(), strict=True):
-            if (before := stored.get((batch.symbol, bar[0]))) is None:
-                values = dict(zip(BAR_FIELDS, (None if v != v else v for v in bar), strict=True))
-                stamps = {"known_at": known_at, "ingested_at": batch.ingested_at}
-                rows.append({"symbol": batch.symbol} | values | stamps)
-            elif not np.array_equal(before, bar, equal_nan=True):
-                raise BadValues(_conflict(batch.symbol, before, bar))
+        rows = _rows_of(batch, as_bound)
+        if stored:
+            rows = [row for row, bar in zip(rows, batch.bars, strict=True) if _is_fresh(batch.symbol, bar, stored)]
         fresh.append(rows)
     return fresh
+
+
+def _rows_of(batch: BarBatch, as_bound: BoundTime) -> list[Row]:
+    """Return the bars of a batch as rows that a driver takes, in the table's order of columns; None = not recorded."""
+    bars = batch.bars.T.tolist()
+    columns: dict[str, Iterable[object]] = {
+        "symbol": repeat(batch.symbol, len(batch.bars)),
+        "known_at": batch.known_at.tolist(),
+        "ingested_at": repeat(as_bound(batch.ingested_at), len(batch.bars)),
+        **{name: [None if v != v else v for v in values] for name, values in zip(BAR_FIELDS, bars, strict=True)},
+    }
+    return list(zip(*(columns[name] for name in _COLUMNS), strict=True))
+
+
+def _is_fresh(symbol: str, bar: Floats, stored: Mapping[tuple[str, float], tuple[float, ...]]) -> bool:
+    """Return whether a bar (9,) is not stored yet. Raises BadValues where another one is."""
+    before = stored.get((symbol, float(bar[0])))
+    if before is not None and not np.array_equal(before, bar, equal_nan=True):
+        raise BadValues(_conflict(symbol, before, bar.tolist()))
+    return before is None
+
+
+def _insert_bars(rows: Sequence[Row], connection: Connection) -> None:
+    """Insert rows of `_rows_of`; of many bars, SQLAlchemy binds values for longer than SQLite takes to write them."""
+    insert = sa.insert(t.bars)
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(str(insert.compile(dialect=connection.dialect)), list(rows))
+    else:  # PostgreSQL's driver would send row by row
+        connection.execute(insert, [dict(zip(_COLUMNS, row, strict=True)) for row in rows])
 
 
 def _stored_bars(

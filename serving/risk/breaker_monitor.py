@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from math import nan
+from math import isfinite, nan
 
 import numpy as np
 
@@ -35,24 +35,26 @@ def bar_inputs(symbol: Symbol, back: int, limits: BreakerParams) -> BreakerInput
     After a gap, of bars or of a closed market, the true range is the bar's own range.
     """
     history, i = symbol.history, len(symbol.history) - 1 - back
-    close = utc(symbol.grid.next_close(history.bars[i, OPEN_TIME]))
-    about = f"{symbol.name}, bar closed {close:%F %H:%M} UTC"
+    bar = history.bars[i].tolist()
+    about = f"{symbol.name}, bar closed {utc(symbol.grid.next_close(bar[OPEN_TIME])):%F %H:%M} UTC"
     if i < 1:
         return BreakerInputs(about)
-    bar, previous = history.bars[i], history.bars[i - 1]
+    previous = history.bars[i - 1].tolist()
     follows = symbol.grid.missing_between(previous[OPEN_TIME], bar[OPEN_TIME]) == 0
     high, low = (max(bar[HIGH], previous[CLOSE]), min(bar[LOW], previous[CLOSE])) if follows else (bar[HIGH], bar[LOW])
-    reach = history.features[i - 1, ATR] * previous[CLOSE]
+    reach = float(history.features[i - 1, ATR]) * previous[CLOSE]
     inputs = BreakerInputs(
         about,
         venue=symbol.warm.venue,
         market=symbol.warm.market,
-        true_range=float((high - low) / reach) if reach > 0 else nan,
+        true_range=(high - low) / reach if reach > 0 else nan,
     )
+    if not isfinite(history.features[i, SPREAD]):  # NaN without a book, and of a crossed one
+        return inputs
     first = max(0, i - limits.book_bars)
-    spreads = 1e4 * history.features[first : i + 1, SPREAD]  # NaN without a book, and of a crossed one
+    spreads = 1e4 * history.features[first : i + 1, SPREAD]
     usual = np.isfinite(spreads[:-1])
-    if not np.isfinite(spreads[-1]) or usual.sum() < limits.min_books:
+    if usual.sum() < limits.min_books:
         return inputs
     sizes = np.nansum(history.levels[first : i + 1, :, :, 1], axis=(1, 2))
     return replace(

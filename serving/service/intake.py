@@ -220,8 +220,7 @@ class Intake:
         durable = {i: one for i, one in ready.items() if i not in failed}
         answers = self._fold(durable, now)  # also where others failed: what is stored is live
         await self._fills.book_all_entries([one.symbol for one in durable.values()])
-        for symbol in [one.symbol for i, one in durable.items() if answers[i]["closed"]]:
-            self._find_overdue(symbol)
+        self._find_overdue([one.symbol for i, one in durable.items() if answers[i]["closed"]])
         _, refused_late = _parted(failed, list(failed.values()))
         return answers | refused | refused_late
 
@@ -292,11 +291,15 @@ class Intake:
             latest = closes[-1] + symbol.base_grid.step_s if is_wall else inf  # a venue has a bar's time to deliver
             self._level.closed(symbol.name, closes, now.timestamp(), latest)
 
-    def _find_overdue(self, symbol: Symbol) -> None:
-        """Find positions that a venue has not closed in time; a report may come some bars late."""
-        late_s = self._max_age_bars * symbol.grid.step_s
-        self._account.find_overdue(symbol.name, utc(symbol.closed.close_time - late_s))
-        self._breakers.evaluate_account()
+    def _find_overdue(self, closed: Sequence[Symbol]) -> None:
+        """Find positions that a venue has not closed in time, of symbols that closed a bar; a report may come late."""
+        seen: tuple[str | None] | None = None
+        for symbol in closed:
+            late_s = self._max_age_bars * symbol.grid.step_s
+            self._account.find_overdue(symbol.name, utc(symbol.closed.close_time - late_s))
+            if seen != (self._account.mismatch,):  # at the first of them, and where a position was found
+                seen = (self._account.mismatch,)
+                self._breakers.evaluate_account()
 
     def _quarantine(self, symbol: Symbol, held: Sequence[HeldBar]) -> None:
         """Leave bars that are durably in quarantine out of every fold from here on, and raise the alarm."""

@@ -3,29 +3,30 @@
 Unknown, missing, NaN, naive and out-of-range fields are a 400 that names the field and the remedy (field_errors).
 """
 
+import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import (
     AfterValidator,
-    AwareDatetime,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    FiniteFloat,
+    GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     ValidationError,
     ValidatorFunctionWrapHandler,
+    WithJsonSchema,
     WrapValidator,
     model_validator,
 )
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX, TAPE_FIELDS
 from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, BOOK_LEVELS, Books, ContextFeed, Floats, JsonObject
@@ -61,31 +62,47 @@ MAX_NAME = 64  # characters
 _PLAIN = r"[^\x00-\x1f\x7f-\x9f]"  # no control character: PostgreSQL refuses NUL, a terminal obeys the others
 
 
-def _not_a_number_of_seconds(value: Any) -> Any:
-    """Return the value if it is a datetime or starts like one; a number's unit and zone would have to be guessed."""
-    if isinstance(value, datetime):
-        return value
-    if not isinstance(value, str) or not re.match(r"\d{4}-", value):
-        raise PydanticCustomError("no_time", "this is not a time")
-    return value
+@dataclass(frozen=True, eq=False)  # eq: typing hashes it
+class _ReadBy:
+    """Say by which schema a value is read. pydantic runs it without Python, so a number costs 50 ns and no call."""
+
+    schema: CoreSchema
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the schema, whatever else is said of the value; a copy, for pydantic writes into it."""
+        return copy.copy(self.schema)
 
 
-def _in_range(at: datetime) -> datetime:
-    """Return the time if it lies between EARLIEST and LATEST."""
-    try:
-        inside = EARLIEST <= at <= LATEST
-    except OverflowError:  # an offset beyond year 1 or 9999
-        inside = False
-    if not inside:
-        raise PydanticCustomError("time_out_of_range", f"a time lies between {EARLIEST:%F} and {LATEST:%F}, both UTC")
-    return at
+def _or_refused(code: str, problem: str, *schemas: CoreSchema) -> CoreSchema:
+    """Return a schema of values that pass one of these, the most frequent one first; `problem` of all others."""
+    passed = schemas[0] if len(schemas) == 1 else core_schema.union_schema(list(schemas), mode="left_to_right")
+    return core_schema.custom_error_schema(passed, code, custom_error_message=problem)
 
 
-def _not_too_near_0(value: float) -> float:
-    """Return the value if it is 0 or at least SMALLEST_ABOVE_0 in size."""
-    if 0 < abs(value) < SMALLEST_ABOVE_0:
-        raise PydanticCustomError("too_near_0", f"a price or a size is 0 or at least {SMALLEST_ABOVE_0:g}")
-    return value
+_NUMBER = core_schema.float_schema(allow_inf_nan=False, strict=True, ge=-LARGEST, le=LARGEST)  # no text, no true
+_NOT_TOO_NEAR_0 = _or_refused(
+    "too_near_0",
+    f"a price or a size is 0 or at least {SMALLEST_ABOVE_0:g}",
+    core_schema.float_schema(ge=SMALLEST_ABOVE_0),
+    core_schema.float_schema(ge=0.0, le=0.0),
+    core_schema.float_schema(le=-SMALLEST_ABOVE_0),
+)
+_MOMENT = core_schema.chain_schema(
+    [
+        _or_refused(  # a datetime, or text that starts like one: a number's unit and zone would have to be guessed
+            "no_time",
+            "this is not a time",
+            core_schema.str_schema(pattern=r"^\d{4}-", strict=True),
+            core_schema.is_instance_schema(datetime),
+        ),
+        core_schema.datetime_schema(tz_constraint="aware"),
+        _or_refused(
+            "time_out_of_range",
+            f"a time lies between {EARLIEST:%F} and {LATEST:%F}, both UTC",
+            core_schema.datetime_schema(ge=EARLIEST, le=LATEST),
+        ),
+    ]
+)
 
 
 def _canonical(symbol: str) -> str:
@@ -96,10 +113,11 @@ def _canonical(symbol: str) -> str:
         raise PydanticCustomError("no_symbol", "{problem}", {"problem": str(error)}) from error
 
 
-Moment = Annotated[AwareDatetime, BeforeValidator(_not_a_number_of_seconds), AfterValidator(_in_range)]
-Number = Annotated[FiniteFloat, Field(strict=True, ge=-LARGEST, le=LARGEST)]  # strict: no text, no true, no false
-Amount = Annotated[Number, AfterValidator(_not_too_near_0)]  # a price or a size that may be 0, or is checked later
-Price = Annotated[Number, Field(gt=0), AfterValidator(_not_too_near_0)]
+Moment = Annotated[datetime, _ReadBy(_MOMENT), WithJsonSchema({"type": "string", "format": "date-time"})]
+Number = Annotated[float, _ReadBy(_NUMBER)]
+# a price or a size that may be 0, or is checked later
+Amount = Annotated[float, _ReadBy(core_schema.chain_schema([_NUMBER, _NOT_TOO_NEAR_0]))]
+Price = Annotated[float, _ReadBy(core_schema.chain_schema([{**_NUMBER, "gt": 0.0}, _NOT_TOO_NEAR_0]))]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME, pattern=f"^{_PLAIN}+$")]
 Symbol = Annotated[Name, AfterValidator(_canonical)]
 Text = Annotated[str, Field(max_length=300, pattern=f"^{_PLAIN}*$")]
@@ -135,6 +153,7 @@ class Bar(Request):
     half_spread: Amount | None = None
 
 
+_VALUES = attrgetter(*BAR_FIELDS[1:])  # all that follows the time of a Bar
 Level = Annotated[list[Amount | None], Field(min_length=2, max_length=3)]  # price, size, orders where known
 Side = Annotated[list[Level], Field(min_length=1, max_length=BOOK_LEVELS)]
 
@@ -185,7 +204,7 @@ class ObserveRequest(Request):
 
     def matrix(self) -> Floats:
         """Return the bars, (n, 9) float64 in contracts.BAR_FIELDS order; NaN = the source has none."""
-        rows = [(bar.open_time.timestamp(), *(getattr(bar, name) for name in BAR_FIELDS[1:])) for bar in self.bars]
+        rows = [(bar.open_time.timestamp(), *_VALUES(bar)) for bar in self.bars]
         return np.array(rows, dtype=np.float64).reshape(-1, BAR_WIDTH)  # None becomes NaN
 
 

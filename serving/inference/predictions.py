@@ -29,7 +29,7 @@ from pipelines.families import DECISION_FAMILY
 from pipelines.models.directional_ensemble import vote
 from pipelines.models.trained_on import symbols_of
 from pipelines.models.views import VIEWS, select
-from pipelines.signals.events import Events, event_row, events
+from pipelines.signals.events import Events, event_row
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 from serving.inference.model_slots import Slot, Snapshot
 from serving.state.symbols import Symbol
@@ -101,6 +101,15 @@ def market_mismatch(slot: Slot, symbol: Symbol, unseen: Unseen = "refuse") -> st
     UNSEEN_SYMBOL:<symbols>  it was trained on these only; with `unseen` allow it answers all the same
     TRAINED_ON:…             on other bars, or with other named series
     """
+    at, asked = (slot.family, slot.arm), (slot.digest, unseen)
+    kept = symbol.mismatches.get(at)
+    if kept is None or kept[0] != asked:  # a bundle and the market of a live symbol stay as they are
+        kept = symbol.mismatches[at] = asked, _market_mismatch(slot, symbol, unseen)
+    return kept[1]
+
+
+def _market_mismatch(slot: Slot, symbol: Symbol, unseen: Unseen) -> str | None:
+    """Return what `market_mismatch` keeps."""
     schema, series = slot.model.schema, names_of(symbol.warm.series)
     trained_on, timeframe = symbols_of(schema), schema.get("decision_timeframe")
     if timeframe != symbol.grid.timeframe:
@@ -117,7 +126,7 @@ def events_at_close(symbol: Symbol) -> Events | None:
     """Return the ICT events of the last closed bar, the validator's input; None while the symbol warms up."""
     if symbol.reason is not None:
         return None
-    return events(symbol.closed.features[np.newaxis], symbol.closed.signals[np.newaxis])
+    return symbol.ict_events
 
 
 def inference_requests(
@@ -265,7 +274,7 @@ def _with_vote(answer: ModelAnswer, slot: Slot, phase: str | None) -> ModelAnswe
     weights = slot.model.schema.get("ensemble")
     if weights is None or answer.members is None:
         return answer
-    return replace(answer, ensemble=vote(answer.members, weights, phase))
+    return answer.with_vote(vote(answer.members, weights, phase))
 
 
 def not_applicable(slot: Slot, symbol: Symbol, raised: Events | None, unseen: Unseen) -> str | None:

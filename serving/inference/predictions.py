@@ -101,15 +101,6 @@ def market_mismatch(slot: Slot, symbol: Symbol, unseen: Unseen = "refuse") -> st
     UNSEEN_SYMBOL:<symbols>  it was trained on these only; with `unseen` allow it answers all the same
     TRAINED_ON:…             on other bars, or with other named series
     """
-    at, asked = (slot.family, slot.arm), (slot.digest, unseen)
-    kept = symbol.mismatches.get(at)
-    if kept is None or kept[0] != asked:  # a bundle and the market of a live symbol stay as they are
-        kept = symbol.mismatches[at] = asked, _market_mismatch(slot, symbol, unseen)
-    return kept[1]
-
-
-def _market_mismatch(slot: Slot, symbol: Symbol, unseen: Unseen) -> str | None:
-    """Return what `market_mismatch` keeps."""
     schema, series = slot.model.schema, names_of(symbol.warm.series)
     trained_on, timeframe = symbols_of(schema), schema.get("decision_timeframe")
     if timeframe != symbol.grid.timeframe:
@@ -120,6 +111,15 @@ def _market_mismatch(slot: Slot, symbol: Symbol, unseen: Unseen) -> str | None:
     # a pooled model reads the series that all its symbols have; one of a single market knows what it lacked too
     is_same = theirs == series if "symbols" not in schema else theirs.items() <= series.items()
     return None if is_same else f"TRAINED_ON:series {', '.join(theirs.values()) or 'none'}"
+
+
+def kept_mismatch(slot: Slot, symbol: Symbol, unseen: Unseen) -> str | None:
+    """Return `market_mismatch`, found once a bundle and symbol: neither changes while both serve."""
+    at, asked = (slot.family, slot.arm), (slot.digest, unseen)
+    kept = symbol.mismatches.get(at)
+    if kept is None or kept[0] != asked:
+        kept = symbol.mismatches[at] = asked, market_mismatch(slot, symbol, unseen)
+    return kept[1]
 
 
 def events_at_close(symbol: Symbol) -> Events | None:
@@ -265,14 +265,15 @@ def with_ensemble_votes(
     """
     return {
         family: {arm: _with_vote(answer, snapshot.slots[family, arm], phase) for arm, answer in arms.items()}
+        if any(answer.members is not None for answer in arms.values())
+        else dict(arms)
         for family, arms in models.items()
     }
 
 
 def _with_vote(answer: ModelAnswer, slot: Slot, phase: str | None) -> ModelAnswer:
     """Return one answer with the ensemble's vote, unchanged where there is nothing to vote on."""
-    weights = slot.model.schema.get("ensemble")
-    if weights is None or answer.members is None:
+    if answer.members is None or (weights := slot.model.schema.get("ensemble")) is None:
         return answer
     return answer.with_vote(vote(answer.members, weights, phase))
 
@@ -281,7 +282,7 @@ def not_applicable(slot: Slot, symbol: Symbol, raised: Events | None, unseen: Un
     """Return why this model is not used at this close; None if it is."""
     if raised is None or symbol.waits_of(slot.family) is not None:
         return "WARMING_UP"
-    return market_mismatch(slot, symbol, unseen) or (
+    return kept_mismatch(slot, symbol, unseen) or (
         "NO_EVENT" if slot.family == DECISION_FAMILY and len(raised) == 0 else None
     )
 

@@ -47,7 +47,7 @@ from serving.inference.predictions import (
     events_at_close,
     faulty,
     inference_requests,
-    market_mismatch,
+    kept_mismatch,
     not_timed,
     predict_local,
     prediction_records,
@@ -203,13 +203,15 @@ def decide(
         known_at=known_at,
         ingested_at=now,
         arm=decider.arm,
-        expiry=utc(symbol.grid.deadline(np.array([closed.close_time]), params.labels.horizon_bars)[0]),
+        expiry=utc(symbol.grid.deadline(np.array([closed.close_time]), params.labels.horizon_bars)[0])
+        if has_event
+        else None,
         generation=snapshot.generation,
         tier_reason=tier.reason,
         learned=learned,
         models=with_ensemble_votes(_with_roles(answers, assigned), snapshot, regime),
-        lineage=decider.lineage
-        | {
+        lineage={
+            **decider.lineage,
             "catalogue_hash": FEATURES.catalogue_hash,
             "signal_catalogue_hash": SIGNALS.catalogue_hash,
             "warm_start": warm.digest,
@@ -220,10 +222,10 @@ def decide(
             "release": _release(),
             "cpu": cpu_type(),
             "tail": params.risk.tail.method(symbol.grid.timeframe),
-        }
-        | ({"account": params.account.source} if params.account.source != "ledger" else {})
-        | ({"reading": symbol.reading} if symbol.reading else {})
-        | {ASSIGNED + family: str(one) for family, one in assigned.items()},
+            **({"account": params.account.source} if params.account.source != "ledger" else {}),
+            **({"reading": symbol.reading} if symbol.reading else {}),
+            **{ASSIGNED + family: str(one) for family, one in assigned.items()},
+        },
         waiting=() if waits is None else (waits,),
         market=market_of(symbol),
     )
@@ -355,20 +357,21 @@ def tier_inputs(
     champions, absent = {}, {}
     for family in FAMILIES:
         slot = snapshot.slot(family, "champion")
-        why = None if slot is None else market_mismatch(slot, symbol, unseen)
+        why = None if slot is None else kept_mismatch(slot, symbol, unseen)
         if slot is not None and why is None:
             champions[family] = slot.digest
         else:
             absent[family] = (
                 f"no {family} champion serves" if slot is None else f"{family} champion {slot.version} abstains ({why})"
             )
-    answers = {family: arms["champion"] for family, arms in (models or {}).items() if "champion" in arms}
-    failed = {family: why for family, answer in answers.items() if (why := faulty(answer)) is not None}
-    answered = {
-        family
-        for family, answer in answers.items()
-        if family not in failed and not (answer.reason or "").startswith(NOT_ASKED)
-    }
+    failed, answered = {}, set()
+    for family, arms in (models or {}).items():
+        if (answer := arms.get("champion")) is None:
+            continue
+        if (fault := faulty(answer)) is not None:
+            failed[family] = fault
+        elif answer.reason is None or not answer.reason.startswith(NOT_ASKED):
+            answered.add(family)
     return tiers.TierInputs(
         bar=None if models is None or symbol.reason is not None else symbol.closed.close_time,
         champions=champions,

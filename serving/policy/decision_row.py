@@ -461,7 +461,10 @@ def decide(
         tier_multiplier=params.tiers.size.get(inputs.tier, 0.0),
         trail=trail(code),
         category_scores=_by_score(
-            (inputs.direction * np.where(inputs.direction == 0.0, 0.0, inputs.confidence)).tolist()
+            [
+                side * (confidence if side else 0.0)
+                for side, confidence in zip(inputs.direction.tolist(), inputs.confidence.tolist(), strict=True)
+            ]
         ),
         validation={"combined": finite_or_none(result[decision_kernel.VALIDATION]), **layers_of(out)},
         stage=STAGES[int(result[decision_kernel.STAGE])],

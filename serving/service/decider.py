@@ -212,8 +212,8 @@ class Decider:
         answers = dict(predictions)
         if here:
             with self._stage("family"):
-                predicted = predict_together(here, snapshot, self._unseen, functools.partial(self._timed, snapshot))
-            answers |= {symbol.name: found for symbol, found in zip(here, predicted, strict=True)}
+                each = predict_together(here, snapshot, self._unseen, functools.partial(self._timed, snapshot))
+            answers |= {symbol.name: found for symbol, found in zip(here, each, strict=True)}
         found: dict[str, PendingDecision | BellwetherError] = {}
         new: list[_New] = []
         self._policy_s = self._risk_s = 0.0
@@ -226,8 +226,8 @@ class Decider:
         try:
             for name in names:
                 try:
-                    symbol, predictions = self._live.symbols[name], answers.get(name)
-                    made = self._decide_one(symbol, now, snapshot, served, predictions, learned, portfolio)
+                    symbol, predicted = self._live.symbols[name], answers.get(name)
+                    made = self._decide_one(symbol, now, snapshot, served, predicted, learned, portfolio)
                 except BellwetherError as error:
                     found[name] = error
                     continue

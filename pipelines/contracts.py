@@ -342,9 +342,17 @@ class ModelAnswer:
         each = self.p.values() if isinstance(self.p, dict) else (self.p,)
         return max((float(p) for p in each if p is not None), default=float("nan"))
 
+    def with_vote(self, ensemble: EnsembleVote) -> "ModelAnswer":
+        """Return this answer with the vote over its members: what `replace` makes, in a third of its time."""
+        return ModelAnswer(
+            self.family, self.version, self.digest, self.verdict, self.role, self.event, self.direction, self.p,
+            self.p_low, self.label, self.status, self.reason, self.novelty, self.members, ensemble, self.device,
+            self.fallback,
+        )  # fmt: skip
+
     def to_dict(self) -> JsonObject:
         """Return the answer as plain JSON; `members`, `ensemble` and `fallback` only where there are any."""
-        record = {part.name: getattr(self, part.name) for part in fields(self)}
+        record = {name: getattr(self, name) for name in self.__slots__}
         if self.members is None:
             del record["members"]
         if self.fallback is None:
@@ -398,7 +406,7 @@ class ThresholdCheck:
 
     def to_dict(self) -> JsonObject:
         """Return the check as plain JSON."""
-        return {part.name: getattr(self, part.name) for part in fields(self)}
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 _TIMES = ("as_of", "known_at", "ingested_at", "expiry")
@@ -453,7 +461,7 @@ class Decision:
 
     def to_dict(self) -> JsonObject:
         """Return the decision as plain JSON: what is stored and what a client receives; times in ISO 8601 with zone."""
-        record = {part.name: getattr(self, part.name) for part in fields(self)}
+        record = {name: getattr(self, name) for name in self.__slots__}
         for name in _TIMES:
             record[name] = record[name] and record[name].isoformat()
         for name in _TUPLES:

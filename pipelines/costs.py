@@ -6,6 +6,7 @@ Labels carry no cost (see `labels.barriers`): cost decides which events are elig
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,12 @@ def target_cost_bps(costs: Costs, bars: Floats) -> Floats:
     """
     recorded = bars[:, HALF_SPREAD] / bars[:, CLOSE] * 1e4
     return 2.0 * costs.fee_bps + np.where(np.isfinite(recorded), recorded, 2.0 * costs.half_spread_bps)
+
+
+def target_cost_at(costs: Costs, half_spread: float, close: float) -> float:
+    """Return what `target_cost_bps` returns of one bar, to the bit, without arrays; NaN half_spread = not recorded."""
+    recorded = half_spread / close * 1e4
+    return 2.0 * costs.fee_bps + (recorded if isfinite(recorded) else 2.0 * costs.half_spread_bps)
 
 
 def stop_cost_bps(costs: Costs, bars: Floats) -> Floats:

@@ -3,7 +3,7 @@
 It is never counted as one half.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,20 +89,24 @@ def vote(members: Mapping[str, Probabilities], ensemble: Mapping[str, Any], phas
     """
     weights = phase_weights(ensemble, phase)
     _refuse_unknown(members, weights)
-    known = {name: p for name in weights if isinstance(p := members.get(name), float)}
-    total = sum(weights[name] for name in known)
-    weighted = sum(p * weights[name] for name, p in known.items())
-    shares = {
-        name: (float(stated) if name in known else 0.0) / (total if total > 0 else 1.0)
-        for name, stated in weights.items()
-    }
-    missing = tuple(name for name in weights if name not in known)
-    return EnsembleVote(weighted / total if total > 0 else None, phase, shares, missing)
+    total, weighted, missing = 0.0, 0.0, []
+    counted = dict(weights)  # a missing member counts as nothing
+    for name, stated in weights.items():
+        p = members.get(name)
+        if isinstance(p, float):
+            total += stated
+            weighted += p * stated
+        else:
+            counted[name] = 0.0
+            missing.append(name)
+    over = total if total > 0 else 1.0
+    shares = {name: share / over for name, share in counted.items()}
+    return EnsembleVote(weighted / total if total > 0 else None, phase, shares, tuple(missing))
 
 
-def _refuse_unknown(members: Iterable[str], weights: Mapping[str, float]) -> None:
+def _refuse_unknown(members: Mapping[str, object], weights: Mapping[str, float]) -> None:
     """Raise UnknownName on a member without a weight: none is left out silently."""
-    if unknown := set(members) - set(weights):
+    if unknown := members.keys() - weights.keys():
         raise UnknownName(
             f"no weight for {', '.join(sorted(unknown))}; ensemble in params.yaml has {', '.join(weights)}. "
             "Add the weight there."

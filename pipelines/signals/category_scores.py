@@ -99,13 +99,15 @@ class CategoryScores:
         scores = CategoryScores(scale, quantiles)
         return replace(scores, shared=_shared(*scores.score(signals)))
 
-    @property
+    @cached_property
     def independence(self) -> Floats:
         """Return (C,) in (0, 1], the share left of a category's vote: n categories that always agree count as one.
 
         The traditional consensus votes alone, so its share is 1.
         """
-        return np.array([1.0 / (1.0 + self.shared.get(category, 0.0)) for category in SCORE_NAMES])
+        found = np.array([1.0 / (1.0 + self.shared.get(category, 0.0)) for category in SCORE_NAMES])
+        found.setflags(write=False)  # every decision reads this one
+        return found
 
     def score(self, signals: Floats) -> tuple[Floats, Floats]:
         """Return the scores at one bar (ks,) or at n bars (n, ks), in the order of SCORE_NAMES.
@@ -145,7 +147,9 @@ class CategoryScores:
 
     def _score_all(self, signals: Floats) -> tuple[Floats, Floats, Floats]:
         """Return total, direction and confidence, each (n, C), of signals (n, ks). Raises BadShape."""
-        rows = np.require(_checked(signals), np.float64, ["C", "W"])
+        rows = _checked(signals)
+        if not (rows.flags.carray and rows.dtype == np.float64):
+            rows = np.require(rows, np.float64, ["C", "W"])
         total, direction, confidence = np.empty((3, len(rows), len(SCORE_NAMES)))
         _score_rows(rows, _SIDE, _STRENGTH, _CATEGORY, *self._tables, total, direction, confidence)
         return total, direction, confidence

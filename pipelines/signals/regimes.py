@@ -15,6 +15,9 @@ _TREND = SIGNALS.index["ma_cross.direction"]
 
 def market_state(features: Floats, signals: Floats) -> tuple[Floats, Floats]:
     """Return (regime codes, trend signs) of rows (n, kf), (n, ks) or of one row; NaN = unknown."""
+    if features.ndim == 1:  # scalars, not arrays of none dimension: a tenth of the time
+        row = features.item(_VOLATILITY), features.item(_ADX), signals.item(_TREND)
+        return rule_regime(*row), np.asarray(row[2])
     trend = signals[..., _TREND]
     return rule_regime(features[..., _VOLATILITY], features[..., _ADX], trend), trend
 

@@ -29,7 +29,7 @@ from pipelines.families import DECISION_FAMILY
 from pipelines.models.directional_ensemble import vote
 from pipelines.models.trained_on import symbols_of
 from pipelines.models.views import VIEWS, select
-from pipelines.signals.events import Events, event_row, events
+from pipelines.signals.events import Events, event_row
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 from serving.inference.model_slots import Slot, Snapshot
 from serving.state.symbols import Symbol
@@ -118,11 +118,20 @@ def market_mismatch(slot: Slot, symbol: Symbol, unseen: Unseen = "refuse") -> st
     return None if is_same else f"TRAINED_ON:series {', '.join(theirs.values()) or 'none'}"
 
 
+def kept_mismatch(slot: Slot, symbol: Symbol, unseen: Unseen) -> str | None:
+    """Return `market_mismatch`, found once a bundle and symbol: neither changes while both serve."""
+    at, asked = (slot.family, slot.arm), (slot.digest, unseen)
+    kept = symbol.mismatches.get(at)
+    if kept is None or kept[0] != asked:
+        kept = symbol.mismatches[at] = asked, market_mismatch(slot, symbol, unseen)
+    return kept[1]
+
+
 def events_at_close(symbol: Symbol) -> Events | None:
     """Return the ICT events of the last closed bar, the validator's input; None while the symbol warms up."""
     if symbol.reason is not None:
         return None
-    return events(symbol.closed.features[np.newaxis], symbol.closed.signals[np.newaxis])
+    return symbol.ict_events
 
 
 def inference_requests(
@@ -288,23 +297,24 @@ def with_ensemble_votes(
     """
     return {
         family: {arm: _with_vote(answer, snapshot.slots[family, arm], phase) for arm, answer in arms.items()}
+        if any(answer.members is not None for answer in arms.values())
+        else dict(arms)
         for family, arms in models.items()
     }
 
 
 def _with_vote(answer: ModelAnswer, slot: Slot, phase: str | None) -> ModelAnswer:
     """Return one answer with the ensemble's vote, unchanged where there is nothing to vote on."""
-    weights = slot.model.schema.get("ensemble")
-    if weights is None or answer.members is None:
+    if answer.members is None or (weights := slot.model.schema.get("ensemble")) is None:
         return answer
-    return replace(answer, ensemble=vote(answer.members, weights, phase))
+    return answer.with_vote(vote(answer.members, weights, phase))
 
 
 def not_applicable(slot: Slot, symbol: Symbol, raised: Events | None, unseen: Unseen) -> str | None:
     """Return why this model is not used at this close; None if it is."""
     if raised is None or symbol.waits_of(slot.family) is not None:
         return "WARMING_UP"
-    return market_mismatch(slot, symbol, unseen) or (
+    return kept_mismatch(slot, symbol, unseen) or (
         "NO_EVENT" if slot.family == DECISION_FAMILY and len(raised) == 0 else None
     )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from importlib.metadata import version
+from math import isnan
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,7 @@ from pipelines.families import DECISION_FAMILY, FAMILIES
 from pipelines.features.catalog import FEATURES
 from pipelines.params import Params
 from pipelines.signals.catalog import SIGNALS
-from pipelines.signals.events import Events, events, traditional_events
+from pipelines.signals.events import Events, traditional_events
 from pipelines.signals.regimes import market_state
 from serving.inference.model_slots import Snapshot
 from serving.inference.predictions import (
@@ -46,7 +47,7 @@ from serving.inference.predictions import (
     events_at_close,
     faulty,
     inference_requests,
-    market_mismatch,
+    kept_mismatch,
     not_timed,
     predict_local,
     prediction_records,
@@ -153,16 +154,19 @@ def decide(
     if tier.number > tiers.SIMPLE:
         assigned = {family: one for family, one in assigned.items() if family != DECISION_FAMILY}  # no model decides
     age_bars = age_in_bars(symbol, known_at)
-    ready = symbol.reason is None
+    waits = symbol.reason
+    ready = waits is None
     answers = predictions if predictions is not None else predict_all(symbol, snapshot, params.models.unseen_symbols)
     decider = _decider(symbol, snapshot, answers, tier, _arm(assigned, DECISION_FAMILY))
     acting = decider.events
     has_event = ready and len(acting) > 0
+    costs = symbol.costs(params.costs)
+    target_cost_bps = symbol.target_cost_bps(params.costs)
     direction, confidence = warm.category_scores.score(closed.signals) if ready else (np.full(N_SCORES, np.nan),) * 2
     regime, regime_source, trend = regime_now(symbol, answers, _arm(assigned, REGIME))
     event, side = (str(acting.kind[0]), float(acting.direction[0])) if has_event else ("", 0.0)
     atr = float(acting.atr[0]) if has_event else np.nan
-    decision = decision_row.decide(
+    return decision_row.decide(
         decision_row.DecisionInputs(
             direction=direction,
             confidence=confidence,
@@ -178,11 +182,11 @@ def decide(
             volatility=float(closed.features[VOLATILITY]) if has_event else np.nan,
             atr=atr,
             price=float(closed.bar[CLOSE]),
-            cost_bps=symbol.target_cost_bps(params.costs),
-            stop_cost_bps=symbol.stop_cost_bps(params.costs),
+            cost_bps=target_cost_bps,
+            stop_cost_bps=target_cost_bps + costs.stop_slippage_bps,
             p=np.nan if decider.p is None else decider.p,
             p_low=np.nan if decider.p_low is None else decider.p_low,
-            miss_bps=float(missed_bps(decider.miss_atr, atr, symbol.costs(params.costs), params)),
+            miss_bps=missed_bps_at(decider.miss_atr, atr, costs, params),
             abstained=decider.abstained,
             tier=tier.number,
             age_bars=age_bars,
@@ -199,30 +203,32 @@ def decide(
         known_at=known_at,
         ingested_at=now,
         arm=decider.arm,
-        expiry=utc(symbol.grid.deadline(np.array([closed.close_time]), params.labels.horizon_bars)[0]),
+        expiry=utc(symbol.grid.deadline(np.array([closed.close_time]), params.labels.horizon_bars)[0])
+        if has_event
+        else None,
         generation=snapshot.generation,
         tier_reason=tier.reason,
         learned=learned,
         models=with_ensemble_votes(_with_roles(answers, assigned), snapshot, regime),
-        lineage=decider.lineage
-        | {
+        lineage={
+            **decider.lineage,
             "catalogue_hash": FEATURES.catalogue_hash,
             "signal_catalogue_hash": SIGNALS.catalogue_hash,
             "warm_start": warm.digest,
             "regime": regime_source,
-            "costs": symbol.costs(params.costs).row,
+            "costs": costs.row,
             "policy": policy.rules,
             "params": policy.digest,
             "release": _release(),
             "cpu": cpu_type(),
             "tail": params.risk.tail.method(symbol.grid.timeframe),
-        }
-        | ({"account": params.account.source} if params.account.source != "ledger" else {})
-        | ({"reading": symbol.reading} if symbol.reading else {})
-        | {ASSIGNED + family: str(one) for family, one in assigned.items()},
+            **({"account": params.account.source} if params.account.source != "ledger" else {}),
+            **({"reading": symbol.reading} if symbol.reading else {}),
+            **{ASSIGNED + family: str(one) for family, one in assigned.items()},
+        },
+        waiting=() if waits is None else (waits,),
+        market=market_of(symbol),
     )
-    waiting = () if symbol.reason is None else (symbol.reason,)
-    return replace(decision, reasons=(*waiting, *decision.reasons, tier.reason), market=market_of(symbol))
 
 
 def assigned_in(lineage: Mapping[str, str]) -> dict[str, Assigned]:
@@ -239,6 +245,8 @@ def _arm(assigned: Mapping[str, Assigned], family: str) -> Arm:
 
 def _with_roles(answers: ModelAnswers, assigned: Mapping[str, Assigned]) -> ModelAnswers:
     """Return the answers with the roles of families in a canary or split: the assigned arm is active."""
+    if not assigned:
+        return answers
     return {
         family: arms
         if family not in assigned
@@ -275,7 +283,7 @@ class _Decider:
 def missed_bps(miss_atr: npt.ArrayLike, atr: npt.ArrayLike, costs: Costs, params: Params) -> Floats:
     """Return what trades return that miss their target, in bps before the cost of one that reaches it.
 
-    The service and the backtest read it here, so that both fall back alike.
+    The backtest reads it here, the service its twin of one event, so that both fall back alike.
 
     miss_atr  expected, in ATR; NaN = no estimate: the whole stop, filled with its slippage, as estimates count it too
     atr       fraction of price; NaN = no event, and no return
@@ -283,6 +291,12 @@ def missed_bps(miss_atr: npt.ArrayLike, atr: npt.ArrayLike, costs: Costs, params
     expected, reach = np.asarray(miss_atr, dtype=np.float64), np.asarray(atr, dtype=np.float64) * 1e4
     whole_stop = -params.labels.stop_atr * reach - costs.stop_slippage_bps
     return np.where(np.isnan(expected), whole_stop, expected * reach)
+
+
+def missed_bps_at(miss_atr: float, atr: float, costs: Costs, params: Params) -> float:
+    """Return what `missed_bps` returns of one event, to the bit, without arrays."""
+    reach = atr * 1e4
+    return -params.labels.stop_atr * reach - costs.stop_slippage_bps if isnan(miss_atr) else miss_atr * reach
 
 
 def _missed(estimate: float | None, where: str) -> tuple[float, dict[str, str]]:
@@ -298,13 +312,13 @@ def _missed(estimate: float | None, where: str) -> tuple[float, dict[str, str]]:
 def _decider(symbol: Symbol, snapshot: Snapshot, answers: ModelAnswers, tier: tiers.Tier, arm: Arm) -> _Decider:
     """Return this arm of the validator in tiers 1 and 2, the traditional consensus in tiers 3 and 4."""
     closed, warm = symbol.closed, symbol.warm
-    features, signals = closed.features[np.newaxis], closed.signals[np.newaxis]
     if tier.number <= tiers.SIMPLE:
         answer, slot = answers[DECISION_FAMILY][arm], snapshot.slots[DECISION_FAMILY, arm]
         lineage = {name: getattr(slot, name) for name in ("data_hash", "git_commit", "run_id")}
         miss, origin = _missed(slot.model.schema.get("miss_atr"), "bundle")
-        return _Decider(events(features, signals), arm, *answer.chance, answer.reason, miss, lineage | origin)
-    raised, record = traditional_events(features, signals), warm.traditional
+        return _Decider(symbol.ict_events, arm, *answer.chance, answer.reason, miss, lineage | origin)
+    raised = traditional_events(closed.features[np.newaxis], closed.signals[np.newaxis])
+    record = warm.traditional
     miss, origin = _missed(warm.traditional_miss_atr, "warm start")
     lineage = {"data_hash": warm.data_hash or "none", "git_commit": "none: no model acted"} | origin
     if record is None:
@@ -343,20 +357,21 @@ def tier_inputs(
     champions, absent = {}, {}
     for family in FAMILIES:
         slot = snapshot.slot(family, "champion")
-        why = None if slot is None else market_mismatch(slot, symbol, unseen)
+        why = None if slot is None else kept_mismatch(slot, symbol, unseen)
         if slot is not None and why is None:
             champions[family] = slot.digest
         else:
             absent[family] = (
                 f"no {family} champion serves" if slot is None else f"{family} champion {slot.version} abstains ({why})"
             )
-    answers = {family: arms["champion"] for family, arms in (models or {}).items() if "champion" in arms}
-    failed = {family: why for family, answer in answers.items() if (why := faulty(answer)) is not None}
-    answered = {
-        family
-        for family, answer in answers.items()
-        if family not in failed and not (answer.reason or "").startswith(NOT_ASKED)
-    }
+    failed, answered = {}, set()
+    for family, arms in (models or {}).items():
+        if (answer := arms.get("champion")) is None:
+            continue
+        if (fault := faulty(answer)) is not None:
+            failed[family] = fault
+        elif answer.reason is None or not answer.reason.startswith(NOT_ASKED):
+            answered.add(family)
     return tiers.TierInputs(
         bar=None if models is None or symbol.reason is not None else symbol.closed.close_time,
         champions=champions,

@@ -404,11 +404,15 @@ def decide(
     lineage: Mapping[str, str] | None = None,
     tier_reason: str = "",
     learned: Mapping[str, float] | None = None,
+    waiting: tuple[str, ...] = (),
+    market: Mapping[str, float | None] | None = None,
 ) -> Decision:
     """Return one decision (U6).
 
     flat     `flatten(params)`, made once by the caller
     learned  category → learned weight, recorded only; the part of it in force is `inputs.factor`
+    waiting  why the symbol must wait, ahead of all reasons; the reason of the tier comes after them
+    market   state of the market, recorded only
     An event keeps its entry, stop and target on NO_TRADE too, so that its outcome can be scored; size is then 0.
     `weights` holds the available categories only; a neutral one has contribution 0.
     Raises BadTimes for a naive as_of, UnknownName for an unknown regime. Doubtful numbers are refusals, not errors.
@@ -443,7 +447,11 @@ def decide(
         weights=_by_score(result[decision_kernel.SHARES_AT : decision_kernel.CONTRIBUTIONS_AT]),
         contributions=_by_score(result[decision_kernel.CONTRIBUTIONS_AT : decision_kernel.OUT_WIDTH]),
         coverage=finite_or_none(result[decision_kernel.COVERAGE]) or 0.0,
-        reasons=reasons(code, row, flat, out, inputs.abstained, inputs.breakers, inputs.embargo, inputs.event),
+        reasons=(
+            *waiting,
+            *reasons(code, row, flat, out, inputs.abstained, inputs.breakers, inputs.embargo, inputs.event),
+            *((tier_reason,) if tier_reason else ()),
+        ),
         generation=generation,
         models=models or {},
         lineage=dict(lineage or {}),
@@ -453,11 +461,15 @@ def decide(
         tier_multiplier=params.tiers.size.get(inputs.tier, 0.0),
         trail=trail(code),
         category_scores=_by_score(
-            (inputs.direction * np.where(inputs.direction == 0.0, 0.0, inputs.confidence)).tolist()
+            [
+                side * (confidence if side else 0.0)
+                for side, confidence in zip(inputs.direction.tolist(), inputs.confidence.tolist(), strict=True)
+            ]
         ),
         validation={"combined": finite_or_none(result[decision_kernel.VALIDATION]), **layers_of(out)},
         stage=STAGES[int(result[decision_kernel.STAGE])],
         capped_by=CAPS[int(result[decision_kernel.CAP_OF])] if isfinite(result[decision_kernel.CAP_OF]) else None,
         learned=dict(learned or {}),
         thresholds=thresholds_of(row, flat, result),
+        market=dict(market or {}),
     )

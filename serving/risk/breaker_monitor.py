@@ -17,7 +17,7 @@ from pipelines.errors import BadValues, ServiceDown
 from pipelines.features.catalog import FEATURES
 from pipelines.params import BreakerParams, Params
 from pipelines.store import BreakerTrip, Fill
-from serving.risk.breakers import REBASED, BreakerInputs, triggered
+from serving.risk.breakers import NOTHING_OBSERVED, REBASED, BreakerInputs, triggered
 from serving.state.account import Account
 from serving.state.ledger import Ledger
 from serving.state.symbols import Symbol
@@ -91,7 +91,7 @@ def champion_inputs(
     answer  of the champion at this close, None if there is none; faults digest → faults in a row
     """
     if answer is None or not (answer.reason or "").startswith(MODEL_FAULT):
-        return BreakerInputs()
+        return NOTHING_OBSERVED
     close = utc(symbol.closed.close_time)
     about = f"{family} champion version {answer.version} at {symbol.name}, bar closed {close:%F %H:%M} UTC"
     return BreakerInputs(about, faults=float(faults.get(answer.digest, 0)))
@@ -103,7 +103,7 @@ def fill_inputs(fills: Sequence[Fill], whole: int) -> BreakerInputs:
     fills  that a venue reported, oldest first; whole: number of fills that the mean slippage needs
     """
     if not fills:
-        return BreakerInputs()
+        return NOTHING_OBSERVED
     slippages = [fill.slippage_bps for fill in fills if fill.slippage_bps is not None]
     rejected = [fill for fill in fills if fill.status == "rejected"]
     newest = fills[-1]
@@ -148,7 +148,7 @@ class BreakerMonitor:
     @property
     def names(self) -> tuple[str, ...]:
         """Return the tripped breakers in the order of their trips, which decisions record."""
-        return tuple(self.reasons)
+        return tuple(self.reasons if self.sent else self.stored)
 
     def evaluate(self, inputs: BreakerInputs, at: datetime) -> dict[str, str]:
         """Trip the breakers whose condition holds; return breaker → why of those that tripped now.

@@ -57,6 +57,9 @@ class BreakerInputs:
     mismatch: str | None = None
 
 
+NOTHING_OBSERVED = BreakerInputs()  # trips nothing
+
+
 def _daily_loss(inputs: BreakerInputs, params: Params) -> str | None:
     """Return why the loss of the day trips, None if it does not."""
     limit = params.risk.max_daily_loss
@@ -158,4 +161,6 @@ BREAKER_NAMES = (*BREAKERS, EMERGENCY_BREAKER)  # the last one trips by hand onl
 
 def triggered(inputs: BreakerInputs, params: Params) -> dict[str, str]:
     """Return breaker → why it has to trip, of those whose condition holds."""
+    if inputs is NOTHING_OBSERVED:
+        return {}
     return {name: why for name, holds in BREAKERS.items() if (why := holds(inputs, params)) is not None}

@@ -29,7 +29,15 @@ from serving.policy.decide import age_in_bars, decide, predict_all, predict_toge
 from serving.policy.decision_row import ExposureSnapshot, Policy
 from serving.service import metrics, tracing
 from serving.service.breaker_watch import BreakerWatch
-from serving.service.decision_memory import DecisionKey, DecisionMemory, PendingDecision, Subject, id_of, subject_of
+from serving.service.decision_memory import (
+    DecisionKey,
+    DecisionMemory,
+    PendingDecision,
+    Subject,
+    id_of,
+    served_in,
+    subject_of,
+)
 from serving.service.decision_meter import DecisionMeter
 from serving.service.live_symbols import LiveSymbols
 from serving.service.ramp_guard import RampGuard
@@ -204,8 +212,8 @@ class Decider:
         answers = dict(predictions)
         if here:
             with self._stage("family"):
-                predicted = predict_together(here, snapshot, self._unseen, functools.partial(self._timed, snapshot))
-            answers |= {symbol.name: found for symbol, found in zip(here, predicted, strict=True)}
+                each = predict_together(here, snapshot, self._unseen, functools.partial(self._timed, snapshot))
+            answers |= {symbol.name: found for symbol, found in zip(here, each, strict=True)}
         found: dict[str, PendingDecision | BellwetherError] = {}
         new: list[_New] = []
         self._policy_s = self._risk_s = 0.0
@@ -214,10 +222,12 @@ class Decider:
         # arrives while this runs, so close and volatility are those of every decision here
         at, volatility = self._live.newest_close(), self._account.volatility()
         portfolio = functools.partial(self._portfolio, at, volatility)
+        served, learned = served_in(snapshot), self._weights.weights  # the same for all
         try:
             for name in names:
                 try:
-                    made = self._decide_one(self._live.symbols[name], now, snapshot, answers.get(name), portfolio)
+                    symbol, predicted = self._live.symbols[name], answers.get(name)
+                    made = self._decide_one(symbol, now, snapshot, served, predicted, learned, portfolio)
                 except BellwetherError as error:
                     found[name] = error
                     continue
@@ -239,12 +249,16 @@ class Decider:
         symbol: Symbol,
         now: datetime,
         snapshot: Snapshot,
+        served: str,
         predictions: ModelAnswers | None,
+        learned: Mapping[str, float],
         portfolio: Callable[[str, str, float], ExposureSnapshot],
     ) -> "PendingDecision | _New":
         """Decide and count the decision in the account, or return the one already made on exactly this.
 
+        served       of the snapshot, as `served_in` returns it
         predictions  answers of the models at this close; None: run the models in this process
+        learned      category → weight learned from outcomes so far
         portfolio    (symbol, signal, side) → the account at the newest close
         """
         subject = subject_of(symbol, snapshot)
@@ -267,9 +281,9 @@ class Decider:
             self._breakers.names,
             tier=tier_at(state, age_bars, self._params.risk.max_data_age_bars),
             assigned=self._ramp.assigned(snapshot, symbol),
-            learned=self._weights.weights,
+            learned=learned,
             predictions=predictions,
-            id=id_of(key, snapshot),
+            id=id_of(key, served),
             known_at=known_at,
             now=now,
         )

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 import logging
+from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from concurrent.futures import Future
 from typing import NamedTuple
@@ -59,11 +60,18 @@ def subject_of(symbol: Symbol, snapshot: Snapshot) -> Subject:
     return Subject(symbol.name, symbol.closed.close_time, snapshot.generation, symbol.warm.digest, symbol.reading)
 
 
-def id_of(key: DecisionKey, snapshot: Snapshot) -> str:
-    """Return the id of a decision: 32 hex digits of the hash of everything it rests on, the same in any process."""
-    served = sorted((family, arm, slot.digest) for (family, arm), slot in snapshot.slots.items())
+def served_in(snapshot: Snapshot) -> str:
+    """Return the models of a snapshot as text of JSON, which every id of a decision made with them holds."""
+    return json.dumps(sorted((family, arm, slot.digest) for (family, arm), slot in snapshot.slots.items()))
+
+
+def id_of(key: DecisionKey, served: str) -> str:
+    """Return the id of a decision: 32 hex digits of the hash of everything it rests on, the same in any process.
+
+    served  what `served_in` returns, once for all decisions of a batch
+    """
     named = key if key.reading else key[:-1]  # ids of markets without a correction are as in earlier releases
-    return hashlib.sha256(json.dumps([named, served]).encode()).hexdigest()[:32]
+    return hashlib.sha256(f"[{json.dumps(named)}, {served}]".encode()).hexdigest()[:32]
 
 
 def stored_already(decision: Decision) -> PendingDecision:
@@ -79,7 +87,7 @@ class DecisionMemory:
     def __init__(self, store: Store, executor: StoreExecutor, account: Account) -> None:
         """Start empty; `made` is filled from the store with each warm start."""
         self._store, self._executor, self._account = store, executor, account
-        self.made: dict[DecisionKey, PendingDecision] = {}
+        self.made: OrderedDict[DecisionKey, PendingDecision] = OrderedDict()  # in order: the oldest leaves at once
         # by subject, whatever tier and breakers have become since:
         self._pending: dict[Subject, PendingDecision] = {}  # handed to the ledger, which has not answered yet
         self._uncertain: set[Subject] = set()  # pending ones that were reported to a caller as failed
@@ -177,4 +185,4 @@ class DecisionMemory:
     def _forget_oldest(self) -> None:
         """Keep the newest MAX_CACHED_DECISIONS: the store has the others, and their ids find them there."""
         while len(self.made) > MAX_CACHED_DECISIONS:
-            del self.made[next(iter(self.made))]
+            self.made.popitem(last=False)

@@ -94,5 +94,5 @@ class RampGuard:
         """Forget what was kept of experiments and versions that are not served any more."""
         running = {assignment.experiment for assignment in snapshot.assignments.values()}
         for kept in (self._stopped, self._answered, self._ms, self._peak):
-            for number in kept.keys() - running:
+            for number in [number for number in kept if number not in running]:
                 del kept[number]

@@ -147,6 +147,8 @@ class TierWatch:
         """Queue one alarm for each bundle whose own code failed, here or where this process answers for."""
         for family, arms in predictions.items():
             for arm, answer in arms.items():
+                if answer.reason is None and answer.fallback is None:
+                    continue
                 key, fault = (family, arm, answer.digest), faulty(answer) or answer.fallback
                 if fault is not None and fault.startswith("MODEL_FAULT:") and key not in self._reported_faults:
                     self._reported_faults.add(key)

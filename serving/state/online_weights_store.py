@@ -19,6 +19,7 @@ from pipelines.errors import BellwetherError
 from pipelines.params import Params
 from pipelines.store import DecisionRecord
 from serving.inference.generation import write_atomically
+from serving.policy.decision_row import ONES
 from serving.policy.fusion import N_SCORES, regime_weights
 from serving.policy.online_weights import (
     BetaPosterior,
@@ -124,13 +125,12 @@ class OnlineWeightsStore:
 
 def factor_of(weights: Sequence[float], params: Params) -> Floats:
     """Return (N_SCORES,) learned weights (C,) over the stated ones; ones where learning only records."""
-    factor = np.ones(N_SCORES)
-    if params.learning.use == "act":
-        stated = regime_weights(params.fusion, None)
-        factor[: len(CATEGORIES)] = [
-            weight / stated[name] if stated[name] > 0.0 else 1.0
-            for name, weight in zip(CATEGORIES, weights, strict=True)
-        ]
+    if params.learning.use != "act":
+        return ONES
+    factor, stated = np.ones(N_SCORES), regime_weights(params.fusion, None)
+    factor[: len(CATEGORIES)] = [
+        weight / stated[name] if stated[name] > 0.0 else 1.0 for name, weight in zip(CATEGORIES, weights, strict=True)
+    ]
     return factor
 
 

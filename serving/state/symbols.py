@@ -30,7 +30,7 @@ from pipelines.contracts import (
     Ints,
     utc,
 )
-from pipelines.costs import Costs, costs_of, stop_cost_bps, target_cost_bps
+from pipelines.costs import Costs, costs_of, target_cost_at
 from pipelines.data import admission, collar
 from pipelines.data.admission import CLOCK_SKEW
 from pipelines.data.alignment import align, known_between, merge_records, prune_records
@@ -42,6 +42,7 @@ from pipelines.features.catalog import FEATURES
 from pipelines.market_params import CostParams, QualityParams
 from pipelines.models.gaps import DECISIONS, memory, waits
 from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.events import Events, events
 from pipelines.store import HeldBar, packed, unpacked
 from pipelines.warm_start import WarmStart
 from serving.state.recent_bars import OpenBars, RecentBars
@@ -94,19 +95,34 @@ class Symbol:
         self._gap = "missing bars in its history"
         self.reading, self.withheld = reading, dict(withheld or {})
         self._scale = (0.0, 0), float("nan")  # (close, bars) it is of, and the robust deviation of a base bar's move
+        self._costs: tuple[CostParams, Costs] | None = None  # parameters, and the costs of this market by them
+        self._events: tuple[ClosedBar, Events] | None = None  # a close, and its ICT events
+        # (family, arm) → (digest, unseen), and what `predictions.market_mismatch` found of that model
+        self.mismatches: dict[tuple[str, str], tuple[tuple[str, str], str | None]] = {}
         self._opens = deque([self.last_open_time], maxlen=admission.OPENS_BEFORE)  # of the newest base bars
 
     def costs(self, params: CostParams) -> Costs:
-        """Return the costs of this market, by the venue its data version names."""
-        return costs_of(params, self.warm.venue, self.warm.market)
+        """Return the costs of this market, by the venue its data version names; found once for these parameters."""
+        if self._costs is None or self._costs[0] is not params:
+            self._costs = params, costs_of(params, self.warm.venue, self.warm.market)
+        return self._costs[1]
 
     def target_cost_bps(self, params: CostParams) -> float:
         """Return what a trade decided at the newest close pays if it reaches its target, in bps."""
-        return float(target_cost_bps(self.costs(params), self.closed.bar[np.newaxis])[0])
+        bar = self.closed.bar
+        return target_cost_at(self.costs(params), bar.item(HALF_SPREAD), bar.item(CLOSE))
 
     def stop_cost_bps(self, params: CostParams) -> float:
         """Return what a trade decided at the newest close pays if it ends at its stop, in bps."""
-        return float(stop_cost_bps(self.costs(params), self.closed.bar[np.newaxis])[0])
+        return self.target_cost_bps(params) + self.costs(params).stop_slippage_bps
+
+    @property
+    def ict_events(self) -> Events:
+        """Return the ICT events of the newest close, found once: models, policy and records read the same."""
+        if self._events is None or self._events[0] is not self.closed:
+            features, signals = self.closed.features[np.newaxis], self.closed.signals[np.newaxis]
+            self._events = self.closed, events(features, signals)
+        return self._events[1]
 
     @property
     def last_bar_close(self) -> datetime:

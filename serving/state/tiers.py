@@ -155,6 +155,8 @@ def _fault(seen: TierInputs, failing: Collection[str], best: int) -> tuple[int, 
         if seen.fallback:
             return TRADITIONAL, f"{seen.service}; the traditional consensus decides"
         return EMERGENCY, f"{seen.service}, and the traditional consensus has no track record; nobody decides"
+    if not failing:
+        return FULL, ""
     level, why = best_tier(seen, failing)
     return (level, why) if level > best else (FULL, "")
 

@@ -22,7 +22,7 @@ from pipelines.store import Store
 from serving.service.alarm_queue import AlarmQueue, report_poll
 from serving.service.answers import BriefDecision, brief, decisions_answer
 from serving.service.decision_engine import DecisionEngine
-from serving.service.decision_memory import DecisionKey, DecisionMemory, PendingDecision, Subject, id_of
+from serving.service.decision_memory import DecisionKey, DecisionMemory, PendingDecision, Subject, id_of, served_in
 from serving.service.schemas import DecideRequest, ObserveRequest
 from serving.service.store_executor import StoreExecutor
 from serving.service.store_monitor import StoreMonitor
@@ -229,8 +229,9 @@ def test_a_decision_reported_as_failed_is_answered_once_it_is_stored_after_all()
 def test_an_id_is_the_hash_of_everything_a_decision_rests_on():
     """The value is fixed: another process finds stored decisions by it."""
     snapshot = SimpleNamespace(slots={("validator", "champion"): SimpleNamespace(digest="d" * 64)})
-    same, other = id_of(KEY, snapshot), id_of(KEY._replace(tier=3), snapshot)
-    assert (len(same), same == id_of(KEY, snapshot), same == other) == (32, True, False)
+    served = served_in(snapshot)
+    same, other = id_of(KEY, served), id_of(KEY._replace(tier=3), served)
+    assert (len(same), same == id_of(KEY, served), same == other) == (32, True, False)
     assert same == "86d4845a397cd963ca7a3fb4cbdf6877"
 
 

@@ -24,7 +24,7 @@ from benchmarks.measured import Row, Spread
 
 NAMES = (
     "check", "features", "signals_speed", "heatmap", "sampling", "inference", "decision", "decision_core", "risk",
-    "simulator", "store", "services", "many_symbols", "throughput",
+    "simulator", "store", "services", "many_symbols", "throughput", "callers",
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from pipelines.families import FAMILIES
 from pipelines.permissions import restrict
 from pipelines.settings import Settings, settings
 from pipelines.store import SERVICE_WAIT_MS, StoreFault
+from serving.inference.caller_batches import CallerBatches
 from serving.inference.device import choose_device
 from serving.inference.feature_client import FeatureClient
 from serving.inference.feature_rows import predict_on_features
@@ -66,6 +67,7 @@ class ModelService:
             place = on_cpu if self._device.index is None else self._open_card(where)
             self._store = open_store(where, SERVICE_WAIT_MS)
         self._alarms, self._executor = AlarmQueue(), StoreExecutor()
+        self._batches = CallerBatches()
         self._features = FeatureClient(where.decision_url)
         check = functools.partial(disagreement, self._store, where.home)
         self._slots = ModelSlots(
@@ -125,7 +127,8 @@ class ModelService:
             )
         if request.symbol is not None:
             return await self._predict_newest(request.symbol, slot, snapshot)
-        return _prediction_answer(snapshot, slot, slot.model.predict(requested_rows(request, slot.model)))
+        rows = requested_rows(request, slot.model)  # checked before they join those of other callers
+        return _prediction_answer(snapshot, slot, await self._batches.predict(slot.model, rows))
 
     async def _predict_newest(self, symbol: str, slot: Slot, snapshot: Snapshot) -> JsonObject:
         """Return the answer on the newest row of a symbol, or the abstention of a decision at the same close.

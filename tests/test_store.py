@@ -5,7 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import fields, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from support.legacy_store import alembic_to, contents, release_010
 
 from pipelines import migrations
 from pipelines.context_layout import TAPE_WIDTH, tape_of
-from pipelines.contracts import BOOK_LEVELS, HALF_SPREAD, Books, ContextFeed, Decision, ModelAnswer, Outcome
+from pipelines.contracts import BAR_FIELDS, BOOK_LEVELS, HALF_SPREAD, Books, ContextFeed, Decision, ModelAnswer, Outcome
 from pipelines.errors import BadTimes, BadValues, LeaseHeld, StateError, UnknownName
 from pipelines.migrations import tables
 from pipelines.migrations.tables import METADATA, SCHEMA
@@ -115,6 +115,19 @@ def test_bars_come_back_bit_for_bit_with_their_gaps(store):
     assert store.newest_bar("BTC/USDT") == batch().bars[-1, 0]
     assert store.newest_bar("ETH/USDT") is None
     assert store.symbols() == ("BTC/USDT",)
+
+
+def test_bars_are_stored_as_sqlalchemy_would_store_them(store, url):
+    odd = [-0.0, 5e-324, 1e18, 0.1 + 0.2, np.nan, 3.0, np.nan, np.nan]
+    sent = replace(batch(1), bars=np.array([[T0.timestamp() + 1e-6, *odd]]), ingested_at=T0.astimezone(timezone(HOUR)))
+    store.add_bars(sent)
+    stamps = {"known_at": sent.known_at[0].item(), "ingested_at": sent.ingested_at}
+    values = {name: None if np.isnan(v) else v for name, v in zip(BAR_FIELDS, sent.bars[0].tolist(), strict=True)}
+    everything = sa.text("SELECT * FROM bars ORDER BY symbol")
+    with closing(store._engine.connect()) as connection:
+        connection.execute(sa.insert(tables.bars), [{"symbol": "same", **values, **stamps}])
+        ours, theirs = connection.execute(everything).all()
+    assert repr(ours[1:]) == repr(theirs[1:])
 
 
 def test_sending_bars_again_changes_nothing_and_adds_only_what_is_new(store):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from math import isfinite
+from operator import attrgetter
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -352,7 +353,7 @@ class ModelAnswer:
 
     def to_dict(self) -> JsonObject:
         """Return the answer as plain JSON; `members`, `ensemble` and `fallback` only where there are any."""
-        record = {name: getattr(self, name) for name in self.__slots__}
+        record = dict(zip(self.__slots__, _OF_ANSWER(self), strict=True))
         if self.members is None:
             del record["members"]
         if self.fallback is None:
@@ -372,6 +373,7 @@ class ModelAnswer:
         return cls(**{"family": family, **known})
 
 
+_OF_ANSWER = attrgetter(*ModelAnswer.__slots__)  # all its values at once
 ModelAnswers = dict[str, dict[str, ModelAnswer]]  # family → arm → answer
 
 
@@ -461,7 +463,7 @@ class Decision:
 
     def to_dict(self) -> JsonObject:
         """Return the decision as plain JSON: what is stored and what a client receives; times in ISO 8601 with zone."""
-        record = {name: getattr(self, name) for name in self.__slots__}
+        record = dict(zip(self.__slots__, _OF_DECISION(self), strict=True))
         for name in _TIMES:
             record[name] = record[name] and record[name].isoformat()
         for name in _TUPLES:
@@ -480,6 +482,9 @@ class Decision:
         checks = {name: ThresholdCheck(**check) for name, check in record.get("thresholds", {}).items()}
         models = _answers(record.get("models", {}))
         return cls(**{**record, **times, **tuples, "models": models, "thresholds": checks})
+
+
+_OF_DECISION = attrgetter(*Decision.__slots__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from pipelines.context_layout import CONTEXT_INDEX
-from pipelines.contracts import BAR_WIDTH, HALF_SPREAD, ContextFeed
+from pipelines.contracts import BAR_WIDTH, CLOSE, HALF_SPREAD, ContextFeed
 from pipelines.costs import (
     costs_of,
     forward_cost_bps,
@@ -14,6 +14,7 @@ from pipelines.costs import (
     funding_received_bps,
     left_at,
     stop_cost_bps,
+    target_cost_at,
     target_cost_bps,
     trade_cost_bps,
     venue_of,
@@ -84,6 +85,8 @@ def test_the_expected_round_trip_rests_on_the_spread_of_the_bar_where_it_has_one
     assert forward_cost_bps(gold, np.array([4.0, np.nan])).tolist() == pytest.approx([4.0, 5.8])
     # a target is left at its own price: only the fill pays half a spread
     assert target_cost_bps(gold, bars).tolist() == pytest.approx([2.0, 5.8])
+    live = [target_cost_at(gold, *one) for one in bars[:, [HALF_SPREAD, CLOSE]].tolist()]
+    assert live == target_cost_bps(gold, bars).tolist()  # to the bit
 
 
 def test_unsound_tables_are_refused_with_the_key():

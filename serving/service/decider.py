@@ -63,16 +63,23 @@ class _New(NamedTuple):
 async def _durable(
     made: Mapping[str, PendingDecision | BellwetherError],
 ) -> dict[str, Decision | BellwetherError]:
-    """Wait until decisions are durable; return each, or why it is refused. Raises what the store raised."""
+    """Wait until decisions are durable; return each, or why it is refused. Raises what the store raised.
+
+    made  those handed to the ledger last come last: once the last has ended there is hardly one to wait for, and the
+          ledger wakes the event loop once instead of once a decision
+    """
     pending = {name: one for name, one in made.items() if isinstance(one, PendingDecision)}
-    ended = await asyncio.gather(*(asyncio.wrap_future(one.stored) for one in pending.values()), return_exceptions=True)
+    for i, one in enumerate(reversed(pending.values())):
+        if i == 0 or not one.stored.done():
+            await asyncio.gather(asyncio.wrap_future(one.stored), return_exceptions=True)
     found: dict[str, Decision | BellwetherError] = {
         name: one for name, one in made.items() if isinstance(one, BellwetherError)
     }
-    for name, result in zip(pending, ended, strict=True):
-        if isinstance(result, BaseException) and not isinstance(result, InputError):
-            raise result
-        found[name] = result
+    for name, one in pending.items():
+        error = one.stored.exception()
+        if error is not None and not isinstance(error, InputError):
+            raise error
+        found[name] = one.stored.result() if error is None else error
     return found
 
 
@@ -320,11 +327,11 @@ class Decider:
             for one in new:
                 self._account.remove_decision(one.record.decision)
             raise
-        pending = {}
-        for one, done in zip(new, written, strict=True):
-            decision = one.record.decision
-            pending[one.name] = PendingDecision(decision, self._memory.stored(decision, done))
-            self._memory.add(one.key, one.subject, pending[one.name])
+        pending = {
+            one.name: PendingDecision(one.record.decision, self._memory.stored(one.record.decision, done))
+            for one, done in zip(new, written, strict=True)
+        }
+        self._memory.add_all([(one.key, one.subject, pending[one.name]) for one in new])
         self._meter.follow([one.record.decision for one in new], written)
         return pending
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -100,14 +100,17 @@ class DecisionMemory:
             return stored_already(late)
         return self._pending.get(subject)
 
-    def add(self, key: DecisionKey, subject: Subject, made: PendingDecision) -> None:
-        """Remember a decision that was handed to the ledger, and settle it when the ledger has answered."""
-        self.made[key] = self._pending[subject] = made
+    def add_all(self, new: Sequence[tuple[DecisionKey, Subject, PendingDecision]]) -> None:
+        """Remember decisions that were handed to the ledger, and settle them when it has answered.
+
+        new  of one transaction, in its order: the last one ends last, and wakes the event loop once for all
+        """
+        for key, subject, made in new:
+            self.made[key] = self._pending[subject] = made
         self._forget_oldest()
-        loop = asyncio.get_running_loop()
-        made.stored.add_done_callback(
-            lambda ended: loop.call_soon_threadsafe(self._settle, key, subject, made.decision, ended)
-        )
+        if new:
+            loop = asyncio.get_running_loop()
+            new[-1][2].stored.add_done_callback(lambda _: loop.call_soon_threadsafe(self._settle_all, new))
 
     def mark_uncertain(self, names: Collection[str]) -> None:
         """Note that the decisions pending on these symbols were reported to a caller as failed."""
@@ -135,6 +138,11 @@ class DecisionMemory:
 
         written.add_done_callback(ended)
         return durable
+
+    def _settle_all(self, new: Sequence[tuple[DecisionKey, Subject, PendingDecision]]) -> None:
+        """Take over what the ledger answered about the decisions of one transaction."""
+        for key, subject, made in new:
+            self._settle(key, subject, made.decision, made.stored)
 
     def _settle(self, key: DecisionKey, subject: Subject, decision: Decision, ended: "Future[Decision]") -> None:
         """Take over what the ledger answered about a pending decision; runs on the event loop."""

@@ -10,7 +10,7 @@ from pipelines.costs import costs_of
 from pipelines.errors import BadShape, BadTimes, BadValues
 from pipelines.evaluation.backtest import T_EXIT, T_FILL, T_ROW, T_SIZE, TRADE_FIELDS, backtest
 from pipelines.settings import load_params
-from serving.policy.decide import missed_bps
+from serving.policy.decide import missed_bps, missed_bps_at
 from serving.policy.decision_row import flatten, to_rows
 from serving.policy.fusion import N_SCORES
 from serving.risk import codes
@@ -232,7 +232,9 @@ def test_a_fold_without_an_estimate_of_misses_and_rows_of_an_earlier_release_cou
     assert missed_bps(known, atr, costs, PARAMS).tolist() == pytest.approx([-36.0, -20.4])
     assert missed_bps(earlier, atr, costs, PARAMS).tolist() == pytest.approx([-40.4, -20.4])
     wide = PARAMS.model_copy(update={"labels": PARAMS.labels.model_copy(update={"stop_atr": 1.25})})
-    assert missed_bps(NAN, 0.004, costs, wide) == pytest.approx(-50.4)  # live: one number
+    assert missed_bps(NAN, 0.004, costs, wide) == pytest.approx(-50.4)
+    live = [missed_bps_at(*one, costs, wide) for one in zip(known.tolist(), atr.tolist(), strict=True)]
+    assert live == missed_bps(known, atr, costs, wide).tolist()  # live: one number, the same to the bit
 
 
 def test_a_trade_out_of_time_is_held_to_the_close_of_its_exit_bar_and_settled_when_that_bar_closed():

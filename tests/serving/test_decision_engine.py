@@ -181,7 +181,7 @@ def remembered(stored, *outcomes, doubt=False):
         executor = StoreExecutor()
         memory = DecisionMemory(Stored(stored), executor, Account())
         made, written = decision("d"), Future()
-        memory.add(KEY, SUBJECT, PendingDecision(made, memory.stored(made, written)))
+        memory.add_all([(KEY, SUBJECT, PendingDecision(made, memory.stored(made, written)))])
         assert memory.find(SUBJECT).decision is made
         if doubt:
             memory.mark_uncertain(["A"])

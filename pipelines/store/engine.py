@@ -28,6 +28,7 @@ OUTAGES = (OperationalError, InterfaceError, PoolTimeout)  # failures of the dat
 CONNECT_TIMEOUT_S = 4  # PostgreSQL: a server that does not answer counts as down after this
 FLOW_WAIT_MS = 30_000  # a flow waits this long for another writer before it gives up
 SERVICE_WAIT_MS = 500  # a service waits this long: its caller gets an error at once and retries
+CHECKPOINT_PAGES = 8192  # 32 MB of write-ahead log are copied into the file at a time: a page written often, once
 LOOKUP = 500  # values in one IN (...): under every database's parameter limit
 MIGRATIONS = Path(migrations.__file__).parent
 _MIGRATION_LOCK = 0x62656C6C  # any fixed number: two PostgreSQL clients must not migrate at once
@@ -139,6 +140,7 @@ def _tune_sqlite(engine: Engine, durability: str, wait_ms: int) -> None:
             f"busy_timeout={wait_ms}",
             "journal_mode=WAL",
             f"synchronous={synchronous}",
+            f"wal_autocheckpoint={CHECKPOINT_PAGES}",
             "foreign_keys=ON",
         ):
             connection.execute(f"PRAGMA {pragma}")

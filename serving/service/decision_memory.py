@@ -66,12 +66,16 @@ def served_in(snapshot: Snapshot) -> str:
 
 
 def id_of(key: DecisionKey, served: str) -> str:
-    """Return the id of a decision: 32 hex digits of the hash of everything it rests on, the same in any process.
+    """Return the id of a decision, the same in any process: 32 hex digits, which ascend with the close decided on.
+
+    Eight are the close in epoch seconds, 24 those of the hash of everything the decision rests on. The index of ids
+    grows at its end then: with the hash alone each decision wrote a page of its own, wherever it fell.
 
     served  what `served_in` returns, once for all decisions of a batch
     """
-    named = key if key.reading else key[:-1]  # ids of markets without a correction are as in earlier releases
-    return hashlib.sha256(f"[{json.dumps(named)}, {served}]".encode()).hexdigest()[:32]
+    named = key if key.reading else key[:-1]
+    digest = hashlib.sha256(f"[{json.dumps(named)}, {served}]".encode()).hexdigest()
+    return f"{int(key.close_time):08x}{digest[:24]}"
 
 
 def stored_already(decision: Decision) -> PendingDecision:

@@ -6,7 +6,9 @@ import numpy as np
 
 from pipelines.contracts import BAR_WIDTH, RETAINED_BARS, Floats, History
 
-ROOM = 2  # times RETAINED_BARS: when they are full, the newest are copied to a new buffer, once in RETAINED_BARS bars
+# When a buffer is full, the newest RETAINED_BARS are copied to a new one, once in SPARE_BARS bars. A row takes over 2 kB: with
+# room for as many again a hundred symbols grew by 80 MB and more, as what is freed does not fit what is wanted next.
+SPARE_BARS = 64
 OPEN_ROOM = 64  # base bars of an open decision bar at first; doubled when they are full
 
 
@@ -48,7 +50,7 @@ class RecentBars:
 
     def with_bar(self, bar: Floats, features: Floats, signals: Floats, levels: Floats, context: Floats) -> History:
         """Return the newest bars, this one the last; earlier results stay unchanged."""
-        if self._end == ROOM * RETAINED_BARS:
+        if self._end == RETAINED_BARS + SPARE_BARS:
             self._begin(self._view())
         at, rows = self._end, self._rows
         rows.bars[at], rows.features[at], rows.signals[at] = bar, features, signals
@@ -60,7 +62,7 @@ class RecentBars:
         """Copy the newest bars into a new buffer."""
         newest = [getattr(history, part.name)[-RETAINED_BARS:] for part in fields(History)]
         self._end = len(newest[0])
-        rooms = [np.empty((ROOM * RETAINED_BARS, *rows.shape[1:])) for rows in newest]
+        rooms = [np.empty((RETAINED_BARS + SPARE_BARS, *rows.shape[1:])) for rows in newest]
         for room, rows in zip(rooms, newest, strict=True):
             room[: self._end] = rows
         self._rows = History(*rooms)

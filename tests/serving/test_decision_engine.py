@@ -226,13 +226,14 @@ def test_a_decision_reported_as_failed_is_answered_once_it_is_stored_after_all()
     assert found.id == "d"
 
 
-def test_an_id_is_the_hash_of_everything_a_decision_rests_on():
-    """The value is fixed: another process finds stored decisions by it."""
+def test_an_id_is_the_close_and_the_hash_of_everything_a_decision_rests_on():
+    """The value is fixed: another process finds stored decisions by it. Ids ascend with the close."""
     snapshot = SimpleNamespace(slots={("validator", "champion"): SimpleNamespace(digest="d" * 64)})
     served = served_in(snapshot)
     same, other = id_of(KEY, served), id_of(KEY._replace(tier=3), served)
     assert (len(same), same == id_of(KEY, served), same == other) == (32, True, False)
-    assert same == "86d4845a397cd963ca7a3fb4cbdf6877"
+    assert same == f"{int(KEY.close_time):08x}86d4845a397cd963ca7a3fb4"
+    assert id_of(KEY._replace(close_time=KEY.close_time + 1.0), served) > max(same, other)
 
 
 # ---- alarms

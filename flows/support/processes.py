@@ -25,7 +25,7 @@ import psutil
 
 from flows.support import ports
 from flows.support.service_log import text_of
-from pipelines.bootstrap import THREADS
+from pipelines.bootstrap import OF_A_SERVICE
 from pipelines.errors import ServiceDown
 from pipelines.settings import Settings
 from serving.service import keys
@@ -112,11 +112,6 @@ class Entry(TypedDict, total=False):
     deaths: int
 
 
-# What glibc gives back of memory: large arrays at once, and threads share two pools of small ones. With its defaults a
-# process that serves a hundred symbols held 270 MB more after ten minutes, of which nothing was in use.
-GLIBC_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "2"}
-
-
 def environment(settings: Settings) -> dict[str, str]:
     """Return the variables that make the tools find each other, write under `home` only and send no telemetry.
 
@@ -126,8 +121,7 @@ def environment(settings: Settings) -> dict[str, str]:
     home = settings.home.resolve()
     return {
         **TELEMETRY_OFF,
-        THREADS: os.environ.get(THREADS, "1"),  # of BLAS; our sums are small and the services share few cores
-        **{name: os.environ.get(name, value) for name, value in GLIBC_MEMORY.items()},
+        **{name: os.environ.get(name, value) for name, value in OF_A_SERVICE.items()},
         **_client_credentials(settings),
         **_tool_access_lists(settings),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",

@@ -6,8 +6,8 @@ import numpy as np
 
 from pipelines.contracts import BAR_WIDTH, RETAINED_BARS, Floats, History
 
-# When a buffer is full, the newest RETAINED_BARS are copied to a new one, once in SPARE_BARS bars. A row takes over 2 kB: with
-# room for as many again a hundred symbols grew by 80 MB and more, as what is freed does not fit what is wanted next.
+# When a buffer is full, the newest RETAINED_BARS are copied to a new one, once in SPARE_BARS bars. A row takes over
+# 2 kB: with room for as many again a hundred symbols grew by 60 MB and shrank again.
 SPARE_BARS = 64
 OPEN_ROOM = 64  # base bars of an open decision bar at first; doubled when they are full
 

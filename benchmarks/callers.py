@@ -18,14 +18,14 @@ from serving.inference.caller_batches import CallerBatches
 CALLERS = (1, 8, 64)
 
 
-def ask(batches: CallerBatches, model: Any, rows: Floats) -> None:
-    """Ask for each of these rows as a caller of its own, all at once."""
+def send(batches: CallerBatches, model: Any, rows: Floats) -> None:
+    """Send each of these rows as a request of its own, all at once."""
 
-    async def ask_all() -> None:
+    async def send_all() -> None:
         """Wait for every answer."""
         await asyncio.gather(*(batches.predict(model, row) for row in rows[:, np.newaxis]))
 
-    asyncio.run(ask_all())
+    asyncio.run(send_all())
 
 
 def measure(tiny: bool = False) -> list[Row]:
@@ -38,8 +38,8 @@ def measure(tiny: bool = False) -> list[Row]:
         for callers in CALLERS:
             rows = golden[np.arange(callers) % len(golden)]
             ours, theirs = in_turn(
-                partial(ask, CallerBatches(), model, rows),
-                partial(ask, CallerBatches(most_rows=1), model, rows),
+                partial(send, CallerBatches(), model, rows),
+                partial(send, CallerBatches(most_rows=1), model, rows),
                 3 if tiny else 15,
             )
             scale = 1e6 / callers

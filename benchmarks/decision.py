@@ -60,8 +60,8 @@ async def batched(engine: DecisionEngine, symbols: Sequence[str], sent: Sequence
 
     async def decide() -> None:
         """Decide on all symbols, JSON to JSON."""
-        asked = DecideRequest(symbols=list(symbols))
-        decisions_response(asked, await engine.decider.decide_all(symbols))
+        request = DecideRequest(symbols=list(symbols))
+        decisions_response(request, await engine.decider.decide_all(symbols))
 
     return np.array([[await clocked(observe), await clocked(decide)]])
 

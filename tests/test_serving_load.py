@@ -31,7 +31,7 @@ def minutes(n):
 
 
 class Service:
-    """A decision service without a socket: a new decision a symbol and close, as slow as it is told to be."""
+    """A decision service without a socket: a new decision a symbol and close, as slow as a test wants."""
 
     def __init__(self, slow=()):
         self.slow, self.closes, self.order, self.outcomes = dict(slow), dict.fromkeys(SYMBOLS, 0), [], []

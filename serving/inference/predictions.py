@@ -120,10 +120,10 @@ def market_mismatch(slot: Slot, symbol: Symbol, unseen: Unseen = "refuse") -> st
 
 def kept_mismatch(slot: Slot, symbol: Symbol, unseen: Unseen) -> str | None:
     """Return `market_mismatch`, found once a bundle and symbol: neither changes while both serve."""
-    at, asked = (slot.family, slot.arm), (slot.digest, unseen)
+    at, about = (slot.family, slot.arm), (slot.digest, unseen)
     kept = symbol.mismatches.get(at)
-    if kept is None or kept[0] != asked:
-        kept = symbol.mismatches[at] = asked, market_mismatch(slot, symbol, unseen)
+    if kept is None or kept[0] != about:
+        kept = symbol.mismatches[at] = about, market_mismatch(slot, symbol, unseen)
     return kept[1]
 
 

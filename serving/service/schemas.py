@@ -64,12 +64,12 @@ _PLAIN = r"[^\x00-\x1f\x7f-\x9f]"  # no control character: PostgreSQL refuses NU
 
 @dataclass(frozen=True, eq=False)  # eq: typing hashes it
 class _ReadBy:
-    """Say by which schema a value is read. pydantic runs it without Python, so a number costs 50 ns and no call."""
+    """Name the schema that reads a value. pydantic runs it without Python, so a number costs 50 ns and no call."""
 
     schema: CoreSchema
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Return the schema, whatever else is said of the value; a copy, for pydantic writes into it."""
+        """Return the schema, whatever other annotations the value has; a copy, for pydantic writes into it."""
         return copy.copy(self.schema)
 
 

@@ -93,7 +93,7 @@ def test_a_caller_that_goes_away_is_left_out_and_the_others_are_answered(models,
 
     async def one_leaves():
         tasks = [asyncio.ensure_future(batches.predict(model, stand.rows[i : i + 1])) for i in range(3)]
-        asyncio.get_running_loop().call_soon(tasks[1].cancel)  # they have asked, and none is answered yet
+        asyncio.get_running_loop().call_soon(tasks[1].cancel)  # their requests wait, and none is answered yet
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     first, gone, last = asyncio.run(one_leaves())

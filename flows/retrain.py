@@ -65,7 +65,8 @@ def claimed_retrains(
 ) -> Iterator[ClaimedRetrains]:
     """Claim what can be claimed of these families, renew its leases, and finish every request at the end.
 
-    Whatever happens inside, no request stays open, so that the next trigger may request one again.
+    Whatever happens inside, no request stays open, so that the next trigger may request one again. What ended it early
+    is part of the outcome.
     """
     found = {name: claim(installation, name, reason, force) for name in families}
     claimed = ClaimedRetrains({name: request for name, request in found.items() if request is not None})
@@ -76,6 +77,11 @@ def claimed_retrains(
             timedelta(minutes=installation.params.retrain.lease_minutes),
         ):
             yield claimed
+    except Exception as error:
+        why = next(iter(str(error).splitlines()), "")[:200]
+        for name in claimed.requests.keys() - claimed.versions.keys():
+            claimed.outcomes[name] += f": {type(error).__name__}: {why}"
+        raise
     finally:
         for name, request in claimed.requests.items():
             outcome = claimed.outcomes[name]

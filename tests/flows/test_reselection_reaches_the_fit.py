@@ -10,6 +10,7 @@ from flows import retrain as retrain_module
 from flows import train as train_module
 from flows.support.checked_out import checked_out, mark
 from flows.support.installation import Installation
+from pipelines.errors import StateError
 from pipelines.settings import Settings, load_params
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 from pipelines.store import Store
@@ -68,3 +69,15 @@ def test_the_recipe_of_the_fit_leaves_them_out(installation, monkeypatch):
     monkeypatch.setattr(train_module, "record", lambda stages: None)
     assert train_module.fit_side_by_side([], {"validator": PROPOSED}) == []
     assert load_params(installation.workspace / "params.yaml").validator.left_out == PROPOSED
+
+
+def test_what_ended_a_retrain_early_is_in_the_outcome_of_its_request(installation, monkeypatch):
+    def ingest(**_):
+        raise StateError("the data are locked by another process\nand more lines")
+
+    monkeypatch.setattr(retrain_module, "ingest", ingest)
+    with pytest.raises(StateError):
+        retrain_module.retrain.fn(["validator"])
+    (request,) = installation.store.retrain_requests("validator")
+    assert request.state == "failed"
+    assert request.detail == "interrupted: StateError: the data are locked by another process"

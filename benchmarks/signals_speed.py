@@ -7,6 +7,7 @@ Run: python -m benchmarks signals_speed
 
 import importlib.metadata
 import importlib.util
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -46,8 +47,8 @@ def made_up_context(bars: Floats) -> tuple[Floats, Floats]:
 
 
 def everything_live(bars: Floats) -> tuple[Callable[[], Any], Callable[[int], float]]:
-    """Return a call that steps through the last `WINDOW` bars with features and signals as serving does, and a function
-    that gives the CPU seconds of the i-th of them.
+    """Return a call that steps through the last `WINDOW` of clocked bars with features and signals as serving does, and
+    a function that gives the CPU seconds of the i-th of them.
     """
     levels, context = made_up_context(bars)
     states = []
@@ -118,8 +119,11 @@ def seconds_for(bars: Floats, n: int) -> float:
         part = slice(0, min(len(bars), n - done))
         later = bars[part].copy()
         later[:, OPEN_TIME] += span * (done // len(bars))
+        started = time.process_time()
+        shown = clocked(later)
         for fold, state in states:
-            took += cpu_seconds(partial(fold.run, later, levels[part], context[part], state))
+            fold.run(shown, levels[part], context[part], state)
+        took += time.process_time() - started
         done += len(later)
     return took
 
@@ -237,7 +241,7 @@ def compare_with_talipp(bars: Floats, repeats: int) -> Row:
         name: abs(last[family.index[name]] / value - 1.0) for name, value in values().items() if name in family.index
     }
     version = importlib.metadata.version("talipp")
-    step, theirs = in_turn(live(family, bars), call, repeats)
+    step, theirs = in_turn(live(family, clocked(bars)), call, repeats)
     return pairs(what, "us a bar", step / WINDOW * 1e6, f"talipp {version}, nine of them", theirs / WINDOW * 1e6,
                  f"{len(gaps)} of them compared, the same within {max(gaps.values()):.0e}")  # fmt: skip
 
@@ -246,7 +250,8 @@ def measure(tiny: bool = False) -> list[Row]:
     """Return the rows of this benchmark; `tiny` measures too little to be quoted."""
     repeats, slow = (3, 2) if tiny else (25, 5)
     bars, description = market(tiny)
-    window, single = everything_live(bars)
+    shown = clocked(bars)
+    window, single = everything_live(shown)
     window()
     alone = np.array([single(i) for _ in range(1 if tiny else 4) for i in range(WINDOW)]) * 1e6
     n = 5_000 if tiny else MILLION
@@ -265,14 +270,14 @@ def measure(tiny: bool = False) -> list[Row]:
     ]  # fmt: skip
     for name, family, usual in (("fvg", fvg.GROUP, fvg_in_pandas), ("sweep", sweep.GROUP, sweep_in_pandas)):
         fold = StreamingFold(f"{name}_alone", (family,))
-        ours, theirs = in_turn(partial(fold.run, bars), partial(usual, frame), slow)
+        ours, theirs = in_turn(partial(fold.run, shown), partial(usual, frame), slow)
         ns = 1e9 / len(bars)
         rows.append(
             pairs(f"{name}, batch", "ns a bar", ours * ns, "pandas over all bars", theirs * ns,
                   f"{description}; {same(fold, name, bars, usual(frame))}")
         )  # fmt: skip
         newest = frame[-WINDOW:]
-        step, again = in_turn(live(fold, bars), partial(usual, newest), repeats)
+        step, again = in_turn(live(fold, shown), partial(usual, newest), repeats)
         rows.append(
             pairs(f"{name}, one live step", "us a bar", step / WINDOW * 1e6, f"pandas over the last {WINDOW} bars",
                   again * 1e6)

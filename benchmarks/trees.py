@@ -3,7 +3,6 @@
 Of the sizes that the default universe trains: as many events, the settings of params.yaml. `inference` has the rows.
 """
 
-import importlib.util
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -64,21 +63,15 @@ def in_session(session: onnxruntime.InferenceSession, rows: Floats) -> Any:
 
 def treelite_peers(model: "XGBClassifier", folder: Path) -> dict[str, Callable[[Floats], Any] | str]:
     """Return name → call of treelite's interpreter and of the C code that tl2cgen writes, or why there is none."""
-    missing = "not installed: pip install treelite==4.8.1 tl2cgen==1.0.0"
-    if importlib.util.find_spec("treelite") is None:
-        return {"treelite": missing}
+    import tl2cgen
     import treelite
 
     loaded = treelite.frontend.from_xgboost(model.get_booster())
     interpreter = partial(treelite.gtil.predict, loaded, nthread=1)
     peers: dict[str, Any] = {f"treelite {version('treelite')}, its interpreter": lambda x: interpreter(np.float32(x))}
     name = "C code by tl2cgen"
-    if importlib.util.find_spec("tl2cgen") is None:
-        return peers | {name: missing}
     if shutil.which("gcc") is None:
         return peers | {name: "needs a C compiler where the model is loaded, and there is no gcc"}
-    import tl2cgen
-
     library = folder / "trees.so"
     tl2cgen.export_lib(loaded, toolchain="gcc", libpath=str(library), params={"parallel_comp": 1})
     predictor = tl2cgen.Predictor(str(library), nthread=1)

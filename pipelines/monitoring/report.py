@@ -4,6 +4,8 @@ Reference rows, distance and thresholds are those of `drift.detect`: page, run a
 """
 
 import fcntl
+import json
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from pipelines.models.reference import DriftReference
 from pipelines.monitoring.drift import AlarmRates, BlockDrift, DriftResult
 
 SHOWN = 10  # columns of a report: a run of all sixty takes 4 MB and 15 s, and nobody reads sixty histograms
+SNAPSHOTS = "snapshots"  # folder of a project in Evidently's workspace, a file a run
 NAMED = 4  # markets in the name of a project
 
 
@@ -121,7 +124,6 @@ def add_run(
     from evidently.metrics import MeanValue, MissingValueCount
     from evidently.presets import DataDriftPreset
     from evidently.tests import gte, lte
-    from evidently.ui.workspace import Workspace
 
     metrics: list[Any] = [
         MissingValueCount(column=column, share_tests=[gte(low), lte(high)])
@@ -151,10 +153,51 @@ def add_run(
     file.parent.mkdir(parents=True, exist_ok=True)
     run.save_json(str(file))
     with _one_writer(workspace):
-        evidently = Workspace.create(str(workspace))
-        existing = evidently.search_project(project)
-        kept = existing[0] if existing else _with_panels(evidently.create_project(project))
-        return str(kept.id), str(evidently.add_run(kept.id, run, name=name).id)
+        return _added_whole(run, workspace, project, name)
+
+
+def _added_whole(run: Any, workspace: Path, project: str, name: str) -> tuple[str, str]:
+    """Add a run to a project in a draft of the workspace, then move it into place by one rename.
+
+    Evidently's UI reads every file of the workspace at each request, and answers 500 where one is there by half.
+    """
+    from evidently.ui.workspace import Workspace
+
+    draft = workspace.with_name(f"{workspace.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)  # of a process that died meanwhile
+    evidently = Workspace.create(str(draft))
+    existing = Workspace.create(str(workspace)).search_project(project)
+    if existing:
+        kept = str(existing[0].id)
+        shutil.copytree(workspace / kept, draft / kept, ignore=shutil.ignore_patterns(SNAPSHOTS))
+    else:
+        kept = str(_with_panels(evidently.create_project(project)).id)
+    added = str(evidently.add_run(kept, run, name=name).id)
+    if existing:
+        snapshot = Path(kept, SNAPSHOTS, f"{added}.json")
+        (workspace / snapshot).parent.mkdir(exist_ok=True)
+        (draft / snapshot).replace(workspace / snapshot)
+    else:
+        (draft / kept).replace(workspace / kept)
+    shutil.rmtree(draft)
+    return kept, added
+
+
+def set_aside_unreadable(workspace: Path) -> list[Path]:
+    """Rename the files of a workspace that hold no whole JSON to `<name>.unreadable`, and return what they were named.
+
+    Up to 0.15.0 a process that died while it wrote a report left half of one, and Evidently's UI answered 500 from then
+    on. What is set aside is not shown; the figures of a report are also in its flow run.
+    """
+    broken = []
+    with _one_writer(workspace):
+        for file in sorted(workspace.glob(f"*/{SNAPSHOTS}/*.json")) + sorted(workspace.glob("*/*.json")):
+            try:
+                json.loads(file.read_bytes())
+            except ValueError:
+                file.rename(f"{file}.unreadable")
+                broken.append(file)
+    return broken
 
 
 def _with_panels(project: Any) -> Any:
@@ -180,7 +223,7 @@ def _with_panels(project: Any) -> Any:
 
 def remove_oldest_runs(workspace: Path, kept: int) -> int:
     """Remove the runs of each project beyond the newest `kept`; their ids are in order of time. Return how many."""
-    folders = workspace.glob("*/snapshots")
+    folders = workspace.glob(f"*/{SNAPSHOTS}")
     if all(sum(1 for _ in folder.iterdir()) <= kept for folder in folders):
         return 0  # known without the 15 s that Evidently takes to import
     from evidently.ui.workspace import Workspace

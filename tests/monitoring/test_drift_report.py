@@ -1,10 +1,13 @@
 """The drift report of a block: page and run of Evidently show the numbers of `detect`, once for each judged block."""
 
 import json
+import shutil
 import threading
 import time
+import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from pipelines.monitoring.report import (
     block_report,
     project_name,
     remove_oldest_runs,
+    set_aside_unreadable,
 )
 from pipelines.settings import load_params
 from tests.support.watched_home import BLOCK, START, SYMBOL, WatchedHome, feature_rows
@@ -146,6 +150,59 @@ def test_the_page_is_small_and_names_block_columns_markets_and_links(judged, tmp
         assert shown in text, shown
     assert "<script" not in text
     assert [each.name for each in page.parent.iterdir()] == ["drift.html"]  # no draft is left
+
+
+def shown_in_the_ui(workspace: Path) -> dict[str, list[str]]:
+    """Return project → its runs as Evidently's UI reads them at each request; raises where it would answer 500."""
+    from evidently.ui.service.storage.local.base import LocalState
+
+    return {
+        str(project): sorted(map(str, runs))
+        for project, runs in LocalState.load(str(workspace), None).snapshots.items()
+    }
+
+
+@pytest.mark.parametrize("project", ["Bellwether: SIM/USDT", "Bellwether: another"])
+def test_a_process_that_dies_while_it_writes_a_run_leaves_none_of_it(judged, run, tmp_path, monkeypatch, project):
+    from evidently.ui.storage.local.base import LocalState
+
+    folder = tmp_path
+    shutil.copytree(run[0] / "evidently", folder / "evidently")
+    before = shown_in_the_ui(folder / "evidently")
+
+    def dies(self, project_id, snapshot_id, snapshot):
+        self.location.makedirs(self._snapshot_dir(project_id))
+        with self.location.open(self._snapshot_path(project_id, snapshot_id), "w") as file:
+            file.write('{"id": "half of')
+        raise KeyboardInterrupt
+
+    written = folder / "died" / "drift.json", folder / "evidently", project, "died", ["drift"], {}
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalState, "write_snapshot", dies)
+        with pytest.raises(KeyboardInterrupt):
+            add_run(judged[1], SCORES, *written)
+    assert shown_in_the_ui(folder / "evidently") == before
+    kept, added = add_run(judged[1], SCORES, *written)
+    assert added in shown_in_the_ui(folder / "evidently")[kept]
+    assert not (folder / "evidently.draft").exists()
+
+
+def test_half_a_report_of_an_earlier_release_is_set_aside_and_the_ui_answers_again(run, tmp_path):
+    folder, _, _ = run
+    shutil.copytree(folder / "evidently", tmp_path / "evidently")
+    before = shown_in_the_ui(tmp_path / "evidently")
+    project = next(name for name, runs in before.items() if len(runs) > 1)
+    snapshot = tmp_path / "evidently" / project / "snapshots" / f"{before[project][0]}.json"
+    snapshot.write_bytes(snapshot.read_bytes()[:1000])
+    begun = tmp_path / "evidently" / str(uuid.uuid4()) / "metadata.json"
+    begun.parent.mkdir()
+    begun.write_text("")
+    with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
+        shown_in_the_ui(tmp_path / "evidently")
+    assert set(set_aside_unreadable(tmp_path / "evidently")) == {snapshot, begun}
+    assert shown_in_the_ui(tmp_path / "evidently") == before | {project: before[project][1:]}
+    assert set_aside_unreadable(tmp_path / "evidently") == []
+    assert set_aside_unreadable(tmp_path / "absent") == []
 
 
 def test_the_oldest_runs_go_and_the_ui_still_reads_the_project(judged, run):

@@ -28,7 +28,8 @@ OUTAGES = (OperationalError, InterfaceError, PoolTimeout)  # failures of the dat
 CONNECT_TIMEOUT_S = 4  # PostgreSQL: a server that does not answer counts as down after this
 FLOW_WAIT_MS = 30_000  # a flow waits this long for another writer before it gives up
 SERVICE_WAIT_MS = 500  # a service waits this long: its caller gets an error at once and retries
-CHECKPOINT_PAGES = 8192  # 32 MB of write-ahead log are copied into the file at a time: a page written often, once
+PAGE_BYTES = 2048  # of a new file: a record of four families fits, and an index entry of each symbol costs half a page
+CHECKPOINT_PAGES = 16384  # 32 MB of write-ahead log are copied into the file at a time: a page written often, once
 LOOKUP = 500  # values in one IN (...): under every database's parameter limit
 MIGRATIONS = Path(migrations.__file__).parent
 _MIGRATION_LOCK = 0x62656C6C  # any fixed number: two PostgreSQL clients must not migrate at once
@@ -138,6 +139,7 @@ def _tune_sqlite(engine: Engine, durability: str, wait_ms: int) -> None:
         connection.isolation_level = None  # `begin` below sends BEGIN, not the driver
         for pragma in (
             f"busy_timeout={wait_ms}",
+            f"page_size={PAGE_BYTES}",  # before the log: a file that exists keeps its own
             "journal_mode=WAL",
             f"synchronous={synchronous}",
             f"wal_autocheckpoint={CHECKPOINT_PAGES}",

@@ -1,6 +1,7 @@
 """The store: what it returns, what it refuses, and that no write is partial."""
 
 import multiprocessing
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -24,6 +25,7 @@ from pipelines.errors import BadTimes, BadValues, LeaseHeld, StateError, Unknown
 from pipelines.migrations import tables
 from pipelines.migrations.tables import METADATA, SCHEMA
 from pipelines.store import BarBatch, DecisionRecord, Fill, Promotion, Store, decision_of, decision_payload, packed
+from pipelines.store.engine import PAGE_BYTES
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -66,6 +68,20 @@ def test_opening_makes_the_folder_and_opening_again_finds_what_was_stored(url, s
     again = Store.open(url, durability="power")
     assert again.decision("d1") == record()
     again.close()
+
+
+@pytest.mark.parametrize(("existing", "expected"), [(None, PAGE_BYTES), (4096, 4096)])
+def test_a_new_file_has_small_pages_and_one_that_exists_keeps_its_own(tmp_path, existing, expected):
+    file = tmp_path / "store.db"
+    if existing:
+        with closing(sqlite3.connect(file)) as earlier:
+            earlier.execute(f"PRAGMA page_size={existing}")
+            earlier.execute("CREATE TABLE kept (x)")
+    opened = Store.open(f"sqlite:///{file}")
+    opened.add_decisions([record()])
+    opened.close()
+    with closing(sqlite3.connect(file)) as found:
+        assert found.execute("PRAGMA page_size").fetchone() == (expected,)
 
 
 def test_the_migrations_lead_exactly_to_the_tables_of_the_code(url, store):

@@ -151,6 +151,9 @@ def publish(installation: Installation, judged: Judged, found: BlockReport, open
         for one in alarms_of(installation, judged)
     ]
     left_out = [MarketLine(name, None, f"not watched: {why}") for name, why in judged.watched.left_out.items()]
+    block, draft = judged.block, judged.folder / f"{SCORE}.draft"
+    draft.write_text(json.dumps({name: finite_or_none(getattr(block, name)) for name in ("score", "threshold")}))
+    draft.replace(judged.folder / SCORE)  # whole, as the service reads it meanwhile; the page says that all is there
     page = write_drift_page(
         judged.folder / PAGE,
         f"Inputs of {judged.version}, {market.symbol}: {alarm_word(market)}",
@@ -159,10 +162,6 @@ def publish(installation: Installation, judged: Judged, found: BlockReport, open
         [*map(market_line, judged.watched.markets), *left_out],
         {"Run in Evidently": opened, **mlflow, **prefect_link(installation)},
     )  # fmt: skip
-    block = judged.block
-    (judged.folder / SCORE).write_text(
-        json.dumps({name: finite_or_none(getattr(block, name)) for name in ("score", "threshold")})
-    )
     if run_id is None:
         return
     metrics = {

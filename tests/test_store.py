@@ -25,7 +25,7 @@ from pipelines.errors import BadTimes, BadValues, LeaseHeld, StateError, Unknown
 from pipelines.migrations import tables
 from pipelines.migrations.tables import METADATA, SCHEMA
 from pipelines.store import BarBatch, DecisionRecord, Fill, Promotion, Store, decision_of, decision_payload, packed
-from pipelines.store.engine import PAGE_BYTES
+from pipelines.store.engine import LOG_BYTES, PAGE_BYTES
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -79,6 +79,9 @@ def test_a_new_file_has_small_pages_and_one_that_exists_keeps_its_own(tmp_path, 
             earlier.execute("CREATE TABLE kept (x)")
     opened = Store.open(f"sqlite:///{file}")
     opened.add_decisions([record()])
+    with opened._engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA wal_autocheckpoint").scalar_one()
+    assert pages * expected == LOG_BYTES
     opened.close()
     with closing(sqlite3.connect(file)) as found:
         assert found.execute("PRAGMA page_size").fetchone() == (expected,)

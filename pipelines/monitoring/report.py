@@ -184,10 +184,10 @@ def _added_whole(run: Any, workspace: Path, project: str, name: str) -> tuple[st
 
 
 def set_aside_unreadable(workspace: Path) -> list[Path]:
-    """Rename the files of a workspace that hold no whole JSON to `<name>.unreadable`, and return what they were named.
+    """Rename the files of a workspace that hold no whole JSON to `<name>.unreadable`; return the paths they had.
 
-    Up to 0.15.0 a process that died while it wrote a report left half of one, and Evidently's UI answered 500 from then
-    on. What is set aside is not shown; the figures of a report are also in its flow run.
+    Before 0.15.0 a process that died while it wrote a report left half of one, and Evidently's UI answered 500 from
+    then on. Such a report has no page yet, so the next monitor writes it again if its block is still the newest.
     """
     broken = []
     with _one_writer(workspace):

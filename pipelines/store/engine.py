@@ -28,8 +28,8 @@ OUTAGES = (OperationalError, InterfaceError, PoolTimeout)  # failures of the dat
 CONNECT_TIMEOUT_S = 4  # PostgreSQL: a server that does not answer counts as down after this
 FLOW_WAIT_MS = 30_000  # a flow waits this long for another writer before it gives up
 SERVICE_WAIT_MS = 500  # a service waits this long: its caller gets an error at once and retries
-PAGE_BYTES = 2048  # of a new file: a record of four families fits, and an index entry of each symbol costs half a page
-CHECKPOINT_PAGES = 16384  # 32 MB of write-ahead log are copied into the file at a time: a page written often, once
+PAGE_BYTES = 2048  # of a new file: a record of four families fits, and a new entry of an index writes a whole page
+LOG_BYTES = 32 * 1024 * 1024  # of write-ahead log are copied into the file at a time: a page written often, once
 LOOKUP = 500  # values in one IN (...): under every database's parameter limit
 MIGRATIONS = Path(migrations.__file__).parent
 _MIGRATION_LOCK = 0x62656C6C  # any fixed number: two PostgreSQL clients must not migrate at once
@@ -142,10 +142,11 @@ def _tune_sqlite(engine: Engine, durability: str, wait_ms: int) -> None:
             f"page_size={PAGE_BYTES}",  # before the log: a file that exists keeps its own
             "journal_mode=WAL",
             f"synchronous={synchronous}",
-            f"wal_autocheckpoint={CHECKPOINT_PAGES}",
             "foreign_keys=ON",
         ):
             connection.execute(f"PRAGMA {pragma}")
+        ((page_bytes,),) = connection.execute("PRAGMA page_size")
+        connection.execute(f"PRAGMA wal_autocheckpoint={LOG_BYTES // page_bytes}")
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:

@@ -1,8 +1,8 @@
-# The commands of the project: setup, run, test, check, bench, evidence, lock.
+# The commands of the project: setup, run, test, check, bench, evidence, lock, cluster, cluster-test.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := setup
-.PHONY: setup run test check bench evidence lock
+.PHONY: setup run test check bench evidence lock cluster cluster-test
 
 # The first that runs and can make a virtual environment; `make setup PYTHON=…` takes another.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13; do $$p -c 'import ensurepip, venv' 2>/dev/null && echo $$p && exit; done; echo python3)
@@ -55,6 +55,18 @@ lock: setup
 	$(BIN)/bellwether data restore
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 	@git status --short -- dvc.lock docs/results/dvc
+
+# As `make run`, with MLflow, Prefect and the ledger on PostgreSQL and files in an S3 store (docs/scale.md).
+cluster: setup .venv/.cluster
+	BELLWETHER_PROFILE=cluster $(BIN)/bellwether run $(if $(filter-out 0 false,$(ONCE)),--once)
+
+cluster-test: setup .venv/.cluster
+	$(BIN)/python -m pytest -n 0 tests/cluster
+
+# PostgreSQL is the system's (Debian: apt install postgresql).
+.venv/.cluster: .venv/.installed requirements-cluster.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements-cluster.txt -c requirements.lock || echo 'cluster: requirements-cluster.txt could not be installed: its tests are skipped'
+	touch $@
 
 # torch for CPUs comes from PyTorch's own index, if that answers; else as the package index or the folder of wheels has it.
 # With GPU=1 it is the package index's, with the CUDA libraries of requirements-gpu.lock: 2.5 GB more.

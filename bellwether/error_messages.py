@@ -125,6 +125,11 @@ def _library_message(error: BaseException) -> str | None:
             f"BELLWETHER_REMOTE_URL: {first}. For S3: `.venv/bin/uv pip install -r requirements-cluster.txt -c "
             "requirements.lock`."
         )
+    if package in ("botocore", "aiobotocore") or (isinstance(error, FileNotFoundError) and "bucket" in first):
+        return (
+            f"the S3 store of {settings().remote}: {first}. See `bellwether status` and {_log('s3')}; `bellwether up` "
+            "starts it and makes the bucket of this home's own store. Another has to be there with its bucket."
+        )
     if package in ("dvc", "dvc_data", "dvc_objects", "scmrepo"):
         if "lock" in type(error).__name__.lower() or "lock" in first.lower():
             return f"data versions: {first}. Another command may be writing them: repeat when it has ended."

@@ -45,6 +45,7 @@ from benchmarks import (
     serving_load,
     serving_page,
     standing_arms,
+    tool_databases,
     universe_turns,
     upgrade,
     watch_evidence,
@@ -321,6 +322,8 @@ PARTS = {
                       serving_load.isolation, serving_load.load_figures, jobs=1, code=RUNNING),
     "soak": Part("an hour at half of the capacity", ("an hour",), serving_load.soak, serving_load.load_figures,
                  jobs=1, code=RUNNING),
+    "tool_databases": Part("Prefect and MLflow on SQLite and on PostgreSQL", tuple(tool_databases.PROFILES),
+                           tool_databases.run, tool_databases.figures, jobs=1, code=RUNNING),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
 }  # fmt: skip
 
@@ -346,7 +349,7 @@ OTHERS = (
 )
 HARD = (  # under benchmarks/
     *("hardship.py", "faults.py", "probes.py", "services.py", "upgrade.py", "inputs.py"),
-    *("four_families.py", "open_loop.py", "serving_load.py"),
+    *("four_families.py", "open_loop.py", "serving_load.py", "tool_databases.py"),
 )
 
 
@@ -456,6 +459,7 @@ def main() -> None:
             ("ab-live", ab_live_page.PARTS, ab_live_page.live_page),
             ("standing-arms", ("standing_arms",), standing_arms.page_of),
             ("serving", serving_page.PARTS, serving_page.page_of),
+            ("tool-databases", ("tool_databases",), tool_databases.page_of),
         ):
             print(results.write_page(ROOT / "docs" / "results" / f"{name}.md", folder, parts, make))
         return

@@ -43,6 +43,12 @@ class Settings(BaseSettings):
     mlflow_artifacts_url: str = ""  # where MLflow's server keeps artifacts
     write_key: SecretStr | None = None  # the key of all servers; empty = generated once under `home`, mode 0600
     allowed_hosts: str = ""  # further Host values that a proxy in front passes on: "desk.example,desk:8443"
+    # all three, and nginx speaks TLS for the servers: at the five ports after tls_port, as the name in the certificate
+    tls_certificate: Path | None = None  # PEM, with the chain
+    tls_key: Path | None = None
+    tls_name: str = ""
+    tls_listen: str = "127.0.0.1"  # the address it listens at; 0.0.0.0 = every one of this machine
+    tls_port: int = 8440  # its own page on `host`, without TLS, which says that it lives
     durability: Literal["process", "power"] = "process"
     # who predicts for the decision service: itself, or the model service; auto = the model service where it has a card
     models: Literal["auto", "local", "remote"] = "auto"
@@ -73,6 +79,18 @@ class Settings(BaseSettings):
                 f"BELLWETHER_DISK_STOP_MB is {self.disk_stop_mb}, above BELLWETHER_DISK_WARN_MB {self.disk_warn_mb}; "
                 "set the warning limit at or above the stop limit"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> "Settings":
+        """Refuse one part of TLS without the others, and files that are not there."""
+        files = {"BELLWETHER_TLS_CERTIFICATE": self.tls_certificate, "BELLWETHER_TLS_KEY": self.tls_key}
+        parts = {**{name: str(path or "") for name, path in files.items()}, "BELLWETHER_TLS_NAME": self.tls_name}
+        if any(parts.values()) and (lacking := [name for name, value in parts.items() if not value]):
+            raise ValueError(f"{', '.join(lacking)} is not set; TLS needs {', '.join(parts)}")
+        for name, path in files.items():
+            if path is not None and not path.is_file():
+                raise ValueError(f"{name} is {str(path)!r}, which is no file")
         return self
 
     @model_validator(mode="after")
@@ -116,8 +134,20 @@ class Settings(BaseSettings):
 
     @property
     def proxy_hosts(self) -> tuple[str, ...]:
-        """Return `allowed_hosts` as a tuple, in lower case."""
-        return tuple(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
+        """Return `allowed_hosts` as a tuple, in lower case, and the names under which nginx serves each tool."""
+        own = (f"{self.tls_name}:{port}" for port in self.tls_ports) if self.runs_tls else ()
+        return tuple(name.strip().lower() for name in (*self.allowed_hosts.split(","), *own) if name.strip())
+
+    @property
+    def runs_tls(self) -> bool:
+        """Return whether nginx is started with the services."""
+        return bool(self.tls_certificate)
+
+    @property
+    def tls_ports(self) -> dict[int, int]:
+        """Return port with TLS → port of the server behind it."""
+        behind = (self.decision_port, self.model_port, self.prefect_port, self.mlflow_port, self.evidently_port)
+        return {self.tls_port + number: port for number, port in enumerate(behind, 1)}
 
     @property
     def store(self) -> str:

@@ -26,6 +26,7 @@ from serving.stream_client import StreamedDecision, read_stream
 
 TIMEOUT_SECONDS = 30.0
 READY_SECONDS = 3.0
+AGAIN = ("ServiceDown", "StoreFault", "ClockJumped")  # kinds of a refusal that the same request may not meet again
 Observed = tuple[str, Floats, Books | None, ContextFeed | None]  # symbol, bars (n, 9), books, context
 _JSON = {"Content-Type": "application/json"}
 _MAX_BATCH_BYTES = MAX_OBSERVE_BODY - 1024  # without the braces around the observations

@@ -183,7 +183,7 @@ def test_the_glossary_has_one_line_a_term():
 
 def test_results_lie_in_their_own_folder():
     assert {page.name for page in (ROOT / "docs").glob("*.md")} == {
-        "glossary.md", "health.md", "runbook.md", "security.md", "specification.md", "tour.md",
+        "glossary.md", "health.md", "runbook.md", "scale.md", "security.md", "specification.md", "tour.md",
     }  # fmt: skip
     assert Path(ROOT / "docs" / "results" / "faults.md").is_file()
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-from benchmarks import evidence, faults, results, standing_arms
+from benchmarks import evidence, faults, results, standing_arms, tool_databases
 from benchmarks.probes import CALLS, READS, Log, shorten
 
 SEEN = {
@@ -49,7 +49,18 @@ def test_the_page_has_each_fault_and_names_what_is_missing(tmp_path):
 def test_a_page_of_which_nothing_is_stored_stays_as_it_is_and_the_terminal_shows_that(tmp_path, monkeypatch, capsys):
     pages = tmp_path / "docs" / "results"
     pages.mkdir(parents=True)
-    for name in ("faults", "gate", "drift", "universe", "live", "ab", "ab-live", "standing-arms", "serving"):
+    for name in (
+        "faults",
+        "gate",
+        "drift",
+        "universe",
+        "live",
+        "ab",
+        "ab-live",
+        "standing-arms",
+        "serving",
+        "tool-databases",
+    ):
         (pages / f"{name}.md").write_text("measured elsewhere")
     monkeypatch.setattr(evidence, "ROOT", tmp_path)
     monkeypatch.setenv("BELLWETHER_HOME", str(tmp_path / "home"))
@@ -57,7 +68,18 @@ def test_a_page_of_which_nothing_is_stored_stays_as_it_is_and_the_terminal_shows
     evidence.main()
     assert capsys.readouterr().out.splitlines() == [
         f"{pages / name}.md: nothing stored, left as it is"
-        for name in ("faults", "gate", "drift", "universe", "live", "ab", "ab-live", "standing-arms", "serving")
+        for name in (
+            "faults",
+            "gate",
+            "drift",
+            "universe",
+            "live",
+            "ab",
+            "ab-live",
+            "standing-arms",
+            "serving",
+            "tool-databases",
+        )
     ]
     assert {page.read_text() for page in pages.iterdir()} == {"measured elsewhere"}
 
@@ -121,3 +143,22 @@ def test_the_page_of_the_standing_arms_has_both_with_their_confidence_sequences(
     assert "champion 49 trades, mean +17.9 bps net" in text
     assert "hit 60 times in 6,000 decisions (1.0%)" in " ".join(text.split())
     assert "**Not run" not in text
+
+
+def test_the_page_of_databases_has_a_column_each_and_no_figure_where_none_was_measured(tmp_path):
+    both = {"tasks": 100, "writers": 4, "map_s": [2.0, 3.0, 2.5], "run_s": [0.4, 0.5], "both_s": 20.0, "locked": 0,
+            "server_errors": 0}  # fmt: skip
+    cases = {
+        "SQLite": {"database": "SQLite", **both, "server_errors": 3},
+        "PostgreSQL": {"database": "PostgreSQL", **both, "map_wal_bytes": 2_500_000, "run_wal_bytes": 67_000,
+                       "connections": {"mlflow": 9, "prefect": 11}},
+    }  # fmt: skip
+    part = evidence.PARTS["tool_databases"]
+    assert set(part.cases) == set(cases)
+    evidence.save(tmp_path / "tool_databases.json", part, cases)
+    results.write_page(tmp_path / "page.md", tmp_path, ("tool_databases",), tool_databases.page_of)
+    rows = [line for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("|")]
+    assert rows[0] == "| figure | SQLite | PostgreSQL |"
+    assert "| seconds of a map of 100 tasks | 2.5 [2, 3] | 2.5 [2, 3] |" in rows
+    assert "| lock errors in the servers' logs | 3 | 0 |" in rows
+    assert "| most connections of Prefect | – | 11 |" in rows

@@ -197,7 +197,9 @@ def open_tool(
     port = processes.services(settings(), {tool: service_table.SERVICES[tool]})[tool]["port"]
     host = "127.0.0.1" if settings().host == "0.0.0.0" else settings().host
     ticket = keys.create_ticket(settings(), tool)
-    url = f"http://{host}:{port}/session?ticket={ticket}"
+    tls = {behind: front for front, behind in settings().tls_ports.items()} if settings().runs_tls else {}
+    server = f"https://{settings().tls_name}:{tls[port]}" if port in tls else f"http://{host}:{port}"
+    url = f"{server}/session?ticket={ticket}"
     if as_json:
         emit({"tool": tool, "url": url, "seconds": keys.TICKET_SECONDS})
         return

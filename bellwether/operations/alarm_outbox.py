@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 from pipelines.settings import Settings
 
@@ -29,7 +30,8 @@ class AlarmOutbox:
 
     def clear(self, about: str, *kinds: str) -> None:
         """Queue the clearing of every open alarm of these kinds whose detail begins with `about`."""
-        if not self._settings.store_url and not (self._settings.home / "store.db").exists():
+        file = self._settings.store.partition("sqlite:///")[2]
+        if file and not Path(file).exists():
             return  # nothing was ever raised: no reason to create a store
         self._put(("clear", about, *kinds))
 

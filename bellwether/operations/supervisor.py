@@ -24,7 +24,7 @@ from typing import Literal
 from bellwether.operations.alarm_outbox import AlarmOutbox
 from bellwether.operations.child import Child, OutputPipes, exit_text, send_signal
 from bellwether.operations.orders import Order, OrderInbox
-from bellwether.operations.supervisor_watch import DiskWatch, HealthProbes, Target
+from bellwether.operations.supervisor_watch import CertificateWatch, DiskWatch, HealthProbes, Target
 from flows.support import processes
 from flows.support.service_log import ServiceLog
 from flows.support.service_table import stop_rank
@@ -49,6 +49,7 @@ class Policy:
     stop_s: float = processes.STOP_SECONDS
     probe_every_s: float = 10.0
     disk_every_s: float = 60.0
+    certificate_every_s: float = 600.0
     disk_sample_s: float = 1_800.0  # between two points of the forecast
 
     def delay_s(self, deaths: int) -> float:
@@ -77,6 +78,7 @@ class Supervisor:
         self.disk = DiskWatch(
             settings, self.outbox, self.policy.disk_every_s, self.policy.disk_sample_s, self.log.write_line
         )
+        self.certificate = CertificateWatch(settings, self.outbox, self.policy.certificate_every_s, self.log.write_line)
 
     # ---- the loop -------------------------------------------------------------------------------------------------
 
@@ -99,6 +101,7 @@ class Supervisor:
     def _parts(self) -> Iterator[Callable[[], None]]:
         """Yield what a step does, in order; services after the orders, which may replace one about to start."""
         yield from (self._stop_if_requested, self._take_orders, self._take_probes, self._check_disk)
+        yield self.certificate.check
         yield from [functools.partial(self._advance, child) for child in self.children.values()]
         yield from (self._write_state, self._write_lines, self._drain)
 

@@ -10,6 +10,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
 import psutil
 
@@ -20,6 +22,7 @@ from pipelines import disk
 from pipelines.contracts import DAY_S
 from pipelines.settings import Settings
 
+WARN_DAYS = 21.0  # before a certificate ends; Let's Encrypt renews 30 days before
 PROBE_S = 5.0  # a service that needs longer for its health check has not answered
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # our own services are behind no proxy
 
@@ -136,3 +139,45 @@ class DiskWatch:
         self._samples = [*known, (at_s, free_bytes)]
         with contextlib.suppress(OSError):  # the disk is full: the next sample tries again
             processes.write_atomic(processes.disk_file(self._settings), json.dumps(self._samples))
+
+
+class CertificateWatch:
+    """Watch when the certificate of TLS ends: raise an alarm WARN_DAYS before, and clear it once there is a newer one.
+
+    every_s  seconds between two checks
+    log      receives a line if the certificate cannot be read
+    """
+
+    def __init__(self, settings: Settings, outbox: AlarmOutbox, every_s: float, log: Callable[[str], None]) -> None:
+        """Start with no alarm known; one of an earlier supervisor is cleared by the first check, or raised again."""
+        self._file, self._outbox, self._log = settings.tls_certificate, outbox, log
+        self._every_s, self._due, self.alarmed = every_s, 0.0, ""
+
+    def check(self) -> None:
+        """Check the certificate if it is time; nothing without one."""
+        now = time.monotonic()
+        if self._file is None or now < self._due:
+            return
+        self._due = now + self._every_s
+        try:
+            ends = ends_at(self._file)
+        except (OSError, ValueError) as error:
+            self._log(f"{self._file} cannot be read as a certificate: {error}")
+            return
+        days = (ends - datetime.now(UTC)).total_seconds() / DAY_S
+        level = "critical" if days <= 0 else "high" if days <= WARN_DAYS else "none"
+        if level == self.alarmed:
+            return
+        self.alarmed, about = level, f"{self._file}: "
+        self._outbox.clear(about, "certificate_ends")
+        if level != "none":
+            how = f"ended at {ends:%Y-%m-%d %H:%M} UTC" if days <= 0 else f"ends in {days:.1f} days, {ends:%Y-%m-%d}"
+            detail = f"{about}{how}. Put a newer one in its place, then run `bellwether restart tls`."
+            self._outbox.raise_alarm("certificate_ends", level, detail)
+
+
+def ends_at(file: Path) -> datetime:
+    """Return when the first certificate of a PEM file ends, in UTC. Raises OSError and ValueError if it holds none."""
+    from cryptography.x509 import load_pem_x509_certificate
+
+    return load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc

@@ -1,8 +1,10 @@
 """The live tails of all markets, sent to the service close by close: what comes after the history of training."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
@@ -14,7 +16,7 @@ from flows.support.installation import Installation, now
 from flows.support.market_access import MarketOffer, grid_of_market, history_end, market_records, market_source, placed
 from flows.support.market_left_out import UNFIT, each_usable
 from flows.support.progress import report_progress, track
-from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Decision, Floats, utc
+from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Decision, Floats, Outcome, utc
 from pipelines.costs import Costs, costs_of, funding_rates, venue_of
 from pipelines.data import schemas
 from pipelines.data.alignment import known_between
@@ -22,12 +24,13 @@ from pipelines.data.quality import assess
 from pipelines.data.series import require_same
 from pipelines.data.sources import Records, SimulatorSource
 from pipelines.data.timeframes import Grid, decision_timeframe
-from pipelines.errors import InputError, NotEnoughData
+from pipelines.errors import InputError, NotEnoughData, ServiceDown
 from pipelines.monitoring.outcomes import resolve
 from pipelines.store import decision_of
-from serving.client import Client
+from serving.client import AGAIN, Client
 
 Answer = Mapping[str, Any]  # a decision, as the service sends it
+ATTEMPTS, PAUSE_S = 20, 0.5  # of a request that cannot be answered now; PAUSE_S between two
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +271,7 @@ def _send(client: Client, closing: Sequence[Step], sent: dict[str, Sent], answer
     if not closing:
         return
     batch = [(s.symbol, s.bars, *known_between(*sent[s.symbol].known, s.since, s.close)) for s in closing]
-    for refusal in _errors(client.observe_all(batch)["observations"]):
+    for refusal in _errors(_repeated(lambda: client.observe_all(batch)["observations"])):
         _refused(refusal, sent)
     taken = [each for each in closing if each.symbol in sent]
     for each in taken:
@@ -277,11 +280,11 @@ def _send(client: Client, closing: Sequence[Step], sent: dict[str, Sent], answer
         rates = funding_rates(following.known[1])
         seen, waiting = following.bars[: following.seen], list(following.pending.values())
         for outcome in resolve(waiting, seen, following.grid, following.costs, rates):
-            client.outcome(outcome)
+            _repeated(partial(_reported, client, outcome))
             del following.pending[outcome.decision_id]
     if not taken:
         return
-    decided = client.decide_all([each.symbol for each in taken])["decisions"]
+    decided = _repeated(lambda: client.decide_all([each.symbol for each in taken])["decisions"])
     for refusal in _errors(decided):
         _refused(refusal, sent)
     for each, answer in zip(taken, decided, strict=True):
@@ -291,6 +294,29 @@ def _send(client: Client, closing: Sequence[Step], sent: dict[str, Sent], answer
             decision = decision_of({key: value for key, value in answer.items() if key != "api"})
             sent[each.symbol].pending[answer["id"]] = decision
         answers[each.symbol].append(answer)
+
+
+def _reported(client: Client, outcome: Outcome) -> Sequence[Answer]:
+    """Report an outcome; return no reply, as it has no market of its own to leave out."""
+    client.outcome(outcome)
+    return ()
+
+
+def _repeated(request: Callable[[], Sequence[Answer]]) -> Sequence[Answer]:
+    """Return the replies to a request, which is repeated while it cannot be answered now, as on a busy machine.
+
+    The service recognises what it has already done. Raises ServiceDown when ATTEMPTS of them failed
+    """
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            replies = request()
+            if not left or not any(refusal["kind"] in AGAIN for refusal in _errors(replies)):
+                return replies
+        except ServiceDown:
+            if not left:
+                raise
+        time.sleep(PAUSE_S)
+    raise AssertionError
 
 
 def _errors(replies: Sequence[Answer]) -> list[Answer]:

@@ -41,18 +41,21 @@ STORES: dict[str, Service] = {
     "postgres": Service("postgres_port", POSTGRESQL, guarded=False),
     "s3": Service("s3_port", "/healthz", guarded=False),
 }
+# in front of the servers, where there is a certificate
+FRONT: dict[str, Service] = {"tls": Service("tls_port", "/livez", guarded=False)}
 WORKERS = ("feed", "flows")  # stopped before the servers they talk to: without them they try again for minutes
 
 
 def services_of(settings: Settings) -> dict[str, Service]:
     """Return the services that this home starts: the stores it runs itself first, as all others need them."""
-    needed = {"postgres": settings.runs_postgres, "s3": settings.runs_s3}
-    return {**{name: store for name, store in STORES.items() if needed[name]}, **SERVICES}
+    needed = {"postgres": settings.runs_postgres, "s3": settings.runs_s3, "tls": settings.runs_tls}
+    return {name: one for name, one in {**STORES, **SERVICES, **FRONT}.items() if needed.get(name, True)}
 
 
 def all_ports(settings: Settings) -> Mapping[str, int]:
     """Return field of Settings → port, of every service that there can be."""
-    fields = [service.port_field for service in (*STORES.values(), *SERVICES.values()) if service.port_field]
+    every = (*STORES.values(), *SERVICES.values(), *FRONT.values())
+    fields = [service.port_field for service in every if service.port_field]
     return {field: int(getattr(settings, field)) for field in fields}
 
 
@@ -63,4 +66,4 @@ def port_of(settings: Settings, service: Service) -> int | None:
 
 def stop_rank(name: str) -> int:
     """Return when a service stops, where several do: 0 first. Each uses those with a higher number until its end."""
-    return 0 if name in WORKERS else 2 if name in STORES else 1
+    return 0 if name in (*WORKERS, *FRONT) else 2 if name in STORES else 1

@@ -108,9 +108,9 @@ def test_the_body_of_a_flow_reads_like_a_table_of_contents(name):
 
 def test_procfile_and_process_table_name_the_same_services():
     from flows.support.processes import parse_procfile
-    from flows.support.service_table import SERVICES, STORES
+    from flows.support.service_table import FRONT, SERVICES, STORES
 
-    assert set(parse_procfile(ROOT / "Procfile")) == {*STORES, *SERVICES}
+    assert set(parse_procfile(ROOT / "Procfile")) == {*STORES, *SERVICES, *FRONT}
 
 
 def test_the_makefile_turns_telemetry_off_as_the_services_do():
@@ -122,7 +122,9 @@ def test_the_makefile_turns_telemetry_off_as_the_services_do():
 
 def test_no_other_command_hides_in_the_makefile():
     phony = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY:"))
-    assert phony.split()[1:] == ["setup", "run", "test", "check", "bench", "evidence", "lock"]
+    assert phony.split()[1:] == [
+        "setup", "run", "test", "check", "bench", "evidence", "lock", "cluster", "cluster-test"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

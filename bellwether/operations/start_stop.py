@@ -22,6 +22,7 @@ import psutil
 from bellwether.operations.orders import Command, Order
 from flows.support import ports, stores
 from flows.support.processes import (
+    HOME_FOLDERS,
     RUN_MARK,
     STOP_SECONDS,
     Progress,
@@ -223,7 +224,7 @@ def _end_orphans(settings: Settings, progress: Progress) -> None:
 def _send_order(settings: Settings, order: Order) -> None:
     """Hand an order to the supervisor, starting one if none lives; return when it has been carried out."""
     folder = orders_folder(settings)
-    for one in (folder, *(settings.home / name for name in ("logs", "mlflow", "prefect", "evidently", "bentoml"))):
+    for one in (folder, *(settings.home / name for name in HOME_FOLDERS)):
         one.mkdir(parents=True, exist_ok=True)
     file = folder / f"{time.time_ns()}.json"
     write_atomic(file, json.dumps(order))

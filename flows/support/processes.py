@@ -38,6 +38,7 @@ SUPERVISORS = {"bellwether.operations.supervisor", "flows.supervise"}  # modules
 RUN_MARK = "BELLWETHER_RUN"
 SERVICE_MARK = "BELLWETHER_SERVICE"
 LOG_LINES = 15
+HOME_FOLDERS = ("logs", "mlflow", "prefect", "evidently", "bentoml")  # that services expect in their home
 FEED_ORDER = "feed.json"  # under `<home>/run`: what a person ordered of the feed, which outlives every process
 
 Progress = Callable[[str], None]  # receives one line of progress: "mlflow up after 11 s"
@@ -233,9 +234,16 @@ def await_healthy(
 
 
 def is_responding(settings: Settings, name: str) -> bool:
-    """Return True if this service answers on its port now, no matter who started it; cheaper than `services`."""
+    """Return True if this service works now, no matter who started it; cheaper than `services`.
+
+    One with a port answers there; of the others, the one of this home's last minute polls or writes.
+    """
     service = SERVICES[name]
     try:
+        if service.port_field is None:
+            feed = read_feed_state(settings.serving_dir)
+            since = datetime.now(UTC) - timedelta(minutes=1)
+            return _is_healthy(settings, service, None, Entry(pid=feed.pid if feed else None, since=since.isoformat()))
         return bool(_get(settings, f"http://{settings.host}:{port_of(settings, service)}{service.health}"))
     except _KeyRefused:
         return False

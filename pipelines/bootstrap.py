@@ -15,7 +15,7 @@ THREADS: Final = "OMP_NUM_THREADS"
 # defaults a process that served a hundred symbols held 270 MB more after ten minutes, nearly none of it in use.
 OF_A_SERVICE: Final = {THREADS: "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "2"}
 GC_THRESHOLD = 20_000  # new objects between two searches for cycles
-SERVING_THRESHOLDS = (20_000, 5, 5)  # what requests left is searched after 20,000 new objects, all of it after 720,000
+SERVING_THRESHOLDS = (50_000, 5, 5)  # new objects are searched after 50,000, all that requests left after 1,800,000
 ONE_ANSWER = 250_000  # of a command that loads, answers and ends: loading makes 170,000, which all stay
 
 

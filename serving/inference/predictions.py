@@ -319,9 +319,7 @@ def faulty(answer: ModelAnswer) -> str | None:
     return answer.reason if answer.reason is not None and answer.reason.startswith(FAULTS) else None
 
 
-def with_ensemble_votes(
-    models: ModelAnswers, snapshot: Snapshot, phase: str | None
-) -> ModelAnswers:
+def with_ensemble_votes(models: ModelAnswers, snapshot: Snapshot, phase: str | None) -> ModelAnswers:
     """Return the answers with the vote of the directional ensemble (M5) where the bundle registers its weights.
 
     phase  regime whose weights are used; None = unknown
@@ -371,9 +369,7 @@ def requests_of(family: str, closes: Sequence[tuple[Symbol, Events]]) -> list[In
     view = VIEWS[family]
     rows = view.newest([symbol.history for symbol, _ in closes])
     rows = rows if view.steps > 1 else rows[:, 0]
-    return [
-        InferenceRequest(family, (), rows[i : i + 1], view.columns, None, 0, rows, i) for i in range(len(closes))
-    ]
+    return [InferenceRequest(family, (), rows[i : i + 1], view.columns, None, 0, rows, i) for i in range(len(closes))]
 
 
 def _identity(slot: Slot) -> tuple[str, str, str, str, str]:

@@ -1,5 +1,7 @@
 """The pattern recogniser's inputs at a closed bar: 32 candles in units of ATR, features, and the setups present."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, TAKER_BUY, VOLUME, Floats, History, Ints
@@ -25,7 +27,7 @@ ODD = {
     "book_skew_strength": 0.0,
 }  # fmt: skip
 COLUMNS = (*CANDLE, TAKER, *EVEN, *ODD, *DIRECTIONS)
-_ATR = FEATURES.index["atr_14"]  # a fraction of the close
+_ATR = EVEN.index("atr_14")  # a fraction of the close
 _FEATURES = np.array([FEATURES.index[name] for name in (*EVEN, *ODD)])
 
 
@@ -35,23 +37,32 @@ def build(history: History, at: Ints) -> Floats:
     Candles are (price - middle of the newest bar) / ATR 14 at the newest bar. Measured from its close, one column of
     that bar would always be zero.
     """
-    if len(at) == 1 and at[0] >= STEPS - 1:  # live: one whole window is a slice
-        near, short = slice(at[0] - STEPS + 1, at[0] + 1), None
-        bars, features = history.bars[near][np.newaxis], history.features[near, _FEATURES][np.newaxis]
-    else:
-        rows = at[:, np.newaxis] + np.arange(1 - STEPS, 1)
-        short, rows = rows < 0, np.maximum(rows, 0)
-        bars, features = history.bars[rows], history.features[rows[:, :, np.newaxis], _FEATURES]
-    out = np.zeros((len(at), STEPS, len(COLUMNS)))
+    rows = at[:, np.newaxis] + np.arange(1 - STEPS, 1)
+    short, rows = rows < 0, np.maximum(rows, 0)
+    out = _windows(history.bars[rows], history.features[rows[:, :, np.newaxis], _FEATURES], history.signals[at])
+    out[short] = np.nan
+    return out
+
+
+def whole(histories: Sequence[History]) -> Floats:
+    """Return what `build` returns of the newest bars of n histories of at least 32 bars."""
+    return _windows(
+        np.stack([history.bars[-STEPS:] for history in histories]),
+        np.stack([history.features[-STEPS:, _FEATURES] for history in histories]),
+        np.stack([history.signals[-1] for history in histories]),
+    )
+
+
+def _windows(bars: Floats, features: Floats, signals: Floats) -> Floats:
+    """Return (n, 32, len(COLUMNS)) of bars (n, 32, 9), features (n, 32, EVEN and ODD), signals of the newest bars."""
+    out = np.zeros((len(bars), STEPS, len(COLUMNS)))
     middle = 0.5 * (bars[:, -1, HIGH] + bars[:, -1, LOW])
-    reach = history.features[at, _ATR] * history.bars[at, CLOSE]
+    reach = features[:, -1, _ATR] * bars[:, -1, CLOSE]
     scale = np.where(reach > 0.0, reach, np.nan)
     out[:, :, :4] = (bars[:, :, [OPEN, HIGH, LOW, CLOSE]] - middle[:, None, None]) / scale[:, None, None]
     # a bar without trades has no share: zero over zero is missing, as everywhere
     with np.errstate(invalid="ignore", divide="ignore"):
         out[:, :, 4] = 2.0 * bars[:, :, TAKER_BUY] / bars[:, :, VOLUME] - 1.0
     out[:, :, 5 : 5 + len(_FEATURES)] = features
-    out[:, -1, -len(DIRECTIONS) :] = setups(history.signals[at])
-    if short is not None:
-        out[short] = np.nan
+    out[:, -1, -len(DIRECTIONS) :] = setups(signals)
     return out

@@ -5,7 +5,7 @@ retains. Both call the same function, and a view reads nothing outside its own w
 The validator is not here: it reads events, whose rows `signals.events` makes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -26,11 +26,19 @@ class View:
     columns  names, in order
     steps    bars of the window; the newest is the bar decided on
     build    (history, positions (n,)) → (n, steps, len(columns)); NaN where a value is missing or the history is short
+    whole    n histories of at least `steps` bars → the same of the newest bar of each
     """
 
     columns: tuple[str, ...]
     steps: int
     build: Callable[[History, Ints], Floats]
+    whole: Callable[[Sequence[History]], Floats]
+
+    def newest(self, histories: Sequence[History]) -> Floats:
+        """Return (n, steps, len(columns)) of the newest bar of each history: the live view, as `build` makes it."""
+        if all(len(history) >= self.steps for history in histories):
+            return self.whole(histories)
+        return np.concatenate([self.build(history, np.array([len(history) - 1])) for history in histories])
 
 
 def windows(values: Floats, at: Ints, steps: int) -> Floats:
@@ -47,12 +55,14 @@ def feature_view(columns: tuple[str, ...], steps: int) -> View:
 
     def build(history: History, at: Ints) -> Floats:
         """Return the windows of these columns; only the bars that they reach are read."""
-        if len(at) == 1 and at[0] >= steps - 1:  # live: one window without a gap is a slice
-            return history.features[at[0] - steps + 1 : at[0] + 1, places][np.newaxis]
         first = max(0, int(at.min()) - steps + 1) if len(at) else 0
         return windows(history.features[first : int(at.max(initial=-1)) + 1, places], at - first, steps)
 
-    return View(columns, steps, build)
+    def whole(histories: Sequence[History]) -> Floats:
+        """Return the newest window of each."""
+        return np.stack([history.features[-steps:, places] for history in histories])
+
+    return View(columns, steps, build, whole)
 
 
 def select(rows: Floats, have: tuple[str, ...], want: tuple[str, ...]) -> Floats:
@@ -89,6 +99,6 @@ def _places(have: tuple[str, ...], want: tuple[str, ...]) -> tuple[Ints, bool]:
 
 VIEWS: dict[str, View] = {
     "predictor": feature_view(CORE_COLUMNS, 60),
-    "regime": View(regime_inputs.COLUMNS, regime_inputs.STEPS, regime_inputs.build),
-    "pattern": View(pattern_view.COLUMNS, pattern_view.STEPS, pattern_view.build),
+    "regime": View(regime_inputs.COLUMNS, regime_inputs.STEPS, regime_inputs.build, regime_inputs.whole),
+    "pattern": View(pattern_view.COLUMNS, pattern_view.STEPS, pattern_view.build, pattern_view.whole),
 }

@@ -15,7 +15,7 @@ from pipelines.families import DECISION_FAMILY, FAMILIES
 from pipelines.models.views import VIEWS, select
 from pipelines.signals.events import Events
 from serving.inference.model_slots import ARMS, Slot, Snapshot
-from serving.inference.predictions import InferenceRequest, Unseen, events_at_close, not_applicable, request_of
+from serving.inference.predictions import InferenceRequest, Unseen, events_at_close, not_applicable, requests_of
 from serving.state.symbols import Symbol
 
 
@@ -62,7 +62,7 @@ def predict_on_features(slot: Slot, seen: Mapping[str, Any]) -> Predictions:
 def _family(snapshot: Snapshot, symbol: Symbol, raised: Events | None, unseen: Unseen, family: str) -> JsonObject:
     """Return the values that a family sees, or why there are none, and who reads them."""
     reason = _nothing_to_see(symbol, raised, family)
-    request = None if raised is None or reason is not None else request_of(family, (), symbol, raised)
+    request = None if raised is None or reason is not None else requests_of(family, [(symbol, raised)])[0]
     found: JsonObject = {
         "steps": 1 if family == DECISION_FAMILY else VIEWS[family].steps,
         "event": None if request is None else request.event,

@@ -204,7 +204,7 @@ class ModelClient:
             for arm in request.arms:
                 digest = snapshot.slots[request.family, arm].digest
                 answer = answers if isinstance(answers, str) else _unpacked_predictions(answers[k].get(arm), digest)
-                rows = _by_row(answer, len(group))
+                rows = _by_row(answer, len(group), snapshot.slots[request.family, arm].model.classes)
                 for i, one in zip(group, rows, strict=True):
                     found[i][request.family, arm] = one
                 if len(group) > 1 and isinstance(rows[0], str) and rows[0].startswith(MODEL_FAULT):
@@ -248,13 +248,13 @@ def _together(requests: Sequence[InferenceRequest]) -> InferenceRequest:
     return requests[0] if len(requests) == 1 else replace(requests[0], rows=np.concatenate([r.rows for r in requests]))
 
 
-def _by_row(answer: PredictionsOrFault, n: int) -> list[RowOrFault]:
+def _by_row(answer: PredictionsOrFault, n: int, classes: tuple[str, ...]) -> list[RowOrFault]:
     """Return the predictions of each of n rows; the fault n times where there are none, or not as many."""
     if isinstance(answer, str):
         return [answer] * n
     if len(answer.status) != n:
         return [f"MODEL_SERVICE_DOWN: {len(answer.status)} answers for {n} rows"] * n
-    return list(rows_of(answer))
+    return list(rows_of(answer, classes))
 
 
 def _unpacked_predictions(answer: JsonObject | None, digest: str) -> PredictionsOrFault:

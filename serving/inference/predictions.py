@@ -46,18 +46,15 @@ PredictionsOrFault = Predictions | str  # of the rows of one call, or the fault 
 
 
 class Row(NamedTuple):
-    """Hold the prediction of one row as plain numbers; p, p_low and members have a number a class, None = none.
+    """Hold the prediction of one row as plain numbers, None = none; fields as in ModelAnswer."""
 
-    A model with one class has a number in place of the list.
-    """
-
-    p: Any
-    p_low: Any
+    p: Probabilities
+    p_low: Probabilities
     status: str
     reason: str | None
     novelty: float
     label: str | None
-    members: dict[str, Any] | None
+    members: dict[str, Probabilities] | None
     device: str = "cpu"
     fallback: str | None = None  # as in Predictions
 
@@ -83,6 +80,7 @@ class InferenceRequest:
     rows       (1, …, len(columns)) float64, NaN = missing
     event      signal that raised the event the row is about; None for families that read the market itself
     direction  of that event: -1, 1, or 0 without one
+    batch      rows of all requests of this family that were made together, of which `rows` is number `place`
     """
 
     family: str
@@ -91,6 +89,8 @@ class InferenceRequest:
     columns: tuple[str, ...]
     event: str | None
     direction: int
+    batch: Floats | None = None
+    place: int = 0
 
 
 class CloseRequests(NamedTuple):
@@ -135,22 +135,26 @@ def events_at_close(symbol: Symbol) -> Events | None:
 
 
 def inference_requests(
-    snapshot: Snapshot, symbol: Symbol, raised: Events | None, unseen: Unseen = "refuse"
-) -> CloseRequests:
-    """Return one request for each served family at this close; arms that have to abstain are left out, with the reason.
+    snapshot: Snapshot, symbols: Sequence[Symbol], raised: Sequence[Events | None], unseen: Unseen = "refuse"
+) -> list[CloseRequests]:
+    """Return, for each symbol, one request for each served family at this close; arms that have to abstain are left
+    out, with the reason.
 
-    raised  what `events_at_close` returned
+    raised  what `events_at_close` returned of each
     """
-    arms: dict[str, list[str]] = {}
-    reasons = {}
-    for (family, arm), slot in snapshot.slots.items():
-        if (why := not_applicable(slot, symbol, raised, unseen)) is None:
-            arms.setdefault(family, []).append(arm)
-        else:
-            reasons[family, arm] = why
-    if raised is None:
-        return CloseRequests([], reasons)
-    return CloseRequests([request_of(family, tuple(some), symbol, raised) for family, some in arms.items()], reasons)
+    closes = [CloseRequests([], {}) for _ in symbols]
+    arms: dict[str, dict[int, list[str]]] = {}  # family → number of the symbol → arms that answer
+    for i, (symbol, events) in enumerate(zip(symbols, raised, strict=True)):
+        for (family, arm), slot in snapshot.slots.items():
+            if (why := not_applicable(slot, symbol, events, unseen)) is None:
+                arms.setdefault(family, {}).setdefault(i, []).append(arm)
+            else:
+                closes[i].abstaining[family, arm] = why
+    for family, answering in arms.items():
+        of = [(symbols[i], events) for i in answering if (events := raised[i]) is not None]
+        for (i, some), request in zip(answering.items(), requests_of(family, of), strict=True):
+            closes[i].requests.append(replace(request, arms=tuple(some)))
+    return closes
 
 
 def predict_local(snapshot: Snapshot, requests: Sequence[InferenceRequest], timed: Timed = not_timed) -> list[Answers]:
@@ -163,7 +167,7 @@ def predict_local(snapshot: Snapshot, requests: Sequence[InferenceRequest], time
     for i, request in enumerate(requests):
         for arm in request.arms:
             places.setdefault((request.family, arm), []).append(i)
-    together = {at: _rows_together([requests[i] for i in of], snapshot.slots[at].model) for at, of in places.items()}
+    together = _rows_together(snapshot, requests, places)
     run = _THREADS.map if len(requests) >= THREADS_FROM else map
     answered = run(lambda at: _timed(snapshot.slots[at].model, together[at], " ".join(at)), places)
     for (at, of), (answers, ms) in zip(places.items(), answered, strict=True):
@@ -173,12 +177,29 @@ def predict_local(snapshot: Snapshot, requests: Sequence[InferenceRequest], time
     return list(found)
 
 
-def _rows_together(requests: Sequence[InferenceRequest], model: Model) -> Floats:
-    """Return the rows of all these requests, of one family, as its model reads them."""
+def _rows_together(
+    snapshot: Snapshot, requests: Sequence[InferenceRequest], places: Mapping[tuple[str, str], Sequence[int]]
+) -> dict[tuple[str, str], Floats]:
+    """Return (family, arm) → the rows of its requests, as its model reads them; arms that read the same share them."""
+    found: dict[tuple[str, str], Floats] = {}
+    made: dict[tuple[str, tuple[str, ...], tuple[int, ...]], Floats] = {}
+    for (family, arm), of in places.items():
+        columns = snapshot.slots[family, arm].model.columns
+        key = family, columns, tuple(of)
+        if key not in made:
+            made[key] = _selected([requests[i] for i in of], columns)
+        found[family, arm] = made[key]
+    return found
+
+
+def _selected(requests: Sequence[InferenceRequest], columns: tuple[str, ...]) -> Floats:
+    """Return these columns of the rows of all these requests."""
     first = requests[0]
-    if all(request.columns == first.columns for request in requests):
-        return select(np.concatenate([request.rows for request in requests]), first.columns, model.columns)
-    return np.concatenate([select(request.rows, request.columns, model.columns) for request in requests])
+    if first.batch is not None and [one.place for one in requests if one.batch is first.batch] == [
+        *range(len(first.batch))
+    ]:
+        return select(first.batch, first.columns, columns)
+    return np.concatenate([select(request.rows, request.columns, columns) for request in requests])
 
 
 def _timed(model: Model, rows: Floats, name: str) -> tuple[list[RowOrFault], float]:
@@ -223,25 +244,35 @@ def predict_each(model: Model, rows: Floats, name: str) -> list[RowOrFault]:
     """
     answer = predict(model, rows, name)
     if isinstance(answer, Predictions):
-        return list(rows_of(answer))
+        return list(rows_of(answer, model.classes))
     if len(rows) == 1:
         return [answer]
     alone = [predict(model, rows[i : i + 1], name) for i in range(len(rows))]
-    return [one if isinstance(one, str) else rows_of(one)[0] for one in alone]
+    return [one if isinstance(one, str) else rows_of(one, model.classes)[0] for one in alone]
 
 
-def rows_of(answer: Predictions) -> list[Row]:
-    """Return the predictions of each row as plain numbers."""
+def rows_of(answer: Predictions, classes: tuple[str, ...]) -> list[Row]:
+    """Return the predictions of each row as plain numbers; `classes` are those of the model."""
     n = len(answer.status)
-    members: Sequence[dict[str, Any] | None] = [None] * n
+    members: Sequence[dict[str, Probabilities] | None] = [None] * n
     if answer.members is not None:
-        each = [_plain(p) for p in answer.members.values()]
+        each = [_by_class(p, classes) for p in answer.members.values()]
         members = [dict(zip(answer.members, row, strict=True)) for row in zip(*each, strict=True)]
     label = answer.label or [None] * n
     where = [answer.device] * n, [answer.fallback] * n
-    numbers = _plain(answer.p), _plain(answer.p_low)
+    numbers = _by_class(answer.p, classes), _by_class(answer.p_low, classes)
     columns = *numbers, answer.status, answer.reason, answer.novelty.tolist(), label, members, *where
     return [Row(*row) for row in zip(*columns, strict=True)]
+
+
+def _by_class(values: Floats, classes: tuple[str, ...]) -> list[Probabilities]:
+    """Return the numbers of each row of (n,) as they are, of (n, classes) as class → number; None = not finite."""
+    plain = _plain(values)
+    if values.ndim == 1:
+        return plain
+    # a member may have classes of its own (the hidden states): those are named by their number
+    names = classes if values.shape[1] == len(classes) else tuple(map(str, range(values.shape[1])))
+    return [dict(zip(names, row, strict=True)) for row in plain]
 
 
 def _plain(values: Floats) -> list[Any]:
@@ -288,17 +319,15 @@ def faulty(answer: ModelAnswer) -> str | None:
     return answer.reason if answer.reason is not None and answer.reason.startswith(FAULTS) else None
 
 
-def with_ensemble_votes(
-    models: Mapping[str, Mapping[str, ModelAnswer]], snapshot: Snapshot, phase: str | None
-) -> ModelAnswers:
+def with_ensemble_votes(models: ModelAnswers, snapshot: Snapshot, phase: str | None) -> ModelAnswers:
     """Return the answers with the vote of the directional ensemble (M5) where the bundle registers its weights.
 
     phase  regime whose weights are used; None = unknown
     """
     return {
         family: {arm: _with_vote(answer, snapshot.slots[family, arm], phase) for arm, answer in arms.items()}
-        if any(answer.members is not None for answer in arms.values())
-        else dict(arms)
+        if any(snapshot.slots[family, arm].model.schema.get("ensemble") for arm in arms)
+        else arms
         for family, arms in models.items()
     }
 
@@ -319,15 +348,28 @@ def not_applicable(slot: Slot, symbol: Symbol, raised: Events | None, unseen: Un
     )
 
 
-def request_of(family: str, arms: tuple[str, ...], symbol: Symbol, raised: Events) -> InferenceRequest:
-    """Return the row of the last closed bar for the models of one family."""
+def requests_of(family: str, closes: Sequence[tuple[Symbol, Events]]) -> list[InferenceRequest]:
+    """Return the row of each last closed bar for the models of one family; no arm is named yet.
+
+    closes  symbols with their events there
+    """
     if family == DECISION_FAMILY:
-        side = int(raised.direction[0])
-        row = event_row(symbol.closed.features, symbol.closed.signals, side)[np.newaxis]
-        return InferenceRequest(family, arms, row, VALIDATOR_COLUMNS, str(raised.kind[0]), side)
-    view, history = VIEWS[family], symbol.history
-    rows = view.build(history, np.array([len(history) - 1]))
-    return InferenceRequest(family, arms, rows if view.steps > 1 else rows[:, 0], view.columns, None, 0)
+        sides = [int(raised.direction[0]) for _, raised in closes]
+        rows = np.stack(
+            [
+                event_row(symbol.closed.features, symbol.closed.signals, side)
+                for (symbol, _), side in zip(closes, sides, strict=True)
+            ]
+        )
+        kinds = [str(raised.kind[0]) for _, raised in closes]
+        return [
+            InferenceRequest(family, (), rows[i : i + 1], VALIDATOR_COLUMNS, kind, side, rows, i)
+            for i, (kind, side) in enumerate(zip(kinds, sides, strict=True))
+        ]
+    view = VIEWS[family]
+    rows = view.newest([symbol.history for symbol, _ in closes])
+    rows = rows if view.steps > 1 else rows[:, 0]
+    return [InferenceRequest(family, (), rows[i : i + 1], view.columns, None, 0, rows, i) for i in range(len(closes))]
 
 
 def _identity(slot: Slot) -> tuple[str, str, str, str, str]:
@@ -340,30 +382,19 @@ def _answer(slot: Slot, request: InferenceRequest, row: RowOrFault) -> ModelAnsw
     about = *_identity(slot), request.event, request.direction
     if isinstance(row, str):
         return ModelAnswer(*about, reason=row)
-    classes = slot.model.classes
-    members = None if row.members is None else {name: _by_class(p, classes) for name, p in row.members.items()}
     ok = row.status == "OK"
-    if ok and (None in row.p if isinstance(row.p, list) else row.p is None):
+    if ok and (None in row.p.values() if isinstance(row.p, dict) else row.p is None):
         why = f"{MODEL_FAULT}NaN: the model says OK and gives no number"
-        return ModelAnswer(*about, reason=why, members=members, device=row.device, fallback=row.fallback)
+        return ModelAnswer(*about, reason=why, members=row.members, device=row.device, fallback=row.fallback)
     return ModelAnswer(
         *about,
-        p=_by_class(row.p, classes) if ok else None,
-        p_low=_by_class(row.p_low, classes) if ok else None,
+        p=row.p if ok else None,
+        p_low=row.p_low if ok else None,
         label=row.label,
         status=row.status,
         reason=row.reason,
         novelty=finite_or_none(row.novelty),
-        members=members,
+        members=row.members,
         device=row.device,
         fallback=row.fallback,
     )
-
-
-def _by_class(values: float | list[float | None] | None, classes: tuple[str, ...]) -> Probabilities:
-    """Return a number as it is, a list as class → number."""
-    if not isinstance(values, list):
-        return values
-    # a member may have classes of its own (the hidden states): those are named by their number
-    names = classes if len(values) == len(classes) else map(str, range(len(values)))
-    return dict(zip(names, values, strict=True))

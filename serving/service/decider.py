@@ -177,11 +177,8 @@ class Decider:
         undecided = self._undecided(names, now, snapshot)
         if not undecided:
             return {}
-        events = [events_at_close(symbol) for symbol in undecided]
-        closes = [
-            inference_requests(snapshot, symbol, event, self._unseen)
-            for symbol, event in zip(undecided, events, strict=True)
-        ]
+        raised = [events_at_close(symbol) for symbol in undecided]
+        closes = inference_requests(snapshot, undecided, raised, self._unseen)
         requests = [request for close in closes for request in close.requests]
         with self._stage("family"):
             found: Sequence[Answers] = await client.predict(snapshot, requests)

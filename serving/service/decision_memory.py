@@ -112,9 +112,16 @@ class DecisionMemory:
         for key, subject, made in new:
             self.made[key] = self._pending[subject] = made
         self._forget_oldest()
-        if new:
-            loop = asyncio.get_running_loop()
-            new[-1][2].stored.add_done_callback(lambda _: loop.call_soon_threadsafe(self._settle_all, new))
+        if not new:
+            return
+        loop, about = asyncio.get_running_loop(), [(key, subject, made.decision) for key, subject, made in new]
+        before = [made.stored for _, _, made in new[:-1]]
+
+        def ended(last: "Future[Decision]") -> None:
+            """Settle all; a future that held itself would keep its batch until a search for cycles."""
+            loop.call_soon_threadsafe(self._settle_all, about, [*before, last])
+
+        new[-1][2].stored.add_done_callback(ended)
 
     def mark_uncertain(self, names: Collection[str]) -> None:
         """Note that the decisions pending on these symbols were reported to a caller as failed."""
@@ -143,10 +150,12 @@ class DecisionMemory:
         written.add_done_callback(ended)
         return durable
 
-    def _settle_all(self, new: Sequence[tuple[DecisionKey, Subject, PendingDecision]]) -> None:
+    def _settle_all(
+        self, about: Sequence[tuple[DecisionKey, Subject, Decision]], ended: "Sequence[Future[Decision]]"
+    ) -> None:
         """Take over what the ledger answered about the decisions of one transaction."""
-        for key, subject, made in new:
-            self._settle(key, subject, made.decision, made.stored)
+        for (key, subject, decision), stored in zip(about, ended, strict=True):
+            self._settle(key, subject, decision, stored)
 
     def _settle(self, key: DecisionKey, subject: Subject, decision: Decision, ended: "Future[Decision]") -> None:
         """Take over what the ledger answered about a pending decision; runs on the event loop."""

@@ -30,12 +30,13 @@ class DecisionMeter:
         written  of one transaction, in the order of the decisions: the last one ends last
         """
         loop, began, span = asyncio.get_running_loop(), perf_counter(), tracing.begin("ledger")
+        before = written[:-1]  # without the last: a future that held itself would stay until a search for cycles
 
-        def ended(_: "Future[int]") -> None:
+        def ended(last: "Future[int]") -> None:
             """Note when it ended; runs on the ledger's thread."""
             at, took_s = utc_now().timestamp(), perf_counter() - began
             span.end()
-            loop.call_soon_threadsafe(self._count, decisions, written, at, took_s)
+            loop.call_soon_threadsafe(self._count, decisions, [*before, last], at, took_s)
 
         if written:
             written[-1].add_done_callback(ended)

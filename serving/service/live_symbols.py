@@ -62,6 +62,9 @@ class LiveSymbols:
         self._store, self._executor, self._slots, self._tiers = store, executor, slots, tiers
         self._account, self._memory, self._alarms, self._level = account, memory, alarms, level
         self._refused: set[str] = set()  # symbols with an open alarm for their warm start
+        # one at a time: two threads that parse Python at once, as NumPy does with the header of each array, end with
+        # `SystemError: AST constructor recursion depth mismatch` before CPython 3.11.8 and 3.12.2 (gh-106905)
+        self._reading = asyncio.Lock()
 
     def get(self, name: str) -> Symbol:
         """Return a live symbol.
@@ -114,7 +117,8 @@ class LiveSymbols:
     async def _follow_one(self, name: str, named: Mapping[str, str], new: Snapshot) -> None:
         """Restore one symbol from the warm start that a generation names; an alarm where it is refused."""
         try:
-            warm = await asyncio.to_thread(read_warm_start, Path(named["path"]), named["digest"])
+            async with self._reading:
+                warm = await asyncio.to_thread(read_warm_start, Path(named["path"]), named["digest"])
             if name not in (warm.symbol, UNREADABLE):
                 raise StateError(
                     f"warm start {named['digest'][:12]} is of {warm.symbol}; `bellwether up` folds it again"

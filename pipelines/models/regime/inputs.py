@@ -1,6 +1,6 @@
 """The detectors' inputs (F4): the bar's range and columns of the catalogue, each on a scale of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -52,11 +52,19 @@ def build(history: History, at: Ints) -> Floats:
     values = np.empty((near.stop - first, len(COLUMNS)))
     values[:, 0] = np.log(history.bars[near, HIGH] / history.bars[near, LOW])
     values[:, 1:] = history.features[near, _PLACES]
-    if len(at) == 1 and len(values) == STEPS:  # live: one whole window
-        return values[np.newaxis]
     rows = (at - first)[:, np.newaxis] + np.arange(1 - STEPS, 1)
     out: Floats = values[np.maximum(rows, 0)]
     out[rows < 0] = np.nan
+    return out
+
+
+def whole(histories: Sequence[History]) -> Floats:
+    """Return (n, STEPS, len(COLUMNS)) windows of the newest bars of n histories of at least STEPS bars."""
+    bars = np.stack([history.bars[-STEPS:] for history in histories])
+    out = np.empty((len(histories), STEPS, len(COLUMNS)))
+    out[:, :, 0] = np.log(bars[:, :, HIGH] / bars[:, :, LOW])
+    for i, history in enumerate(histories):
+        out[i, :, 1:] = history.features[-STEPS:, _PLACES]
     return out
 
 

@@ -34,7 +34,9 @@ def log_densities(x: Floats, means: Floats, deviations: Floats, shares: Floats, 
 @kernel
 def posterior(prior: Floats, log_density: Floats, out: Floats) -> float:
     """Fill out (S,) with prior · exp(log_density), normalised to 1; return the log of the normaliser in nats."""
-    top: float = log_density.max()
+    top: float = log_density[0]
+    for s in range(1, out.shape[0]):  # the method `max` takes longer than all the rest
+        top = max(top, log_density[s])
     total: float = 0.0
     for s in range(out.shape[0]):
         out[s] = prior[s] * math.exp(log_density[s] - top)

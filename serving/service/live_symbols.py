@@ -62,8 +62,8 @@ class LiveSymbols:
         self._store, self._executor, self._slots, self._tiers = store, executor, slots, tiers
         self._account, self._memory, self._alarms, self._level = account, memory, alarms, level
         self._refused: set[str] = set()  # symbols with an open alarm for their warm start
-        # one at a time: two threads that parse Python at once, as NumPy does with the header of each array, end with
-        # `SystemError: AST constructor recursion depth mismatch` before CPython 3.11.8 and 3.12.2 (gh-106905)
+        # one at a time: CPython 3.11 counts the depth of what it parses for all threads together, and NumPy parses the
+        # header of each array; two at once ended with `SystemError: AST constructor recursion depth mismatch`
         self._reading = asyncio.Lock()
 
     def get(self, name: str) -> Symbol:

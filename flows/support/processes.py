@@ -369,25 +369,37 @@ def is_alive(process: psutil.Process) -> bool:
 
 def home_processes(settings: Settings, service: str | None = None) -> list[psutil.Process]:
     """Return the living processes of this home (of one of its services), without the caller and its parents."""
-    return [process for process, marks in _marked(settings) if service in (None, marks.get(SERVICE_MARK))]
+    return [p for p, marks in _marked(settings, psutil.pids()) if service in (None, marks.get(SERVICE_MARK))]
 
 
 def supervisor_of(settings: Settings) -> psutil.Process | None:
     """Return the living supervisor of this home, or None. For one of its services that is a parent."""
-    for process, marks in _marked(settings, with_parents=True):
-        if SERVICE_MARK not in marks:
+    for pids in (_parents_of_services(settings), psutil.pids()):  # all of the machine only where it has no service
+        for process, marks in _marked(settings, pids, with_parents=True):
             with contextlib.suppress(psutil.Error):
-                if SUPERVISORS & set(process.cmdline()) and is_alive(process):
+                if SERVICE_MARK not in marks and SUPERVISORS & set(process.cmdline()) and is_alive(process):
                     return process
     return None
 
 
-def _marked(settings: Settings, with_parents: bool = False) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
-    """Yield each process that carries this home's mark, with its environment."""
+def _parents_of_services(settings: Settings) -> set[int]:
+    """Return the pids of the parents of the services in the state file: its supervisor, if that lives."""
+    parents = set()
+    for entry in read_entries(settings).values():
+        with contextlib.suppress(psutil.Error):
+            parents.add(psutil.Process(entry.get("pid") or 0).ppid())
+    return parents
+
+
+def _marked(
+    settings: Settings, pids: Iterable[int], with_parents: bool = False
+) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """Yield each of these processes that carries this home's mark, with its environment."""
     home = str(settings.home.resolve())
     me = {os.getpid()} if with_parents else {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    for process in psutil.process_iter():
+    for pid in pids:
         try:
+            process = psutil.Process(pid)
             marks = process.environ()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
@@ -455,8 +467,8 @@ def read_entries(settings: Settings) -> dict[str, Entry]:
 
 def running_entries(settings: Settings) -> dict[str, Entry]:
     """Return the entries whose process lives and is really ours (the system may have given a pid out again)."""
-    living = {process.pid for process in home_processes(settings)}
-    return {name: entry for name, entry in read_entries(settings).items() if entry.get("pid") in living}
+    entries = {pid: (name, entry) for name, entry in read_entries(settings).items() if (pid := entry.get("pid"))}
+    return dict(entries[process.pid] for process, _ in _marked(settings, entries))
 
 
 def leftovers(settings: Settings) -> list[Path]:

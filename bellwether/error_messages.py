@@ -122,7 +122,7 @@ def _library_message(error: BaseException) -> str | None:
         return f"BELLWETHER_STORE_URL is no URL ({first}). Write it as postgresql://user:password@host:5432/name."
     if type(error).__name__ == "RemoteMissingDepsError":  # of DVC, for a remote that is no folder
         return (
-            f"BELLWETHER_REMOTE_URL: {first}. For S3: `.venv/bin/uv pip install -r requirements-s3.txt -c "
+            f"BELLWETHER_REMOTE_URL: {first}. For S3: `.venv/bin/uv pip install -r requirements-cluster.txt -c "
             "requirements.lock`."
         )
     if package in ("dvc", "dvc_data", "dvc_objects", "scmrepo"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 
-from flows.support import processes
+from flows.support import processes, service_table
 from pipelines.contracts import JsonObject
 from pipelines.errors import BellwetherError
 from pipelines.families import FAMILIES
@@ -114,8 +114,8 @@ def differences(status: Mapping[str, Any], before: JsonObject, after: JsonObject
 
 def memory(where: Settings) -> dict[str, int]:
     """Return service → resident bytes of its processes, and under JOBS those of the flow runs that `flows` starts."""
-    found = dict.fromkeys([*processes.SERVICES, JOBS], 0)
-    for name in processes.SERVICES:
+    found = dict.fromkeys([*service_table.services_of(where), JOBS], 0)
+    for name in service_table.services_of(where):
         for process in processes.home_processes(where, name):
             try:
                 owner = JOBS if FLOW_RUN in process.environ() else name

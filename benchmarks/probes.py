@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from bellwether.operations import doctor
-from flows.support import processes
+from flows.support import processes, service_table
 from pipelines.contracts import JsonObject
 from pipelines.errors import BellwetherError
 from pipelines.settings import Settings
@@ -136,7 +136,7 @@ class Probe:
     def __init__(self, settings: Settings, names: tuple[str, ...], log: Log) -> None:
         """Open the store and prepare one thread an endpoint, one for the services and one for the alarms."""
         self.settings, self.log = settings, log
-        self._known = {name: processes.SERVICES[name] for name in names}
+        self._known = {name: service_table.SERVICES[name] for name in names}
         self._ended = threading.Event()
         self._store = Store.open(settings.store)
         self.alarms: dict[int, tuple[float, str]] = {}  # id → (monotonic seconds it was first seen, kind)

@@ -27,7 +27,7 @@ from benchmarks.inference import native
 from benchmarks.measured import Row, Spread, pairs, spread
 from benchmarks.peers import Peer, peers
 from benchmarks.ports import free_ports
-from flows.support import processes
+from flows.support import processes, service_table
 from pipelines.contracts import Floats
 from pipelines.models.runtime import load_bundle
 from pipelines.settings import Settings
@@ -66,7 +66,7 @@ def serving(home: Path, names: tuple[str, ...] = SERVICES, store_url: str = "", 
 def service_processes(settings: Settings, names: tuple[str, ...] = SERVICES) -> dict[str, psutil.Process]:
     """Return the serving processes by name: the parent and the worker of each service, and the supervisor."""
     found, everyone = {}, {p.pid: p for p in processes.home_processes(settings)}
-    for name, state in processes.services(settings, {n: processes.SERVICES[n] for n in names}).items():
+    for name, state in processes.services(settings, {n: service_table.SERVICES[n] for n in names}).items():
         parent = everyone.pop(int(state["pid"] or 0))
         found[f"{name}, parent"] = parent
         for child in parent.children(recursive=True):

@@ -14,6 +14,8 @@ from pipelines.errors import BadValues, UnreadableFile
 from pipelines.params import Params
 
 ROOT = Path(__file__).resolve().parent.parent
+POSTGRES_USER, BUCKET = "bellwether", "bellwether"  # of the databases and the S3 store that a home runs itself
+DATABASES = ("ledger", "mlflow", "prefect")  # one each: a backup, a fault or a move of one leaves the others alone
 DEVICE = r"^(auto|cpu|cuda(:\d+|:MIG-[0-9A-Za-z/-]+)?)$"
 
 
@@ -29,8 +31,16 @@ class Settings(BaseSettings):
     decision_port: int = 3000
     model_port: int = 3001
     evidently_port: int = 8000
-    store_url: str = ""  # empty = SQLite under `home`
-    remote_url: str = ""  # DVC remote; empty = a folder under `home`
+    # machine: databases are SQLite and files lie under `home`; cluster: PostgreSQL and an S3 store, started with the
+    # services of this home unless a URL below names another
+    profile: Literal["machine", "cluster"] = "machine"
+    postgres_port: int = 5433
+    s3_port: int = 8333
+    store_url: str = ""  # of the ledger; empty = as the profile has it, so for the five URLs below
+    mlflow_store_url: str = ""  # of MLflow's runs and models
+    prefect_store_url: str = ""  # of Prefect's runs and schedules
+    remote_url: str = ""  # DVC remote
+    mlflow_artifacts_url: str = ""  # where MLflow's server keeps artifacts
     write_key: SecretStr | None = None  # the key of all servers; empty = generated once under `home`, mode 0600
     allowed_hosts: str = ""  # further Host values that a proxy in front passes on: "desk.example,desk:8443"
     durability: Literal["process", "power"] = "process"
@@ -112,12 +122,49 @@ class Settings(BaseSettings):
     @property
     def store(self) -> str:
         """Return the URL of the store."""
-        return self.store_url or f"sqlite:///{self.home / 'store.db'}"
+        return self.store_url or self._database("ledger", self.home / "store.db")
+
+    @property
+    def mlflow_store(self) -> str:
+        """Return the URL of MLflow's database."""
+        return self.mlflow_store_url or self._database("mlflow", self.home.resolve() / "mlflow" / "mlflow.db")
+
+    @property
+    def prefect_store(self) -> str:
+        """Return the URL of Prefect's database, with the driver that Prefect uses."""
+        url = self.prefect_store_url or self._database("prefect", self.home.resolve() / "prefect" / "prefect.db")
+        return url.replace("sqlite:", "sqlite+aiosqlite:", 1).replace("postgresql:", "postgresql+asyncpg:", 1)
 
     @property
     def remote(self) -> str:
         """Return the DVC remote."""
-        return self.remote_url or str(self.home / "dvc-remote")
+        return self.remote_url or self._files("dvc", self.home / "dvc-remote")
+
+    @property
+    def mlflow_artifacts(self) -> str:
+        """Return where MLflow's server keeps artifacts."""
+        return self.mlflow_artifacts_url or self._files("mlflow", self.home.resolve() / "mlflow" / "artifacts")
+
+    @property
+    def runs_postgres(self) -> bool:
+        """Return whether a PostgreSQL of this home is started: the profile requires one, and no URL names another."""
+        urls = (self.store_url, self.mlflow_store_url, self.prefect_store_url)
+        return self.profile == "cluster" and not all(urls)
+
+    @property
+    def runs_s3(self) -> bool:
+        """Return whether an S3 store of this home is started, by the same rule."""
+        return self.profile == "cluster" and not (self.remote_url and self.mlflow_artifacts_url)
+
+    def _database(self, name: str, file: Path) -> str:
+        """Return the URL of a database: one of the home's PostgreSQL, or a SQLite file. It never holds a password."""
+        if self.profile == "cluster":
+            return f"postgresql://{POSTGRES_USER}@{self.host}:{self.postgres_port}/{name}"
+        return f"sqlite:///{file}"
+
+    def _files(self, name: str, folder: Path) -> str:
+        """Return where files are kept: below a name in the bucket of the home's S3 store, or in a folder."""
+        return f"s3://{BUCKET}/{name}" if self.profile == "cluster" else str(folder)
 
     @property
     def workspace(self) -> Path:

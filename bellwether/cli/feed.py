@@ -6,7 +6,7 @@ import typer
 
 from bellwether.cli.options import AsJson, new_group
 from bellwether.cli.output import emit, line, paragraph
-from flows.support import processes
+from flows.support import processes, service_table
 from pipelines.settings import settings
 
 app = new_group()
@@ -52,7 +52,7 @@ def _show(as_json: bool, note: str = "") -> None:
 
     ordered, installation = read_order(settings()), open_installation()
     found = sample(settings(), installation.store)
-    process = processes.services(settings(), {"feed": processes.SERVICES["feed"]})["feed"]["state"]
+    process = processes.services(settings(), {"feed": service_table.SERVICES["feed"]})["feed"]["state"]
     if as_json:
         emit({"wanted": ordered.wanted, "source": ordered.source, "process": process, **found})
         return

@@ -11,7 +11,7 @@ import typer
 from bellwether.cli.connection import connect, require_services
 from bellwether.cli.options import AsJson, new_group
 from bellwether.cli.output import emit, line, number, paragraph, progress_of, table
-from flows.support import processes
+from flows.support import processes, service_table
 from pipelines.errors import UnknownName
 from pipelines.settings import settings
 
@@ -190,11 +190,11 @@ def open_tool(
 
     from serving.service import keys
 
-    known = [name for name, service in processes.SERVICES.items() if service.port_field]
+    known = [name for name, service in service_table.SERVICES.items() if service.port_field]
     if tool not in known:
         raise UnknownName(f"no tool {tool!r}; known: {', '.join(known)}")
     require_services(tool, ready=False)  # a page that shows what is wrong is useful, too
-    port = processes.services(settings(), {tool: processes.SERVICES[tool]})[tool]["port"]
+    port = processes.services(settings(), {tool: service_table.SERVICES[tool]})[tool]["port"]
     host = "127.0.0.1" if settings().host == "0.0.0.0" else settings().host
     ticket = keys.create_ticket(settings(), tool)
     url = f"http://{host}:{port}/session?ticket={ticket}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
-from flows.support import ports, processes
+from flows.support import ports, processes, service_table
 from pipelines import compiled, disk
 from pipelines.errors import BellwetherError
 from pipelines.permissions import is_loose
@@ -180,7 +180,7 @@ def kernels() -> Finding:
 def open_ports(settings: Settings) -> Iterator[Finding]:
     """Check each configured port: free, of our service, or of another process."""
     states = processes.services(settings)
-    for name, service in processes.SERVICES.items():
+    for name, service in service_table.services_of(settings).items():
         field = service.port_field
         if field is None:
             continue

@@ -20,14 +20,11 @@ from pathlib import Path
 import psutil
 
 from bellwether.operations.orders import Command, Order
-from flows.support import ports
+from flows.support import ports, stores
 from flows.support.processes import (
     RUN_MARK,
-    SERVICES,
     STOP_SECONDS,
-    WORKERS,
     Progress,
-    Service,
     await_healthy,
     environment,
     home_processes,
@@ -36,7 +33,6 @@ from flows.support.processes import (
     log_tail,
     orders_folder,
     parse_procfile,
-    port_of,
     read_entries,
     running_entries,
     services,
@@ -45,6 +41,7 @@ from flows.support.processes import (
     supervisor_of,
     write_atomic,
 )
+from flows.support.service_table import STORES, Service, port_of, services_of, stop_rank
 from pipelines.errors import LeaseHeld, ServiceDown, UnknownName
 from pipelines.settings import ROOT, Settings
 from serving.service import keys
@@ -63,16 +60,20 @@ def up(
     wait: bool = True,
     progress: Progress = silent,
     procfile: Path = ROOT / "Procfile",
-    known: Mapping[str, Service] = SERVICES,
+    known: Mapping[str, Service] | None = None,
     ready: bool = True,
 ) -> list[str]:
     """Start what is not running and return its names; with `wait`, once every requested service works.
 
+    Stores that this home runs itself are started first, and the rest once they work.
+
+    known   the services there are; None = those of this home's profile
     ready   a service must be ready, not only answer; one that ran before and stays not ready is restarted once
     Raises  PortTaken and UnknownName before anything starts; LeaseHeld while another process starts or stops this home;
             ServiceDown when a service ends or does not answer (what this call started is stopped again), or when one
             stays not ready (all services go on running)
     """
+    known = services_of(settings) if known is None else known
     wanted = _checked_names(known if only is None else only, known)
     with home_lock(settings, "up", progress):
         _end_orphans(settings, progress)
@@ -81,9 +82,17 @@ def up(
         _check_ports(settings, {name: field for name in missing if (field := known[name].port_field)})
         if missing:
             keys.write_key(settings)  # before the environment is passed on
-            _send_order(
-                settings, {"start": _commands(settings, missing, known, procfile), "env": _service_env(settings)}
-            )
+            stores.write_credentials(settings)
+        first = [name for name in missing if name in STORES]
+        try:
+            _start(settings, first, known, procfile)
+            await_healthy(settings, first, progress, known, deaths=2)
+            if "s3" in wanted:
+                stores.make_bucket(settings)
+        except ServiceDown:
+            _stop_some(settings, first, progress)
+            raise
+        _start(settings, [name for name in missing if name not in STORES], known, procfile)
         if not wait:
             return missing
         try:
@@ -96,26 +105,32 @@ def up(
     return missing
 
 
+def _start(settings: Settings, names: list[str], known: Mapping[str, Service], procfile: Path) -> None:
+    """Order the supervisor to start these services, if there are any."""
+    if names:
+        _send_order(settings, {"start": _commands(settings, names, known, procfile), "env": _service_env(settings)})
+
+
 def restart(
     settings: Settings,
     names: Iterable[str] | None = None,
     progress: Progress = silent,
-    known: Mapping[str, Service] = SERVICES,
+    known: Mapping[str, Service] | None = None,
 ) -> list[str]:
-    """Restart those of `names` (None: all) that run, wait until they answer, and return their names.
+    """Restart those of `names` (None: all but the stores) that run, wait until they answer, and return their names.
 
     They start with the caller's settings. Raises ServiceDown without a living supervisor, UnknownName for a name that
     is no service.
     """
     with home_lock(settings, "restart", progress):
-        return _restart(settings, names, progress, known)
+        return _restart(settings, names, progress, services_of(settings) if known is None else known)
 
 
 def _restart(
     settings: Settings, names: Iterable[str] | None, progress: Progress, known: Mapping[str, Service]
 ) -> list[str]:
     """Do what `restart` does, under a lock that is already held."""
-    wanted = _checked_names(known if names is None else names, known)
+    wanted = _checked_names([name for name in known if name not in STORES] if names is None else names, known)
     before = running_entries(settings)
     chosen = [name for name in wanted if name in before]
     if not chosen:
@@ -324,7 +339,7 @@ def _stop_supervisor(found: psutil.Process, running: dict[str, psutil.Process], 
         found.send_signal(signal.SIGTERM)
         if found.status() == psutil.STATUS_STOPPED:  # suspended: it would act on nothing, and later restart services
             found.kill()
-    deadline = time.monotonic() + 2 * STOP_SECONDS + 5.0  # workers, then servers
+    deadline = time.monotonic() + 3 * STOP_SECONDS + 5.0  # workers, then servers, then stores
     while is_alive(found) and time.monotonic() < deadline:
         for name in [name for name, process in running.items() if not is_alive(process)]:
             del running[name]
@@ -357,8 +372,9 @@ def _service_processes(settings: Settings) -> dict[str, psutil.Process]:
 
 
 def _end_services(running: Mapping[str, psutil.Process], progress: Progress) -> None:
-    """End the processes of services, workers before servers."""
-    for group in (set(running) & set(WORKERS), set(running) - set(WORKERS)):
+    """End the processes of services, each before those it uses."""
+    for rank in sorted({stop_rank(name) for name in running}):
+        group = [name for name in running if stop_rank(name) == rank]
         end([running[name] for name in group], STOP_SECONDS)
         for name in group:
             progress(f"{name} stopped")

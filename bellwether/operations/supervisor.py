@@ -27,6 +27,7 @@ from bellwether.operations.orders import Order, OrderInbox
 from bellwether.operations.supervisor_watch import DiskWatch, HealthProbes, Target
 from flows.support import processes
 from flows.support.service_log import ServiceLog
+from flows.support.service_table import stop_rank
 from pipelines.bootstrap import bootstrap
 from pipelines.permissions import restrict
 from pipelines.settings import Settings
@@ -251,8 +252,8 @@ class Supervisor:
     def _signal_stop(self, child: Child, now: float) -> None:
         """Send SIGTERM to a service that must stop, servers after the workers that use them; later SIGKILL."""
         if not child.signalled:
-            workers = [c for c in self.children.values() if c.name in processes.WORKERS and c.state == "stopping"]
-            if workers and child.name not in processes.WORKERS:
+            ranks = [stop_rank(c.name) for c in self.children.values() if c.state == "stopping"]
+            if stop_rank(child.name) > min(ranks):
                 return
             assert child.process is not None
             child.process.terminate()

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import psutil
 
 from bellwether.operations.alarm_outbox import AlarmOutbox
-from flows.support import processes
+from flows.support import processes, stores
+from flows.support.service_table import POSTGRESQL
 from pipelines import disk
 from pipelines.contracts import DAY_S
 from pipelines.settings import Settings
@@ -25,7 +26,7 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # our ow
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Name a running process to probe: its pid, and its port and health path if it listens."""
+    """Name a running process to probe: its pid, and its port and health path (or POSTGRESQL) if it listens."""
 
     name: str
     pid: int
@@ -66,6 +67,8 @@ def is_responsive(host: str, target: Target) -> bool:
         return False
     if target.port is None:
         return True
+    if target.health == POSTGRESQL:
+        return stores.accepts_connections(host, target.port, PROBE_S)
     try:
         with _DIRECT.open(f"http://{host}:{target.port}{target.health or '/'}", timeout=PROBE_S):
             return True

@@ -16,15 +16,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 import psutil
 
-from flows.support import ports
+from flows.support import ports, stores
 from flows.support.service_log import text_of
+from flows.support.service_table import POSTGRESQL, SERVICES, Service, all_ports, port_of, services_of
 from pipelines.bootstrap import OF_A_SERVICE
 from pipelines.errors import ServiceDown
 from pipelines.settings import Settings
@@ -59,34 +59,6 @@ TELEMETRY_OFF = {
     "EVIDENTLY_DISABLE_TELEMETRY": "1",
     "ORT_DISABLE_TELEMETRY": "1",  # read once, when onnxruntime is imported
 }
-
-
-@dataclass(frozen=True)
-class Service:
-    """Describe how one line of the Procfile is probed.
-
-    port_field   the field of Settings with its port; None = it listens on none, and `sign` says how it shows life
-    health       the path that answers 200 once the service works
-    sign         polls: it asks the Prefect server for work; writes: it writes `serving/feed.json`
-    ready        the path that answers 200 once it does its job, 503 with its failing checks before; None = it has none
-    """
-
-    port_field: str | None
-    health: str = "/"
-    ready: str | None = None
-    sign: Literal["polls", "writes"] = "polls"
-
-
-SERVICES: dict[str, Service] = {
-    "mlflow": Service("mlflow_port", "/livez"),
-    "prefect": Service("prefect_port", "/readyz"),
-    "decision": Service("decision_port", "/livez", "/readyz"),
-    "flows": Service(None),
-    "feed": Service(None, sign="writes"),
-    "models": Service("model_port", "/livez", "/readyz"),
-    "evidently": Service("evidently_port", "/livez"),
-}
-WORKERS = ("feed", "flows")  # stopped before the servers they talk to: without them they try again for minutes
 
 
 class State(TypedDict):
@@ -124,16 +96,20 @@ def environment(settings: Settings) -> dict[str, str]:
         **{name: os.environ.get(name, value) for name, value in OF_A_SERVICE.items()},
         **_client_credentials(settings),
         **_tool_access_lists(settings),
+        **stores.environment(settings),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
         "BELLWETHER_HOME": str(home),
         "BELLWETHER_HOST": settings.host,
-        **{ports.variable(s.port_field): str(port_of(settings, s)) for s in SERVICES.values() if s.port_field},
+        **{ports.variable(field): str(port) for field, port in all_ports(settings).items()},
+        "BELLWETHER_MLFLOW_STORE_URL": settings.mlflow_store,
+        "BELLWETHER_MLFLOW_ARTIFACTS_URL": settings.mlflow_artifacts,
         "MLFLOW_TRACKING_URI": settings.mlflow_url,
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_API_URL": f"{settings.prefect_url}/api",
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        "PREFECT_API_DATABASE_CONNECTION_URL": settings.prefect_store,
         "PREFECT_RUNNER_POLL_FREQUENCY": "2",  # seconds until a requested run is seen; the default is 10
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "BENTOML_HOME": str(home / "bentoml"),
@@ -170,8 +146,9 @@ def _tool_access_lists(settings: Settings) -> dict[str, str]:
 # ---- states ---------------------------------------------------------------------------------------------------------
 
 
-def services(settings: Settings, known: Mapping[str, Service] = SERVICES) -> dict[str, State]:
-    """Return the state of every service, in under a second: the state file, checked by a probe of each service."""
+def services(settings: Settings, known: Mapping[str, Service] | None = None) -> dict[str, State]:
+    """Return the state of every service (or of those `known`), in under a second: the state file, checked by probes."""
+    known = services_of(settings) if known is None else known
     running, entries = running_entries(settings), read_entries(settings)
     watched = supervisor_of(settings) is not None
 
@@ -187,7 +164,8 @@ def services(settings: Settings, known: Mapping[str, Service] = SERVICES) -> dic
 def _probed_state(settings: Settings, service: Service, entry: Entry) -> State:
     """Return the state a service's health probe shows; `entry` is empty unless its process lives."""
     port = entry.get("port") or port_of(settings, service)
-    url = f"http://{settings.host}:{port}" if port else None
+    protocol = POSTGRESQL if service.health == POSTGRESQL else "http"
+    url = f"{protocol}://{settings.host}:{port}" if port else None
     state: Literal["up", "down", "starting", "key refused"] = "starting" if entry else "down"
     detail = None
     try:
@@ -223,7 +201,7 @@ def await_healthy(
     settings: Settings,
     names: Iterable[str],
     progress: Progress = silent,
-    known: Mapping[str, Service] = SERVICES,
+    known: Mapping[str, Service] | None = None,
     deaths: int | None = None,
 ) -> None:
     """Wait until each named service answers, no matter who starts it.
@@ -231,7 +209,7 @@ def await_healthy(
     deaths  stop waiting for a service that dies this often meanwhile; None = until its supervisor gives up
     Raises  ServiceDown with the end of its log if one of ours is gone, or if there is no answer in START_SECONDS
     """
-    waiting = list(names)
+    known, waiting = services_of(settings) if known is None else known, list(names)
     began, before = time.monotonic(), {name: _deaths(settings, name) for name in waiting}
     while waiting:
         states = services(settings, {name: known[name] for name in waiting})
@@ -311,8 +289,12 @@ def _is_healthy(settings: Settings, service: Service, url: str | None, entry: En
         return bool(entry) and (
             _is_writing(settings, entry["pid"]) if service.sign == "writes" else _is_polling(settings, entry["since"])
         )
+    if service.health == POSTGRESQL:
+        return stores.accepts_connections(settings.host, settings.postgres_port, PROBE_SECONDS)
     if not _get(settings, f"{url}{service.health}"):
         return False
+    if not service.guarded:
+        return True
     _get(settings, f"{url}{keys.SESSION_PATH}")
     return True
 
@@ -413,11 +395,6 @@ def parse_procfile(procfile: Path) -> dict[str, str]:
 
 
 # ---- state file and logs --------------------------------------------------------------------------------------------
-
-
-def port_of(settings: Settings, service: Service) -> int | None:
-    """Return the port a service is configured to listen on; None for one that listens on none."""
-    return int(getattr(settings, service.port_field)) if service.port_field else None
 
 
 def state_file(settings: Settings) -> Path:

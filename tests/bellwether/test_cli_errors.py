@@ -265,7 +265,7 @@ def test_a_remote_in_s3_without_its_packages_names_what_installs_them():
     from dvc_objects.fs.errors import RemoteMissingDepsError
 
     message = error_messages.describe_known_error(RemoteMissingDepsError(None, "s3", "s3://a/b", ["dvc-s3"]))
-    assert "requirements-s3.txt" in message
+    assert "requirements-cluster.txt" in message
     assert message.startswith("BELLWETHER_REMOTE_URL: ")
 
 

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from bellwether.operations import doctor
-from flows.support import processes
-from flows.support.processes import Service
+from flows.support import processes, service_table
+from flows.support.service_table import Service
 from pipelines.errors import ServiceDown
 from pipelines.settings import Settings
 from serving.service import keys
@@ -88,7 +88,7 @@ def test_a_redirected_probe_does_not_send_the_key(home):
 
 def test_doctor_names_the_server_that_refuses_the_key_and_what_to_do(home, monkeypatch):
     refused = {name: processes.State(state="key refused", url=None, port=1, pid=None, since=None, detail="do this")
-               for name in processes.SERVICES}  # fmt: skip
+               for name in service_table.SERVICES}  # fmt: skip
     monkeypatch.setattr(processes, "services", lambda _: refused)
     findings = list(doctor.open_ports(home))
     assert {(f.state, f.remedy) for f in findings} == {("fail", "do this")}

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import pytest
 
 from bellwether.operations import doctor
-from flows.support import processes
+from flows.support import processes, service_table
 from pipelines.settings import ROOT, Settings
 from pipelines.store import Store
 
@@ -163,7 +163,9 @@ def test_alarms_and_tripped_breakers_are_found_without_a_service(here):
 )  # fmt: skip
 def test_a_service_that_does_not_work_is_found_with_its_reason(here, monkeypatch, state, detail, level):
     quiet = {"state": "down", "url": None, "port": None, "pid": None, "since": None, "detail": None}
-    states = {name: dict(quiet) for name in processes.SERVICES} | {"mlflow": quiet | {"state": state, "detail": detail}}
+    states = {name: dict(quiet) for name in service_table.SERVICES} | {
+        "mlflow": quiet | {"state": state, "detail": detail}
+    }
     monkeypatch.setattr(processes, "services", lambda _: states)
     found = list(doctor.services(here))
     assert [f.state for f in found] == ([] if level is None else [level])

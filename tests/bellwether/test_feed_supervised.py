@@ -8,11 +8,11 @@ from support.small_services import free_port
 
 from bellwether.operations import start_stop
 from bellwether.operations.feed_wanted import FeedOrder, read_order, write_order
-from flows.support import processes
+from flows.support import processes, service_table
 from pipelines.settings import Settings
 from serving.state.feed_state import read_feed_state
 
-FEED = {"feed": processes.SERVICES["feed"]}
+FEED = {"feed": service_table.SERVICES["feed"]}
 
 
 @pytest.fixture
@@ -53,5 +53,5 @@ def test_it_is_up_while_idle_starts_again_when_killed_and_its_order_outlives_eve
 
 
 def test_the_feed_is_stopped_before_the_servers_it_talks_to():
-    assert "feed" in processes.WORKERS
-    assert processes.SERVICES["feed"].port_field is None
+    assert "feed" in service_table.WORKERS
+    assert service_table.SERVICES["feed"].port_field is None

@@ -17,7 +17,7 @@ from support.tmpfs import mounted
 from bellwether.operations import start_stop, supervisor, supervisor_watch
 from bellwether.operations.supervisor import Policy, Supervisor
 from flows.support import processes
-from flows.support.processes import Service
+from flows.support.service_table import Service
 from pipelines import disk
 from pipelines.errors import LeaseHeld, ServiceDown
 from pipelines.settings import Settings

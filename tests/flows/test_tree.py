@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"bellwether", "flows", "pipelines", "serving", "mlflow", "tests", "benchmarks", "deploy", "docs"}
 FILES = {
     "data.dvc", "dvc.yaml", "params.yaml", "pyproject.toml", "requirements.in", "requirements.lock",
-    "requirements-s3.txt", "requirements-gpu.lock",
+    "requirements-cluster.txt", "requirements-gpu.lock",
     "Makefile", "Procfile", "LICENSE", "README.md", "ARCHITECTURE.md", "CHANGELOG.md",
 }  # fmt: skip
 DOTTED = {
@@ -107,9 +107,10 @@ def test_the_body_of_a_flow_reads_like_a_table_of_contents(name):
 
 
 def test_procfile_and_process_table_name_the_same_services():
-    from flows.support.processes import SERVICES, parse_procfile
+    from flows.support.processes import parse_procfile
+    from flows.support.service_table import SERVICES, STORES
 
-    assert set(parse_procfile(ROOT / "Procfile")) == set(SERVICES)
+    assert set(parse_procfile(ROOT / "Procfile")) == {*STORES, *SERVICES}
 
 
 def test_the_makefile_turns_telemetry_off_as_the_services_do():

@@ -7,7 +7,7 @@ import pytest
 
 from bellwether.operations import start_stop
 from flows.support import processes
-from flows.support.processes import Service
+from flows.support.service_table import Service
 from pipelines.settings import Settings
 
 KNOWN = {"alpha": Service("mlflow_port"), "beta": Service("prefect_port")}

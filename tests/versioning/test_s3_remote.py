@@ -18,7 +18,7 @@ BIN = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 WEED = shutil.which("weed", path=BIN)
 LACKING = [name for name in ("dvc_s3", "boto3") if importlib.util.find_spec(name) is None] + ["weed"] * (WEED is None)
 pytestmark = pytest.mark.skipif(
-    bool(LACKING), reason=f"not installed: {', '.join(LACKING)} (requirements-s3.txt installs them)"
+    bool(LACKING), reason=f"not installed: {', '.join(LACKING)} (requirements-cluster.txt installs them)"
 )
 BUCKET, KEY, SECRET = "bellwether", "a-key-of-the-test", "a-secret-of-the-test"
 PARTS = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",

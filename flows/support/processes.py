@@ -34,6 +34,8 @@ from serving.state.feed_state import ALIVE_S, read_feed_state
 START_SECONDS = 240.0  # until a service must answer; on two cores with fresh databases all answer within a minute
 STOP_SECONDS = 20.0  # a service may take this long to end its work before it is killed
 PROBE_SECONDS = 0.7
+LOOK_SECONDS = 0.5  # between two looks at services that start: each probe takes processor time from them
+POLLED = "reconcile"  # a deployment; its runner requests the work of all of them at once
 SUPERVISORS = {"bellwether.operations.supervisor", "flows.supervise"}  # modules: of this release, of 0.6
 RUN_MARK = "BELLWETHER_RUN"
 SERVICE_MARK = "BELLWETHER_SERVICE"
@@ -225,7 +227,7 @@ def await_healthy(
                 raise ServiceDown(f"{name} {ended}. {log_tail(settings, name)}")
             if waited > START_SECONDS:
                 raise ServiceDown(f"{name} gave no answer in {START_SECONDS:.0f} s. {log_tail(settings, name)}")
-        time.sleep(0.2 if waiting else 0.0)
+        time.sleep(LOOK_SECONDS if waiting else 0.0)
 
 
 # ---- probes ---------------------------------------------------------------------------------------------------------
@@ -327,7 +329,8 @@ def _request(settings: Settings, url: str, body: Mapping[str, object] | None) ->
 
 def _is_polling(settings: Settings, since: str) -> bool:
     """Return True if our runner requested work since `since` and within the last minute; it does so every 2 s."""
-    known = _request(settings, f"{settings.prefect_url}/api/deployments/filter", {"limit": 50})
+    wanted = {"deployments": {"name": {"any_": [POLLED]}}}  # of all, Prefect would take a fifth of a second to answer
+    known = _request(settings, f"{settings.prefect_url}/api/deployments/filter", wanted)
     oldest = max(datetime.fromisoformat(since), datetime.now(UTC) - timedelta(minutes=1))
     return any(d["last_polled"] and datetime.fromisoformat(d["last_polled"]) > oldest for d in known or [])
 

@@ -9,6 +9,8 @@ if __name__ in ("__main__", "__mp_main__"):
 
     bootstrap()
 
+import ssl
+from functools import cache
 from typing import Any
 
 from prefect import Flow, serve
@@ -71,6 +73,8 @@ def deployments() -> list[RegisterOnceDeployment]:
 
 if __name__ == "__main__":
     restrict()
+    # Prefect makes a client for each step of registering, and each would read 140 certificates; our server has none
+    vars(ssl)["create_default_context"] = cache(ssl.create_default_context)
     processes.await_healthy(settings(), ["prefect"])  # registering needs the server
     market_runs.tidy_before_serving(open_installation(), now())
     # schedules stay as a person left them: stopping this process does not pause them

@@ -326,10 +326,17 @@ def run_command(
 
 
 def record(workspace: Path, names: list[str]) -> None:
-    """Record in `dvc.lock` that these stages ran on the present inputs, and the digests of their outputs."""
-    with _repo_in(workspace) as repo:
-        for name in names:
-            repo.commit(name, force=True)
+    """Record in `dvc.lock` that these stages ran on the present inputs, and the digests of their outputs.
+
+    As `dvc commit --force` does for each, but the file is read and written once: that takes a third of a second.
+    """
+    with _repo_in(workspace) as repo, repo.lock:
+        stages = [repo.stage.load_one(name=name) for name in names]
+        for stage in stages:
+            stage.save()
+            stage.commit()
+        if stages:
+            stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
 
 
 def _command_and_outputs(workspace: Path, name: str) -> tuple[str, list[str]]:

@@ -3,10 +3,14 @@ file), and the two databases the store runs on."""
 
 import gc
 import os
+import ssl
+from functools import cache
 
 from pipelines.bootstrap import bootstrap
 
 bootstrap()  # before numpy is imported
+# each call of httpx and each client of Prefect would read 140 certificates, 50 ms; all our servers speak plain HTTP
+ssl.create_default_context = cache(ssl.create_default_context)
 
 # isort: split
 import pytest  # noqa: E402

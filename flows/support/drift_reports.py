@@ -18,7 +18,7 @@ from flows.support.installation import Installation
 from flows.support.watches import FamilyWatch, MarketWatch
 from pipelines.contracts import DAY_S, Floats, finite_or_none, utc
 from pipelines.monitoring.drift import BlockDrift
-from pipelines.monitoring.drift_page import MarketLine, write_drift_page
+from pipelines.monitoring.drift_page import MarketLine, histograms, write_drift_page
 from pipelines.monitoring.report import (
     BlockReport,
     add_run,
@@ -115,11 +115,12 @@ def write_reports(installation: Installation, group: Sequence[Judged]) -> None:
         },
     )  # fmt: skip
     opened = f"{installation.settings.evidently_url}/projects/{project}/reports/{run}"
+    charts = histograms(found)
     for each in group:
         if each is not first:
             each.folder.mkdir(parents=True, exist_ok=True)
             (each.folder / FIGURES).write_bytes(figures.read_bytes())
-        publish(installation, each, found, opened)
+        publish(installation, each, found, opened, charts)
 
 
 def scores_of(installation: Installation, group: Sequence[Judged], found: BlockReport) -> dict[str, Floats]:
@@ -141,8 +142,11 @@ def scores_of(installation: Installation, group: Sequence[Judged], found: BlockR
     return scores
 
 
-def publish(installation: Installation, judged: Judged, found: BlockReport, opened: str) -> None:
-    """Write a family's page, log it and the figures to its version's run, and link them in Prefect."""
+def publish(installation: Installation, judged: Judged, found: BlockReport, opened: str, charts: str) -> None:
+    """Write a family's page, log it and the figures to its version's run, and link them in Prefect.
+
+    opened  address of the run in Evidently; charts: as of `histograms`
+    """
     model, market = judged.watched.model, judged.market
     run_id = model.line.run_id
     mlflow = {"Run in MLflow": installation.tracking.run_link(run_id)} if run_id else {}
@@ -161,6 +165,7 @@ def publish(installation: Installation, judged: Judged, found: BlockReport, open
         [market.drift.reason, market.drift.missing_reason, f"loss: {judged.watched.loss.reason}", *raised],
         [*map(market_line, judged.watched.markets), *left_out],
         {"Run in Evidently": opened, **mlflow, **prefect_link(installation)},
+        charts,
     )  # fmt: skip
     if run_id is None:
         return

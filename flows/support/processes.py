@@ -34,6 +34,8 @@ from serving.state.feed_state import ALIVE_S, read_feed_state
 START_SECONDS = 240.0  # until a service must answer; on two cores with fresh databases all answer within a minute
 STOP_SECONDS = 20.0  # a service may take this long to end its work before it is killed
 PROBE_SECONDS = 0.7
+LOOK_SECONDS = 0.5  # between two looks at services that start: each probe takes processor time from them
+POLLED = "reconcile"  # a deployment; its runner requests the work of all of them at once
 SUPERVISORS = {"bellwether.operations.supervisor", "flows.supervise"}  # modules: of this release, of 0.6
 RUN_MARK = "BELLWETHER_RUN"
 SERVICE_MARK = "BELLWETHER_SERVICE"
@@ -105,8 +107,6 @@ def environment(settings: Settings) -> dict[str, str]:
         **{ports.variable(field): str(port) for field, port in all_ports(settings).items()},
         "BELLWETHER_PROFILE": settings.profile,
         "MLFLOW_TRACKING_URI": settings.mlflow_url,
-        "MLFLOW_BACKEND_STORE_URI": settings.mlflow_store,
-        "MLFLOW_ARTIFACTS_DESTINATION": settings.mlflow_artifacts,
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_API_URL": f"{settings.prefect_url}/api",
@@ -227,7 +227,7 @@ def await_healthy(
                 raise ServiceDown(f"{name} {ended}. {log_tail(settings, name)}")
             if waited > START_SECONDS:
                 raise ServiceDown(f"{name} gave no answer in {START_SECONDS:.0f} s. {log_tail(settings, name)}")
-        time.sleep(0.2 if waiting else 0.0)
+        time.sleep(LOOK_SECONDS if waiting else 0.0)
 
 
 # ---- probes ---------------------------------------------------------------------------------------------------------
@@ -336,7 +336,8 @@ def _request(settings: Settings, url: str, body: Mapping[str, object] | None) ->
 
 def _is_polling(settings: Settings, since: str) -> bool:
     """Return True if our runner requested work since `since` and within the last minute; it does so every 2 s."""
-    known = _request(settings, f"{settings.prefect_url}/api/deployments/filter", {"limit": 50})
+    wanted = {"deployments": {"name": {"any_": [POLLED]}}}  # of all, Prefect would take a fifth of a second to answer
+    known = _request(settings, f"{settings.prefect_url}/api/deployments/filter", wanted)
     oldest = max(datetime.fromisoformat(since), datetime.now(UTC) - timedelta(minutes=1))
     return any(d["last_polled"] and datetime.fromisoformat(d["last_polled"]) > oldest for d in known or [])
 
@@ -360,25 +361,37 @@ def is_alive(process: psutil.Process) -> bool:
 
 def home_processes(settings: Settings, service: str | None = None) -> list[psutil.Process]:
     """Return the living processes of this home (of one of its services), without the caller and its parents."""
-    return [process for process, marks in _marked(settings) if service in (None, marks.get(SERVICE_MARK))]
+    return [p for p, marks in _marked(settings, psutil.pids()) if service in (None, marks.get(SERVICE_MARK))]
 
 
 def supervisor_of(settings: Settings) -> psutil.Process | None:
     """Return the living supervisor of this home, or None. For one of its services that is a parent."""
-    for process, marks in _marked(settings, with_parents=True):
-        if SERVICE_MARK not in marks:
+    for pids in (_parents_of_services(settings), psutil.pids()):  # all of the machine only where it has no service
+        for process, marks in _marked(settings, pids, with_parents=True):
             with contextlib.suppress(psutil.Error):
-                if SUPERVISORS & set(process.cmdline()) and is_alive(process):
+                if SERVICE_MARK not in marks and SUPERVISORS & set(process.cmdline()) and is_alive(process):
                     return process
     return None
 
 
-def _marked(settings: Settings, with_parents: bool = False) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
-    """Yield each process that carries this home's mark, with its environment."""
+def _parents_of_services(settings: Settings) -> set[int]:
+    """Return the pids of the parents of the services in the state file: its supervisor, if that lives."""
+    parents = set()
+    for entry in read_entries(settings).values():
+        with contextlib.suppress(psutil.Error):
+            parents.add(psutil.Process(entry.get("pid") or 0).ppid())
+    return parents
+
+
+def _marked(
+    settings: Settings, pids: Iterable[int], with_parents: bool = False
+) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """Yield each of these processes that carries this home's mark, with its environment."""
     home = str(settings.home.resolve())
     me = {os.getpid()} if with_parents else {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    for process in psutil.process_iter():
+    for pid in pids:
         try:
+            process = psutil.Process(pid)
             marks = process.environ()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
@@ -441,8 +454,8 @@ def read_entries(settings: Settings) -> dict[str, Entry]:
 
 def running_entries(settings: Settings) -> dict[str, Entry]:
     """Return the entries whose process lives and is really ours (the system may have given a pid out again)."""
-    living = {process.pid for process in home_processes(settings)}
-    return {name: entry for name, entry in read_entries(settings).items() if entry.get("pid") in living}
+    entries = {pid: (name, entry) for name, entry in read_entries(settings).items() if (pid := entry.get("pid"))}
+    return dict(entries[process.pid] for process, _ in _marked(settings, entries))
 
 
 def leftovers(settings: Settings) -> list[Path]:

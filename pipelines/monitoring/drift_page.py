@@ -30,13 +30,14 @@ class MarketLine:
 
 def write_drift_page(
     path: Path, title: str, found: BlockReport, lines: Sequence[str], markets: Sequence[MarketLine],
-    links: Mapping[str, str],
+    links: Mapping[str, str], charts: str,
 ) -> Path:  # fmt: skip
     """Write the page of a block's report and return its path. Needs no network.
 
     lines    sentences on top: what was found, since when, whether it does harm
     markets  every market that was watched, the one of the block among them
     links    text → address of what belongs to it: Evidently's run, MLflow's run, Prefect's run
+    charts   `histograms` of the report; drawing them takes a second, and every family of the report shows the same
     """
     block = found.block
     sentences = "".join(f"<li>{escape(line)}</li>" for line in lines)
@@ -56,7 +57,7 @@ def write_drift_page(
         f"<h2>Markets</h2>{_markets(markets)}"
         f"<h2>Columns</h2><p class='less'>{escape(shown)}. Distance: Wasserstein,"
         " over the standard deviation of training. A column alarms if both halves of the block show it.</p>"
-        f"{_columns(found)}{histograms(found)}"
+        f"{_columns(found)}{charts}"
     )
     return write_document(path, title, body)
 

@@ -18,7 +18,7 @@ from flows.support import drift_reports, watches
 from pipelines.families import FAMILIES
 from pipelines.models.reference import fit_reference
 from pipelines.monitoring.drift import AlarmRates, detect
-from pipelines.monitoring.drift_page import MarketLine, write_drift_page
+from pipelines.monitoring.drift_page import MarketLine, histograms, write_drift_page
 from pipelines.monitoring.report import (
     SHOWN,
     _one_writer,
@@ -138,7 +138,7 @@ def test_the_page_is_small_and_names_block_columns_markets_and_links(judged, tmp
     ]
     page = write_drift_page(
         tmp_path / "new" / "drift.html", "Inputs of validator", found, ["drift: range & lost"], markets,
-        {"Run in Evidently": "http://127.0.0.1:8001/projects/p/reports/r"},
+        {"Run in Evidently": "http://127.0.0.1:8001/projects/p/reports/r"}, histograms(found),
     )  # fmt: skip
     text = page.read_text()
     assert len(text) < 400_000

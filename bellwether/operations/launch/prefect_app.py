@@ -9,6 +9,8 @@ if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of
     bootstrap()
 
 import os
+import zoneinfo
+from functools import cache
 
 import uvicorn
 
@@ -22,6 +24,8 @@ def main() -> None:
     """Serve the API, the UI and the background services on the host and port of our settings, until SIGTERM."""
     # for clients; the server lists its settings at /api/admin/settings, where a browser session could read the key
     os.environ.pop("PREFECT_CLIENT_CUSTOM_HEADERS", None)
+    # Prefect goes through the files of all time zones for each schedule that it reads or returns: hundreds a start
+    zoneinfo.available_timezones = cache(zoneinfo.available_timezones)
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
 

@@ -14,7 +14,8 @@ from importlib.util import find_spec
 import pytest
 import yaml
 
-from bellwether.operations.launch import prepare, service
+from bellwether.operations.feed_report import FeedReport
+from bellwether.operations.launch import alive, prepare, service
 from bellwether.operations.launch.postgres import TUNING
 from flows.support import stores
 from flows.support.processes import parse_procfile
@@ -140,6 +141,19 @@ def test_health_checks_are_those_of_the_process_table(name):
         assert found["httpHeaders"] == [
             {"name": "Host", "value": f"localhost:{at}"}
         ]  # the guard refuses a pod's address
+
+
+def test_a_service_without_a_port_shows_life_while_it_polls_or_writes(monkeypatch, tmp_path):
+    where = Settings(home=tmp_path, prefect_port=1, _env_file=None)  # no server there: nothing polls it
+    monkeypatch.setattr(alive, "settings", lambda: where)
+    where.serving_dir.mkdir()
+    for name, exit_code in (("feed", 1), ("flows", 1), ("feed", 0)):
+        if exit_code == 0:
+            FeedReport(where.serving_dir).write()
+        monkeypatch.setattr(alive.sys, "argv", ["alive", name])
+        with pytest.raises(SystemExit) as ended:
+            alive.main()
+        assert ended.value.code == exit_code
 
 
 def test_the_stores_listen_where_the_table_has_them_and_show_it_as_it_says():

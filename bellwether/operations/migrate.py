@@ -118,7 +118,9 @@ def refuse_running(settings: Settings) -> None:
 
 def next_step(settings: Settings, to: Profile) -> str:
     """Return what a person does now: the command changes no configuration."""
-    wrong = [f"BELLWETHER_{name.upper()}" for name, url in _urls(settings).items() if _profile_of(url) == other(to)]
+    wrong = [
+        f"BELLWETHER_{name.upper()}" for name, url in _urls(settings).items() if url and _profile_of(url) == other(to)
+    ]
     without = f" and remove {', '.join(wrong)}, which name{'s' * (len(wrong) == 1)} the old place" if wrong else ""
     return (
         f"Set BELLWETHER_PROFILE={to} in the environment or in .env{without}, then run `bellwether up`. This command "

@@ -1,4 +1,4 @@
-"""The parts of a home that move between the profiles: ledger, MLflow's and Prefect's databases, artifacts, data versions.
+"""The parts of a home that move between the profiles: ledger, databases of MLflow and Prefect, artifacts, data versions.
 
 Each part measures what there is, finds whether the target has the same already, and moves it. A database moves in one
 transaction, a file under another name until it is complete: a move that was cut short leaves no half of anything.
@@ -49,8 +49,9 @@ class Part(Protocol):
 
 
 def shown(url: str) -> str:
-    """Return the URL of a database without its password."""
-    return make_url(url).render_as_string(hide_password=True)
+    """Return the URL of a database without its password and driver."""
+    at = make_url(url)
+    return at.set(drivername=at.get_backend_name()).render_as_string(hide_password=True)
 
 
 def _refuse(target: str, held: dict[str, int], what: str) -> None:

@@ -22,7 +22,7 @@ from pipelines.errors import StateError
 
 ROWS_AT_ONCE = 1000
 OWN_ROWS = ("alembic_version", "workspaces")  # tables that a tool's migration fills itself, in a new database
-EPOCH = datetime(1970, 1, 1)  # from which SQLAlchemy counts a duration in SQLite
+EPOCH = datetime.fromtimestamp(0, UTC).replace(tzinfo=None)  # from which SQLAlchemy counts a duration in SQLite
 Kinds = Mapping[str, Mapping[str, str]]  # table → column → "json", "time", "moment", "interval", "uuid" or "plain"
 Content = dict[str, tuple[int, str]]  # table → number of rows, and a digest that no order of rows changes
 

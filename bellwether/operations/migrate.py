@@ -69,7 +69,7 @@ def migrate(settings: Settings, to: Profile, progress: Progress) -> dict[str, An
     cluster = into if to == "cluster" else from_
     refuse_running(settings)
     if any(part.source.startswith("s3:") or part.target.startswith("s3:") for part in parts_of(from_, into)):
-        migrate_files.client()  # before anything starts: boto3 may be missing
+        migrate_files.require_boto3()  # before anything starts
     with _reaching(from_, into):
         own = [name for name in services_of(cluster) if name in STORES]
         started = start_stop.up(cluster, only=own, progress=progress) if own else []

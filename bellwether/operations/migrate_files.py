@@ -1,6 +1,7 @@
 """Files of one home, copied between a folder and a bucket of an S3 store: MLflow's artifacts and DVC's remote."""
 
 import hashlib
+import importlib.util
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,12 +44,20 @@ class Bucket:
         self.prefix = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
 
     def sizes(self) -> dict[str, int]:
-        """Return rest of the key → bytes of every object."""
+        """Return rest of the key → bytes of every object. Raises ServiceDown if the store does not list them."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
         found = {}
-        for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.prefix):
-            for one in page.get("Contents", []):
-                if not one["Key"].endswith("/"):  # a folder, as some stores list it
-                    found[str(one["Key"])[len(self.prefix) :]] = int(one["Size"])
+        try:
+            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.prefix):
+                for one in page.get("Contents", []):
+                    if not one["Key"].endswith("/"):  # a folder, as some stores list it
+                        found[str(one["Key"])[len(self.prefix) :]] = int(one["Size"])
+        except (BotoCoreError, ClientError) as error:
+            raise ServiceDown(
+                f"{self.shown} cannot be read: {error}. Check its address, and that the bucket and the credentials "
+                "are there (AWS_ENDPOINT_URL, AWS_SHARED_CREDENTIALS_FILE)."
+            ) from error
         return found
 
     def md5(self, name: str) -> str:
@@ -66,16 +75,21 @@ class Bucket:
 Place = Folder | Bucket
 
 
-def client() -> Any:
-    """Return a client of S3 as the environment configures it. Raises MissingPackage without boto3."""
-    try:
-        import boto3
-    except ImportError as error:
+def require_boto3() -> None:
+    """Raise MissingPackage without boto3."""
+    if importlib.util.find_spec("boto3") is None:
         raise MissingPackage(
             "boto3 is not installed, so no bucket can be read. `.venv/bin/uv pip install -r requirements-cluster.txt "
             "-c requirements.lock` installs it."
-        ) from error
-    return boto3.client("s3")
+        )
+
+
+def client() -> Any:
+    """Return a client of S3 as the environment configures it now. Raises MissingPackage without boto3."""
+    require_boto3()
+    import boto3
+
+    return boto3.session.Session().client("s3")
 
 
 def place(url: str) -> Place:

@@ -1,4 +1,4 @@
-"""The parts of a home that move between the profiles: ledger, databases of MLflow and Prefect, artifacts, data versions.
+"""The parts of a home that move: ledger, databases of MLflow and Prefect, MLflow's artifacts, data versions.
 
 Each part measures what there is, finds whether the target has the same already, and moves it. A database moves in one
 transaction, a file under another name until it is complete: a move that was cut short leaves no half of anything.

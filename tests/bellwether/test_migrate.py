@@ -104,5 +104,5 @@ def test_a_ledger_moves_to_a_database_that_a_url_names_and_a_repeat_changes_noth
 def test_a_target_with_other_data_is_refused(home, postgres_url):
     release_010(postgres_url)
     Store.open(postgres_url).close()
-    with pytest.raises(WouldOverwrite, match="holds other data than the ledger .* Nothing was moved"):
+    with pytest.raises(WouldOverwrite, match=r"holds other data than the ledger .* Nothing was moved"):
         migrate.migrate(on_postgresql(home, postgres_url), "cluster", print)

@@ -26,7 +26,7 @@ from serving.service.home_store import add_anchor, open_store
 
 BIN = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 TOOLS = ["mlflow", "prefect"]
-# what a run leaves in both tools: metrics, tags, artifacts, a model; flow and task runs, logs, a schedule that is paused
+# what a run leaves in both tools: metrics, artifacts, a model; flow and task runs, logs, a schedule that is paused
 USE = """
 import sys
 import mlflow
@@ -161,9 +161,8 @@ def test_a_home_moves_to_the_cluster_killed_and_resumed_and_back(home, tmp_path)
     assert {"flow_run", "task_run", "flow_run_state", "deployment_schedule", "log"} <= before["prefect"].keys()
 
     moving = command(home, "migrate", "--to", "cluster")
-    for text in moving.stdout:
-        if text.startswith("ledger: moved"):
-            break
+    seen = next((text for text in moving.stdout if text.startswith("ledger: moved")), None)
+    assert seen is not None
     moving.send_signal(signal.SIGKILL)
     moving.communicate()
     assert {name: tool_tables.row_counts(url) for name, url in tools(home).items()} == before

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from sqlalchemy.engine import make_url
-
 from bellwether.operations import migrate_files as files
 from flows.support import ledger_chain, processes
 from flows.support.processes import Progress
@@ -21,6 +19,7 @@ from pipelines.backup import encode_row, summarise
 from pipelines.errors import ChainBroken, ServiceDown, StateError, WouldOverwrite
 from pipelines.settings import Settings
 from pipelines.store import dump, tool_tables
+from pipelines.store.tool_tables import shown
 from serving.service.home_store import open_store, read_anchors
 
 PROXIED = "mlflow-artifacts:"  # how MLflow names what its server keeps: the same wherever the server puts it
@@ -34,9 +33,17 @@ ADDRESSES = (
 class Part(Protocol):
     """One part of a home, with the places it moves between as they are shown."""
 
-    name: str
-    source: str
-    target: str
+    @property
+    def name(self) -> str:
+        """Return what it is."""
+
+    @property
+    def source(self) -> str:
+        """Return the place it moves from."""
+
+    @property
+    def target(self) -> str:
+        """Return the place it moves to."""
 
     def measure(self) -> dict[str, int]:
         """Return what the source holds, in numbers; empty if nothing."""
@@ -46,12 +53,6 @@ class Part(Protocol):
 
     def move(self, progress: Progress) -> dict[str, Any]:
         """Copy what the target lacks, verify it, and return what was moved."""
-
-
-def shown(url: str) -> str:
-    """Return the URL of a database without its password and driver."""
-    at = make_url(url)
-    return at.set(drivername=at.get_backend_name()).render_as_string(hide_password=True)
 
 
 def _refuse(target: str, held: dict[str, int], what: str) -> None:
@@ -201,14 +202,16 @@ class ToolDatabase:
 
     def _make_tables(self) -> None:
         """Run the tool's own migration on the target. Raises ServiceDown with the end of its output."""
-        at, env = make_url(self.to_url), {**os.environ, **processes.environment(self.to)}
-        if at.get_backend_name() == "sqlite":
-            Path(at.database or "").parent.mkdir(parents=True, exist_ok=True)
-        words = ["prefect", "server", "database", "upgrade", "-y"]
+        env, words = (
+            {**os.environ, **processes.environment(self.to)},
+            ["prefect", "server", "database", "upgrade", "-y"],
+        )
+        tool_tables.make_folder(self.to_url)
         if self.name == "mlflow":
-            if at.password is not None:  # a command line is open to every user
-                env["PGPASSWORD"] = str(at.password)
-            words = ["mlflow", "db", "upgrade", at._replace(password=None).render_as_string(hide_password=False)]
+            url, password = tool_tables.without_password(self.to_url)
+            if password is not None:  # a command line is open to every user
+                env["PGPASSWORD"] = password
+            words = ["mlflow", "db", "upgrade", url]
         done = subprocess.run(
             [sys.executable, "-m", *words], env=env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, check=False,

@@ -33,6 +33,26 @@ def connect(url: str) -> Engine:
     return sa.create_engine(at.set(drivername=at.get_backend_name()), json_serializer=_same, json_deserializer=_same)
 
 
+def shown(url: str) -> str:
+    """Return the URL of a database without its password and driver."""
+    at = make_url(url)
+    return at.set(drivername=at.get_backend_name()).render_as_string(hide_password=True)
+
+
+def without_password(url: str) -> tuple[str, str | None]:
+    """Return a URL without its password, and the password."""
+    at = make_url(url)
+    bare = at._replace(password=None).render_as_string(hide_password=False)
+    return bare, None if at.password is None else str(at.password)
+
+
+def make_folder(url: str) -> None:
+    """Make the folder of a SQLite database, if it is one."""
+    at = make_url(url)
+    if at.get_backend_name() == "sqlite":
+        Path(at.database or "").parent.mkdir(parents=True, exist_ok=True)
+
+
 def exists(url: str) -> bool:
     """Return whether there is a database: a SQLite URL names a file; of PostgreSQL only the tables show it."""
     at = make_url(url)

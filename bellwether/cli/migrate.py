@@ -37,7 +37,10 @@ def migrate(
         emit({**record, "record": str(file), "next": following, "old": old})
         return
     moved = [[name, _amount(part), part["to"]] for name, part in record["parts"].items()]
-    table(f"moved to {to}", ["part", "verified", "where"], moved)
+    if moved:
+        table(f"moved to {to}", ["part", "verified", "where"], moved)
+    else:
+        line("This home held nothing that moves.")
     if elsewhere := record["addresses_elsewhere"]:
         counts = ", ".join(f"{n:,} of {scheme}" for scheme, n in elsewhere.items())
         paragraph(f"MLflow names artifacts that its server does not keep ({counts}): they stay where they are.")

@@ -22,7 +22,7 @@ from flows.support.installation import now
 from flows.support.processes import Progress, write_atomic
 from flows.support.service_table import SERVICES, STORES, services_of
 from pipelines.errors import LeaseHeld
-from pipelines.settings import Settings
+from pipelines.settings import BUCKET, POSTGRES_USER, Settings
 
 Profile = Literal["machine", "cluster"]
 URLS = ("store_url", "mlflow_store_url", "prefect_store_url", "remote_url", "mlflow_artifacts_url")
@@ -51,11 +51,8 @@ def plan(settings: Settings, to: Profile) -> dict[str, Any]:
     found = []
     with _reaching(from_, into):
         for part in parts_of(from_, into):
-            home_store = "s3" if part.source.startswith("s3:") else "postgres"
-            known = to == "cluster" or not services_of(from_).get(home_store) or _runs(from_, home_store)
-            found.append({
-                "part": part.name, "from": part.source, "to": part.target, "holds": part.measure() if known else None,
-            })  # fmt: skip
+            holds = None if _is_down(from_, part.source) else part.measure()
+            found.append({"part": part.name, "from": part.source, "to": part.target, "holds": holds})
     return {"from": other(to), "to": to, "parts": found, "running": running_services(settings)}
 
 
@@ -161,10 +158,12 @@ def _profile_of(url: str) -> Profile | None:
     return "machine" if scheme in ("", "sqlite", "file") else None
 
 
-def _runs(settings: Settings, name: str) -> bool:
-    """Return whether a store of this home answers."""
-    known = services_of(settings)
-    return processes.services(settings, {name: known[name]})[name]["state"] == "up"
+def _is_down(settings: Settings, place: str) -> bool:
+    """Return whether a place is in a store that this home runs itself, and which does not answer."""
+    server = f"postgresql://{POSTGRES_USER}@{settings.host}:{settings.postgres_port}/"
+    name = "postgres" if place.startswith(server) else "s3" if place.startswith(f"s3://{BUCKET}/") else ""
+    store = services_of(settings).get(name)
+    return store is not None and processes.services(settings, {name: store})[name]["state"] != "up"
 
 
 @contextlib.contextmanager

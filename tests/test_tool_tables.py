@@ -103,3 +103,15 @@ def test_a_value_that_differs_names_its_table(source, postgres_url):
         connection.exec_driver_sql("UPDATE child SET value = 0.2")
     engine.dispose()
     assert tool_tables.differences(source, postgres_url) == ["child"]
+
+
+def test_text_that_postgresql_does_not_store_names_its_table_without_the_statement(source, postgres_url):
+    engine, *_ = make_tables(postgres_url)
+    at = sa.create_engine(source)
+    with at.begin() as connection:
+        connection.exec_driver_sql("UPDATE child SET data = ? WHERE data IS NULL", ('"nul: \\u0000"',))
+    at.dispose()
+    with pytest.raises(StateError, match=r"^rows of child do not fit .*Nothing was copied\.$") as caught:
+        tool_tables.copy(source, postgres_url)
+    assert "INSERT" not in str(caught.value)
+    engine.dispose()

@@ -49,7 +49,7 @@ def plan(settings: Settings, to: Profile) -> dict[str, Any]:
     """Return what a move would do, with sizes where they can be read without starting anything."""
     from_, into = side(settings, other(to)), side(settings, to)
     found = []
-    with _reaching(from_, into):
+    with reaching(from_, into):
         for part in parts_of(from_, into):
             holds = None if _is_down(from_, part.source) else part.measure()
             found.append({"part": part.name, "from": part.source, "to": part.target, "holds": holds})
@@ -67,7 +67,7 @@ def migrate(settings: Settings, to: Profile, progress: Progress) -> dict[str, An
     refuse_running(settings)
     if any(part.source.startswith("s3:") or part.target.startswith("s3:") for part in parts_of(from_, into)):
         migrate_files.require_boto3()  # before anything starts
-    with _reaching(from_, into):
+    with reaching(from_, into):
         own = [name for name in services_of(cluster) if name in STORES]
         started = start_stop.up(cluster, only=own, progress=progress) if own else []
         try:
@@ -167,7 +167,7 @@ def _is_down(settings: Settings, place: str) -> bool:
 
 
 @contextlib.contextmanager
-def _reaching(*sides: Settings) -> Iterator[None]:
+def reaching(*sides: Settings) -> Iterator[None]:
     """Set the variables by which clients in this process reach the stores of the home; put back the old ones after."""
     before = dict(os.environ)
     for one in sides:

@@ -199,7 +199,8 @@ def _copy_rows(
             stored = [{name: _stored(value, kinds[name], sqlite) for name, value in row.items()} for row in some]
             writing.execute(sa.insert(into), stored)
     except (ValueError, TypeError, IntegrityError, DataError) as error:
-        raise StateError(f"rows of {table.name} do not fit the other database: {error}. Nothing was copied.") from error
+        cause = " ".join(str(getattr(error, "orig", error)).split())  # without the statement, which holds the rows
+        raise StateError(f"rows of {table.name} do not fit the other database: {cause}. Nothing was copied.") from error
 
 
 def _plain(value: Any, kind: str) -> Any:
@@ -285,7 +286,8 @@ def _make_foreign_keys(connection: Connection, foreign: list[tuple[str, str, str
         for table, name, text in foreign:
             connection.exec_driver_sql(f"ALTER TABLE {table} ADD CONSTRAINT {name} {text}".replace("%", "%%"))
     except IntegrityError as error:
-        raise StateError(f"rows refer to rows that are not there: {error.orig}. Nothing was copied.") from error
+        cause = " ".join(str(error.orig).split())
+        raise StateError(f"rows refer to rows that are not there: {cause}. Nothing was copied.") from error
     if connection.dialect.name == "sqlite":
         broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
         if broken is not None:

@@ -1,6 +1,7 @@
 """A whole home, moved to PostgreSQL and an S3 store and back, with the real servers: killed in between, and resumed."""
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from support.command_line import environment
 from support.legacy_store import release_010
 
-from bellwether.operations import migrate, start_stop
+from bellwether.operations import migrate, migrate_files, start_stop
 from bellwether.operations.launch import postgres
 from bellwether.operations.migrate_files import Folder
 from benchmarks.ports import free_ports
@@ -21,7 +22,7 @@ from flows.support import processes
 from flows.support.installation import now
 from pipelines.errors import ServiceDown
 from pipelines.settings import ROOT, Settings
-from pipelines.store import tool_tables
+from pipelines.store import Anchor, tool_tables
 from serving.service.home_store import add_anchor, open_store
 
 BIN = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -185,7 +186,9 @@ def test_a_home_moves_to_the_cluster_killed_and_resumed_and_back(home, tmp_path)
     aside.mkdir()
     for name in ("store.db", "mlflow", "prefect", "dvc-remote"):
         shutil.move(home.home / name, aside / name)
-    finished(home, "migrate", "--to", "machine", "--json")
+    record = json.loads(finished(home, "migrate", "--to", "machine", "--json"))
+    assert record["addresses_elsewhere"] == {}  # no row of MLflow names where its server keeps artifacts
+    assert record["parts"]["mlflow"]["rows"] == before["mlflow"]
     assert not [name for name in processes.read_entries(cluster) if name in ("postgres", "s3")]
     ledger = open_store(home)
     assert ledger.decisions() == decisions
@@ -210,10 +213,26 @@ def test_a_chain_that_is_broken_does_not_move(home):
     ledger = open_store(home)
     head = ledger.chain_head()
     ledger.close()
-    from pipelines.store import Anchor
-
     add_anchor(home.home, Anchor(head.seq + 1, "0" * 64, now().isoformat(), "this home"))
     refused = command(home, "migrate", "--to", "cluster")
     assert "not as it was written" in re.sub(r"\s+", " ", refused.communicate()[0])
     assert refused.returncode == 1
     assert not migrate.record_file(home, "cluster").exists()
+
+
+def test_files_come_to_a_bucket_and_back_and_other_bytes_are_found(home, tmp_path):
+    cluster, copied = migrate.side(home, "cluster"), []
+    start_stop.up(cluster, only=["s3"])
+    with migrate.reaching(cluster):
+        folder, bucket = migrate_files.place(home.remote), migrate_files.place(cluster.remote)
+        back = migrate_files.place(str(tmp_path / "back"))
+        first = migrate_files.copy(folder, bucket, lambda n, of: copied.append(n))
+        assert first == {"files": 30, "bytes": 1000 * sum(range(30)), "copied": 30}
+        assert copied == list(range(1, 31))
+        assert migrate_files.copy(folder, bucket, print)["copied"] == 0
+        migrate_files.copy(bucket, back, lambda n, of: None)
+        assert migrate_files.other_data(bucket, back) == []
+        odd = back.root / "files" / "md5"
+        (odd / "02" / "rest").write_bytes(b"1" * 2000)
+        (odd / "further").touch()
+        assert migrate_files.other_data(bucket, back) == ["files/md5/02/rest", "files/md5/further"]

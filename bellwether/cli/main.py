@@ -55,6 +55,7 @@ COMMANDS = {  # name → (module, help). `bellwether --help` reads this and load
     "breaker": ("breakers", "List, trip and reset circuit breakers"),
     "backup": ("store", "Back up the store and the serving state"),
     "restore": ("store", "Restore a backup into an empty store"),
+    "migrate": ("migrate", "Move this home to the other profile"),
     "prune": ("store", "Remove old records that nothing refers to"),
     "schedules": ("schedules", "List and reset the schedules of the flows"),
     "key": ("keys", "Manage the key of this installation"),

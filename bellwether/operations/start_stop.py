@@ -334,6 +334,14 @@ def down(settings: Settings, progress: Progress = silent) -> list[str]:
     return list(running)
 
 
+def stop_stores(settings: Settings, progress: Progress = silent) -> None:
+    """Stop the stores of this home, unless any other service runs, which uses them."""
+    with home_lock(settings, "migrate", progress):
+        running = list(running_entries(settings))
+        if set(running) <= STORES.keys():
+            _stop_some(settings, running, progress)
+
+
 def _stop_supervisor(found: psutil.Process, running: dict[str, psutil.Process], progress: Progress) -> None:
     """Send SIGTERM to the supervisor; return when it has stopped its services, or when it takes too long for that."""
     with contextlib.suppress(psutil.NoSuchProcess):

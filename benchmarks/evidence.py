@@ -39,6 +39,7 @@ from benchmarks import (
     file_turns,
     graph_repro,
     hardship,
+    ledger_size,
     live_experiments,
     live_half_hour,
     live_summary,
@@ -321,6 +322,8 @@ PARTS = {
                       serving_load.isolation, serving_load.load_figures, jobs=1, code=RUNNING),
     "soak": Part("an hour at half of the capacity", ("an hour",), serving_load.soak, serving_load.load_figures,
                  jobs=1, code=RUNNING),
+    "ledger_size": Part("the ledger at 10,000 to 1,000,000 decisions", ledger_size.CASES, ledger_size.ledger,
+                        ledger_size.ledger_figures, jobs=1, code=(*RUNNING, "bellwether")),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
 }  # fmt: skip
 
@@ -346,7 +349,7 @@ OTHERS = (
 )
 HARD = (  # under benchmarks/
     *("hardship.py", "faults.py", "probes.py", "services.py", "upgrade.py", "inputs.py"),
-    *("four_families.py", "open_loop.py", "serving_load.py"),
+    *("four_families.py", "open_loop.py", "serving_load.py", "ledger_size.py", "postgres.py"),
 )
 
 

@@ -447,7 +447,7 @@ def main() -> None:
         parser.error(f"no case {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
     folder, progress = Settings().home / "evidence", Console(stderr=True)
     if options.write:
-        from benchmarks import ab_live_page, ab_page, gate_results, results, results_drift
+        from benchmarks import ab_live_page, ab_page, gate_results, ledger_size_page, results, results_drift
 
         for name, parts, make in (
             ("faults", results.PARTS, results.faults_page),
@@ -459,6 +459,7 @@ def main() -> None:
             ("ab-live", ab_live_page.PARTS, ab_live_page.live_page),
             ("standing-arms", ("standing_arms",), standing_arms.page_of),
             ("serving", serving_page.PARTS, serving_page.page_of),
+            ("ledger-size", ledger_size_page.PARTS, ledger_size_page.page_of),
         ):
             print(results.write_page(ROOT / "docs" / "results" / f"{name}.md", folder, parts, make))
         return

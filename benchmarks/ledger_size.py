@@ -19,16 +19,17 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from benchmarks.four_families import Served, decisions, four_families, hex_of
-from benchmarks.postgres import postgresql
 from bellwether.operations import backup
 from bellwether.operations.history import decisions_known
 from bellwether.operations.lineage import trace
+from benchmarks.four_families import Served, decisions, four_families, hex_of
+from benchmarks.postgres import postgresql
 from flows.support.installation import Installation
 from pipelines.contracts import JsonObject, Outcome
 from pipelines.settings import Settings
@@ -110,10 +111,10 @@ def promote(installation: Installation, served: Served) -> None:
     """Store what lineage follows: parameters, a promotion line for each arm, and the pointer of its data version."""
     policy, at = policy_of(served.params), FIRST - timedelta(days=1)
     installation.store.add_parameters(policy.digest, policy.content, at)
+    actions: dict[str, Literal["promote", "shadow"]] = {"challenger": "shadow", "champion": "promote"}
     for family, arms in served.families.items():
-        for arm in ("challenger", "champion"):
+        for arm, action in actions.items():
             origin = arms[arm]
-            action = "promote" if arm == "champion" else "shadow"
             installation.store.add_promotion(
                 Promotion(at, "benchmark", action, family, arm, None, origin["version"], origin["digest"],
                           origin["run_id"], origin["data_hash"], origin["git_commit"], True, "benchmark")
@@ -261,7 +262,8 @@ def times_of(queries: dict[str, Callable[[], object]], repeats: int) -> dict[str
     """Return name → milliseconds of each query: repeats, median, 99th percentile, the slowest and the first."""
     found = {}
     for name, query in queries.items():
-        took, ends = [], time.monotonic() + QUERY_S
+        took: list[float] = []
+        ends = time.monotonic() + QUERY_S
         while len(took) < repeats and (not took or time.monotonic() < ends):
             began = time.perf_counter()
             query()

@@ -49,7 +49,18 @@ def test_the_page_has_each_fault_and_names_what_is_missing(tmp_path):
 def test_a_page_of_which_nothing_is_stored_stays_as_it_is_and_the_terminal_shows_that(tmp_path, monkeypatch, capsys):
     pages = tmp_path / "docs" / "results"
     pages.mkdir(parents=True)
-    for name in ("faults", "gate", "drift", "universe", "live", "ab", "ab-live", "standing-arms", "serving"):
+    for name in (
+        "faults",
+        "gate",
+        "drift",
+        "universe",
+        "live",
+        "ab",
+        "ab-live",
+        "standing-arms",
+        "serving",
+        "ledger-size",
+    ):
         (pages / f"{name}.md").write_text("measured elsewhere")
     monkeypatch.setattr(evidence, "ROOT", tmp_path)
     monkeypatch.setenv("BELLWETHER_HOME", str(tmp_path / "home"))
@@ -57,7 +68,18 @@ def test_a_page_of_which_nothing_is_stored_stays_as_it_is_and_the_terminal_shows
     evidence.main()
     assert capsys.readouterr().out.splitlines() == [
         f"{pages / name}.md: nothing stored, left as it is"
-        for name in ("faults", "gate", "drift", "universe", "live", "ab", "ab-live", "standing-arms", "serving")
+        for name in (
+            "faults",
+            "gate",
+            "drift",
+            "universe",
+            "live",
+            "ab",
+            "ab-live",
+            "standing-arms",
+            "serving",
+            "ledger-size",
+        )
     ]
     assert {page.read_text() for page in pages.iterdir()} == {"measured elsewhere"}
 

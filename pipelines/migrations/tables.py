@@ -91,7 +91,7 @@ decisions = sa.Table(
     sa.Column("record", sa.LargeBinary),  # all three, as `pipelines.record_codec` writes them
     sa.Column("seq", sa.BigInteger),  # 1, 2, 3 … in the order in which they became durable; NULL before revision 0014
     sa.Index("decisions_symbol_as_of", "symbol", "as_of"),
-    sa.Index("decisions_as_of", "as_of"),
+    sa.Index("decisions_as_of", "as_of", "ingested_at"),  # a listing as known at a moment reads what it shows alone
     sa.Index("decisions_ingested_at", "ingested_at"),  # a root of the chain is over those that came in a span
     sa.Index("decisions_seq", "seq", unique=True),
     sa.Index("decisions_emitted", "as_of", sqlite_where=EMITTED, postgresql_where=EMITTED),

@@ -39,6 +39,7 @@ from benchmarks import (
     file_turns,
     graph_repro,
     hardship,
+    ledger_size,
     live_experiments,
     live_half_hour,
     live_summary,
@@ -324,6 +325,8 @@ PARTS = {
                  jobs=1, code=RUNNING),
     "tool_databases": Part("Prefect and MLflow on SQLite and on PostgreSQL", tuple(tool_databases.PROFILES),
                            tool_databases.run, tool_databases.figures, jobs=1, code=RUNNING),
+    "ledger_size": Part("the ledger at 10,000 to 1,000,000 decisions", ledger_size.CASES, ledger_size.ledger,
+                        ledger_size.ledger_figures, jobs=1, code=(*RUNNING, "bellwether")),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
 }  # fmt: skip
 
@@ -349,7 +352,7 @@ OTHERS = (
 )
 HARD = (  # under benchmarks/
     *("hardship.py", "faults.py", "probes.py", "services.py", "upgrade.py", "inputs.py"),
-    *("four_families.py", "open_loop.py", "serving_load.py", "tool_databases.py"),
+    *("four_families.py", "open_loop.py", "serving_load.py", "tool_databases.py", "ledger_size.py", "postgres.py"),
 )
 
 
@@ -447,7 +450,7 @@ def main() -> None:
         parser.error(f"no case {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
     folder, progress = Settings().home / "evidence", Console(stderr=True)
     if options.write:
-        from benchmarks import ab_live_page, ab_page, gate_results, results, results_drift
+        from benchmarks import ab_live_page, ab_page, gate_results, ledger_size_page, results, results_drift
 
         for name, parts, make in (
             ("faults", results.PARTS, results.faults_page),
@@ -460,6 +463,7 @@ def main() -> None:
             ("standing-arms", ("standing_arms",), standing_arms.page_of),
             ("serving", serving_page.PARTS, serving_page.page_of),
             ("tool-databases", ("tool_databases",), tool_databases.page_of),
+            ("ledger-size", ledger_size_page.PARTS, ledger_size_page.page_of),
         ):
             print(results.write_page(ROOT / "docs" / "results" / f"{name}.md", folder, parts, make))
         return

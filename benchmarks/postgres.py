@@ -13,6 +13,8 @@ from benchmarks.ports import free_ports
 from pipelines.errors import ServiceDown
 
 USER = "bellwether"
+# kill -9 of a client loses nothing without fsync; only a power cut would
+QUICK = "-c fsync=off -c full_page_writes=off -c shared_buffers=16MB -c max_connections=50"
 
 
 def programs() -> Path | None:
@@ -23,9 +25,10 @@ def programs() -> Path | None:
 
 
 @contextmanager
-def postgresql() -> Iterator[str]:
+def postgresql(settings: str = QUICK) -> Iterator[str]:
     """Yield the URL of an empty database `postgres`; more can be created in it.
 
+    settings  of the server, as its command line takes them
     Raises ServiceDown if there is no PostgreSQL.
 
     PostgreSQL refuses to run as root: then it runs as `postgres` or `nobody`, in a folder that user owns.
@@ -49,9 +52,7 @@ def postgresql() -> Iterator[str]:
 
     try:
         call(str(folder / "initdb"), "-D", str(data), "-U", USER, "-E", "UTF8", "-A", "trust", "--no-sync")
-        # kill -9 of a client loses nothing without fsync; only a power cut would
-        quick = "-c fsync=off -c full_page_writes=off -c shared_buffers=16MB -c max_connections=50"
-        options = f"-p {port} -k {root} -c listen_addresses=127.0.0.1 {quick}"
+        options = f"-p {port} -k {root} -c listen_addresses=127.0.0.1 {settings}"
         call(str(folder / "pg_ctl"), "-D", str(data), "-l", str(root / "log"), "-o", options, "-w", "start")
         yield f"postgresql://{USER}@127.0.0.1:{port}/postgres"
     finally:

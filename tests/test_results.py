@@ -60,6 +60,7 @@ def test_a_page_of_which_nothing_is_stored_stays_as_it_is_and_the_terminal_shows
         "standing-arms",
         "serving",
         "tool-databases",
+        "ledger-size",
     ):
         (pages / f"{name}.md").write_text("measured elsewhere")
     monkeypatch.setattr(evidence, "ROOT", tmp_path)
@@ -79,6 +80,7 @@ def test_a_page_of_which_nothing_is_stored_stays_as_it_is_and_the_terminal_shows
             "standing-arms",
             "serving",
             "tool-databases",
+            "ledger-size",
         )
     ]
     assert {page.read_text() for page in pages.iterdir()} == {"measured elsewhere"}

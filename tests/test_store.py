@@ -23,7 +23,7 @@ from pipelines.context_layout import TAPE_WIDTH, tape_of
 from pipelines.contracts import BAR_FIELDS, BOOK_LEVELS, HALF_SPREAD, Books, ContextFeed, Decision, ModelAnswer, Outcome
 from pipelines.errors import BadTimes, BadValues, LeaseHeld, StateError, UnknownName
 from pipelines.migrations import tables
-from pipelines.migrations.tables import METADATA, SCHEMA
+from pipelines.migrations.tables import EMITTED, METADATA, SCHEMA
 from pipelines.store import BarBatch, DecisionRecord, Fill, Promotion, Store, decision_of, decision_payload, packed
 from pipelines.store.engine import LOG_BYTES, PAGE_BYTES
 
@@ -90,6 +90,17 @@ def test_a_new_file_has_small_pages_and_one_that_exists_keeps_its_own(tmp_path, 
 def test_the_migrations_lead_exactly_to_the_tables_of_the_code(url, store):
     with sa.create_engine(url, poolclass=sa.NullPool).connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+
+
+def test_decisions_that_opened_something_are_counted_and_listed_from_an_index_of_their_own(store):
+    store.add_decisions([record("d1", action="NO_TRADE"), record("d2"), record("d3", action="SELL", as_of=T0 + HOUR)])
+    assert store.count_decisions() == (3, 2)
+    assert [r.decision.id for r in store.decisions(emitted_only=True)] == ["d2", "d3"]
+    count = sa.select(sa.func.count()).select_from(METADATA.tables["decisions"]).where(EMITTED)
+    with store.writing() as connection:
+        if connection.dialect.name == "sqlite":
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {count.compile(connection)}").all()
+            assert "INDEX decisions_emitted" in str(plan)
 
 
 def test_schema_names_the_newest_migration():

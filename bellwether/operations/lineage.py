@@ -1,6 +1,7 @@
 """Trace a decision back to everything it rests on (L4), with each link checked against what is stored."""
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 
 from flows.support.installation import Installation
@@ -8,6 +9,7 @@ from pipelines.contracts import Decision, JsonObject, ModelAnswer
 from pipelines.errors import BundleError, UnknownName
 from pipelines.models.runtime import read_manifest
 from pipelines.sealed_folder import sha256
+from pipelines.store import Promotion
 
 
 def trace(installation: Installation, decision_id: str | None, known_by: datetime | None = None) -> JsonObject:
@@ -48,9 +50,10 @@ def trace(installation: Installation, decision_id: str | None, known_by: datetim
         **_outcome(installation, decision, known_by),
     }
     broken = [] if record.features else ["feature bytes: none stored"]
+    promotions = installation.store.promotions(known_by=known_by)  # once for all models: each query is a round trip
     for arms in decision.models.values():
         for arm, answer in arms.items():
-            broken += _model_links(installation, arm, answer, links, known_by)
+            broken += _model_links(installation, arm, answer, links, promotions)
     if not decision.models:
         links["model"] = "none: the traditional tier decided"
     digest = decision.lineage.get("params")
@@ -95,19 +98,16 @@ def _outcome(installation: Installation, decision: Decision, known_by: datetime 
 
 
 def _model_links(
-    installation: Installation, arm: str, answer: ModelAnswer, links: JsonObject, known_by: datetime | None
+    installation: Installation, arm: str, answer: ModelAnswer, links: JsonObject, promotions: Sequence[Promotion]
 ) -> list[str]:
-    """Add the links of one model to `links` and return those that do not hold."""
+    """Add the links of one model to `links` and return those that do not hold; `promotions`: the ledger's lines."""
     name = f"{answer.family}.{arm}"
     links[f"{name}.version"], links[f"{name}.digest"] = answer.version, answer.digest
-    promotions = [
-        p
-        for p in installation.store.promotions(answer.family, known_by=known_by)
-        if p.to_version == answer.version and p.digest == answer.digest
-    ]
-    if not promotions:
+    of_model = (answer.family, answer.version, answer.digest)
+    lines = [p for p in promotions if (p.family, p.to_version, p.digest) == of_model]
+    if not lines:
         return [f"{name}: no ledger line for version {answer.version} with digest {answer.digest[:12]}"]
-    line = promotions[-1]
+    line = lines[-1]
     links[f"{name}.run_id"], links[f"{name}.git_commit"] = line.run_id, line.git_commit
     links[f"{name}.data_hash"] = line.data_hash
     links[f"{name}.ledger_line"] = f"{line.id}: {line.action} by {line.actor}, {line.reason[:120]}"

@@ -11,7 +11,6 @@ from bellwether.operations import start_stop
 from flows.reconciler import REGISTRY_DOWN
 from flows.support import processes, promotion
 from flows.support.installation import is_gone
-from pipelines.families import FAMILIES
 from pipelines.settings import ROOT
 
 pytestmark = pytest.mark.stack
@@ -68,17 +67,6 @@ def test_a_registry_that_dies_is_alarmed_serving_goes_on_and_the_alarm_ends_with
     assert stack.champion()
     start_stop.up(stack.settings)
     until(lambda: not open_alarms(stack, REGISTRY_DOWN), 20.0, "the alarm to be cleared")
-
-
-def test_without_registry_prefect_and_evidently_decisions_go_on(stack):
-    states = processes.services(stack.settings)
-    for name in ("mlflow", "prefect", "evidently"):
-        kill(psutil.Process(states[name]["pid"]))
-    decision = stack.json("decide")
-    assert set(decision["models"]) <= set(FAMILIES)
-    assert stack.json("status")["services"]["mlflow"]["state"] in ("down", "starting")  # it comes back by itself
-    start_stop.up(stack.settings)
-    assert {s["state"] for s in processes.services(stack.settings).values()} == {"up"}
 
 
 def test_every_decision_of_the_turn_is_replayed_bit_for_bit(stack):

@@ -6,19 +6,23 @@ import pytest
 from support.servers import CALLS, url_of
 from support.stack import until
 
+from bellwether.operations import start_stop
 from flows.support import processes
+from pipelines.families import FAMILIES
 
 pytestmark = pytest.mark.stack
 KILLED = ("mlflow", "prefect", "flows", "evidently")
 
 
-def test_every_server_that_is_killed_is_started_again_by_itself_and_an_alarm_names_it(stack):
+def test_every_server_that_is_killed_is_started_again_by_itself_while_decisions_go_on_and_an_alarm_names_it(stack):
     before = processes.services(stack.settings)
     known = {alarm.id for alarm in stack.store.alarms(open_only=False)}
     for name in KILLED:
         psutil.Process(before[name]["pid"]).kill()
-    decision = stack.json("decide")  # goes on without them
+    decision = stack.json("decide")  # goes on without registry, Prefect and Evidently
     assert decision["id"]
+    assert set(decision["models"]) <= set(FAMILIES)
+    assert stack.json("status")["services"]["mlflow"]["state"] in ("down", "starting")
 
     def back() -> bool:
         now = processes.services(stack.settings)
@@ -31,6 +35,8 @@ def test_every_server_that_is_killed_is_started_again_by_itself_and_an_alarm_nam
         assert any(name in detail for detail in details), (name, details)
     children = [process.cmdline() for process in processes.home_processes(stack.settings)]
     assert len([line for line in children if "flows.deployments" in line]) == 1, "no second one next to an orphan"
+    assert start_stop.up(stack.settings) == []  # there is nothing left to start
+    assert {service["state"] for service in processes.services(stack.settings).values()} == {"up"}
 
 
 def test_a_rotated_key_is_the_only_one_that_every_server_takes_and_all_are_back(stack):

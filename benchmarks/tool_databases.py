@@ -174,8 +174,8 @@ def run(case: str, tiny: bool = False) -> JsonObject:
         found["locked"] = sum(text.count("locked") for text in outputs)
         found["server_errors"] = sum(
             line.count("locked") + line.count("deadlock")
-            for name in ("mlflow", "prefect")
-            for line in processes.log_file(settings, name).read_text(errors="replace").splitlines()
+            for log in (processes.log_file(settings, name) for name in ("mlflow", "prefect"))
+            for line in (log.read_text(errors="replace").splitlines() if log.exists() else ())
         )
         if counted:
             counted.close()

@@ -20,8 +20,8 @@ from pipelines.errors import ServiceDown
 from pipelines.settings import DATABASES, POSTGRES_USER, Settings, settings
 
 AS_ROOT = Path("/var/lib/bellwether")
-# Measured on a turn and on a map of 100 tasks (docs/scale.md): MLflow held 9 connections, Prefect 11, the ledger
-# one or two a process. Each pool may grow to 15, and eight flow runs may run at once.
+# Measured with maps of 100 tasks and four writers (docs/results/tool-databases.md): MLflow held 8 connections, Prefect
+# 12; on a turn the ledger one or two a process. Each pool may grow to 15, and eight flow runs may run at once.
 TUNING = {"max_connections": 200, "shared_buffers": "128MB", "max_wal_size": "1GB", "wal_compression": "on"}
 
 

@@ -42,7 +42,8 @@ def main() -> None:
     identities.write_text(accepted)
     inner = {part: where.s3_port + number for number, part in enumerate(PARTS, 1)}
     words = [
-        weed, "server", f"-dir={folder}", f"-ip={where.host}", f"-ip.bind={where.host}", "-filer", "-s3",
+        weed, "-logtostderr=true", "server", f"-dir={folder}", f"-ip={where.host}", f"-ip.bind={where.host}",
+        "-filer", "-s3",
         f"-s3.port={where.s3_port}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={identities}",
         "-s3.iam=false", "-master.telemetry=false",
         "-master.volumeSizeLimitMB=1024", "-volume.max=0", "-volume.minFreeSpace=1GiB",

@@ -15,7 +15,7 @@ class Service:
 
     port_field   the field of Settings with its port; None = it listens on none, and `sign` says how it shows life
     health       the path that answers 200 once the service works, or POSTGRESQL
-    sign         polls: it asks the Prefect server for work; writes: it writes `serving/feed.json`
+    sign         polls: it requests work from the Prefect server; writes: it writes `serving/feed.json`
     ready        the path that answers 200 once it does its job, 503 with its failing checks before; None = it has none
     guarded      it takes the key of the installation; a store has keys of its own
     """

@@ -29,7 +29,7 @@ one process, after VACUUM and ANALYZE as autovacuum does them within minutes; a 
 `bellwether decisions` with the 20 decisions that it shows by default; lineage reads and verifies the bundles of all
 models as well. A p99 above the goal of {GOAL_MS:.0f} ms is bold."""
 SAVED = f"""\
-`bellwether backup` and `bellwether restore` by their own functions, in a process of its own each. Memory is the most
+`bellwether backup` and `restore` by their own functions, in a process of its own each. Memory is the most
 that process had resident, less what it had before it began. A case has {CASE_S / 60:.0f} minutes; what is not done by
 then is ended."""
 MODEL = f"""\

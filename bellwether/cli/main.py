@@ -58,7 +58,7 @@ COMMANDS = {  # name → (module, help). `bellwether --help` reads this and load
     "migrate": ("migrate", "Move this home to the other profile"),
     "prune": ("store", "Remove old records that nothing refers to"),
     "schedules": ("schedules", "List and reset the schedules of the flows"),
-    "key": ("keys", "Manage the key of this installation"),
+    "key": ("keys", "Manage the keys of this installation and its clients"),
 }
 WITHOUT_SETTINGS: tuple[list[str], ...] = ([], ["--help"], ["--version"])  # what is answered before a setting is read
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,9 +20,10 @@ import psutil
 from bellwether.operations.launch import postgres
 from flows.support import ports, processes, service_table
 from pipelines import compiled, disk
-from pipelines.errors import BellwetherError
+from pipelines.errors import BellwetherError, StateError
 from pipelines.permissions import is_loose
 from pipelines.settings import ROOT, Settings
+from serving.service import client_keys
 
 if TYPE_CHECKING:
     from pipelines.store import Store
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 GIB = 1024**3
 SOON_DAYS = 3.0  # a disk that is full by then is a warning today
 WRITE_SECONDS = 2.0  # a store that needs longer for the smallest write is locked
+ENDS_DAYS = 14  # a client's key that ends by then is a warning today
 FREE_MEMORY = 4 * GIB  # the seven services take about 2.5 GiB, a training run about 1 GiB more
 
 
@@ -52,6 +54,7 @@ def examine(settings: Settings) -> list[Finding]:
         mlflow_library(ROOT),
         writable(settings.home),
         home_permissions(settings.home),
+        *keys_of_clients(settings, client_keys.now_utc()),
         disk_space(settings),
         data_versions(settings),
         memory(settings),
@@ -124,6 +127,22 @@ def home_permissions(home: Path) -> Finding:
     if is_loose(home):
         return Finding("closed to others", "warn", f"other users can open {home}", "bellwether up")
     return Finding("closed to others", "ok", str(home))
+
+
+def keys_of_clients(settings: Settings, now: datetime) -> Iterator[Finding]:
+    """Check that the keys of clients can be read, and which of them end within ENDS_DAYS or have ended."""
+    try:
+        clients = client_keys.client_keys(settings)
+    except StateError as error:
+        yield Finding("keys of clients", "fail", str(error), "see the detail")
+        return
+    ending = [c for c in clients if c.has_ended(now + timedelta(days=ENDS_DAYS))]
+    for client in ending:
+        word = "ended" if client.has_ended(now) else "ends"
+        remedy = f"`bellwether key revoke {client.name}`, and `bellwether key add` if it is still needed"
+        yield Finding(f"key of {client.name}", "warn", f"{word} at {client.ends:%F %H:%M} UTC", remedy)
+    if not ending:
+        yield Finding("keys of clients", "ok", f"{len(clients)} clients, none ends within {ENDS_DAYS} days")
 
 
 def disk_space(settings: Settings) -> Finding:

@@ -82,7 +82,7 @@ def up(
         missing = [name for name in wanted if name not in running]
         _check_ports(settings, {name: field for name in missing if (field := known[name].port_field)})
         if missing:
-            keys.write_key(settings)  # before the environment is passed on
+            keys.home_key(settings)  # before the environment is passed on
             stores.write_credentials(settings)
         first = [name for name in missing if name in STORES]
         try:

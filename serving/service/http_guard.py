@@ -2,25 +2,31 @@
 
 It checks, in this order: the Host (a foreign name may resolve to this machine: DNS rebinding), the Origin that a
 browser reports (another site, or another port of this machine), and the key: as a bearer token, as the password of
-Basic, or as the session cookie of a browser. The server behind it never sees the key or the cookie.
+Basic, or as the session cookie of a browser. The key of the home opens everything, that of a client what its scopes say
+(`scopes.ROWS`). The server behind it never sees the key or the cookie.
 """
 
 import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from urllib.parse import parse_qs
 
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.settings import Settings, settings
-from serving.service import keys
+from serving.service import client_keys, keys, scopes
+from serving.service.client_keys import ClientKey, ClientKeys, key_name
+from serving.service.lasting import run_while
 from serving.service.pages import PRIVATE_HEADERS, login_page
 
 COOKIE_PREFIX = "bellwether_"
+CLIENT_PREFIX = keys.CLIENT_PREFIX.encode()
+SCOPE_MISSING = "ScopeMissing"
 MAX_FORM_BYTES = 4096
 SAFE_METHODS = ("GET", "HEAD")
 CLOSE_CODES = {400: 4400, 401: 4401, 403: 4403}  # HTTP status → close code of a refused WebSocket
@@ -65,13 +71,24 @@ class Refusal:
         return response
 
 
+class HomeKey:
+    """Stand for the holder of the home's key, who may do everything."""
+
+
+HOME = HomeKey()
+Holder = HomeKey | ClientKey  # of a key or a session
+
+
 class Guard:
-    """Protect one server, as ASGI middleware. Reads the key when it is built; a request writes nothing.
+    """Protect one server, as ASGI middleware. Reads the home's key when it is built; a request writes nothing.
+
+    Keys of clients are known as they are in their file, see `ClientKeys`.
 
     tool            name of the server in `bellwether open`, and the audience of its sessions
     open_paths      paths that need no key; without `/` among them, `/` shows the login page
     open_folders    path prefixes that need no key
     probes          path → path of the tool's own health check; GET needs no key
+    clock           the time of day, by which a client's key ends
     """
 
     def __init__(
@@ -82,12 +99,16 @@ class Guard:
         open_folders: tuple[str, ...] = (),
         probes: Mapping[str, str] | None = None,
         where: Settings | None = None,
+        clock: Callable[[], datetime] = client_keys.now_utc,
     ) -> None:
-        """Read the key, and create it if there is none. `where` None: the settings of this process."""
+        """Read the key, and create it if there is none. `where` None: the settings of this process.
+
+        Raises BadValues and StateError as `keys.home_key`.
+        """
         self._app, self._tool, self._where = app, tool, where or settings()
         self._open_paths, self._open_folders = frozenset(open_paths), open_folders
         self._probes = dict(probes or {})
-        self._key = keys.write_key(self._where)
+        self._key, self._clients, self._clock = keys.home_key(self._where), ClientKeys(self._where), clock
         self._host_names = _host_names(self._where.host)
         self._proxy_hosts = frozenset(self._where.proxy_hosts)
 
@@ -111,41 +132,110 @@ class Guard:
             await self._handle_http(scope, receive, send)
 
     async def _handle_http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on if its path is open or it carries the key."""
+        """Pass a request on if its path is open or its key opens it."""
         path = scope["path"]
         if scope["method"] in SAFE_METHODS and path in self._probes:
             path = self._probes[path]
             scope = {**scope, "path": path, "raw_path": path.encode()}
         elif not (path in self._open_paths or path.startswith(self._open_folders)):
-            refusal = self._check_key(scope)
-            if refusal is not None:
-                await self._refusal_or_login(refusal, scope)(scope, receive, send)
+            holder = self._check_key(scope)
+            if isinstance(holder, Refusal):
+                await self._refusal_or_login(holder, scope)(scope, receive, send)
+                return
+            row = scopes.row_of(self._tool, path)
+            if isinstance(holder, ClientKey) and row is not None and row.lasting:
+                await self._run_while_valid(holder, scope, receive, send)
                 return
         await self._app(self._without_credentials(scope), receive, send)
 
     async def _handle_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a WebSocket on if it carries the key."""
-        refusal = self._check_key(scope)
-        if refusal is not None:
-            await _refuse(refusal, scope, receive, send)
+        """Pass a WebSocket on if its key opens it, for as long as it does."""
+        holder = self._check_key(scope)
+        if isinstance(holder, Refusal):
+            await _refuse(holder, scope, receive, send)
+        elif isinstance(holder, ClientKey):
+            await self._run_while_valid(holder, scope, receive, send)
         else:
             await self._app(self._without_credentials(scope), receive, send)
 
+    async def _run_while_valid(self, client: ClientKey, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what lasts, until it ends or the client's key does."""
+        await run_while(
+            lambda: self._clients.is_valid(client, self._clock()),
+            self._app,
+            self._without_credentials(scope),
+            receive,
+            send,
+        )
+
     # ---- the key ------------------------------------------------------------------------------------------------
 
-    def _check_key(self, scope: Scope) -> Refusal | None:
-        """Return None if the request carries the key, or a session and comes from our own page."""
+    def _check_key(self, scope: Scope) -> Holder | Refusal:
+        """Return who sent a request if their key opens its path, else the refusal. The log lines of it have the name
+        of a client from here on."""
+        holder = self._holder(scope)
+        if isinstance(holder, ClientKey):
+            row = scopes.row_of(self._tool, scope["path"])
+            if row is None or row.scope not in holder.scopes:
+                return self._forbidden(holder, scope["path"][:100], [row.scope] if row else [])
+        return holder
+
+    def _holder(self, scope: Scope) -> Holder | Refusal:
+        """Return whose key a request carries, or whose session, if it comes from our own page; else the refusal."""
         credentials = _header(scope, b"authorization")
         if credentials:
-            is_valid = len(credentials) == 1 and self._is_key(credentials[0])
-            return None if is_valid else self._unauthorized(scope, "wrong key")
+            found = self._holder_of(_secret(credentials[0])) if len(credentials) == 1 else "wrong key"
+            return self._unauthorized(scope, found) if isinstance(found, str) else found
         name = _cookie_name(self._tool, scope)
-        tokens = [value for cookie, value in _cookies(scope) if cookie == name]
-        if not any(keys.is_session(token, self._key, self._tool) for token in tokens):
+        held = (self._session_holder(value) for cookie, value in _cookies(scope) if cookie == name)
+        holder = next((one for one in held if one is not None), None)
+        if holder is None:
             return self._unauthorized(scope, "the key is missing")
         if not _is_same_origin(scope):
             return Refusal(403, "ForeignOrigin", "a browser session is valid for requests of its own page only")
-        return None
+        return holder
+
+    def _holder_of(self, secret: bytes) -> Holder | str:
+        """Return whose key this is; what is wrong with it if it opens nothing."""
+        if keys.is_equal(secret, self._key):
+            return HOME
+        if not secret.startswith(CLIENT_PREFIX):
+            return "wrong key"
+        client = self._clients.find(secret)
+        if client is None:
+            fault = "the file of client keys is not in order; `bellwether doctor` where this server runs names the fix"
+            return fault if self._clients.fault else "no client has this key, or it was revoked"
+        key_name.set(client.name)
+        if client.has_ended(self._clock()):
+            return (
+                f"the key of client {client.name} ended at {client.ends:%F %H:%M} UTC. Fix, where this server runs: "
+                f"`bellwether key revoke {client.name}`, then `bellwether key add {client.name}`"
+            )
+        return client
+
+    def _session_holder(self, token: str) -> Holder | None:
+        """Return who opened a session; None if it is none, or if their key ended."""
+        name = keys.session_holder(token)
+        if not name:
+            return HOME if keys.is_session(token, self._key, self._tool) else None
+        client = self._clients.named(name)
+        if client is None or not keys.is_session(token, self._key, self._tool, client.digest):
+            return None
+        if client.has_ended(self._clock()):
+            return None
+        key_name.set(client.name)
+        return client
+
+    def _forbidden(self, client: ClientKey, what: str, needed: list[str]) -> Refusal:
+        """Return the refusal of a client whose scopes do not open `what`; `needed` empty = no scope does."""
+        if not needed:
+            return Refusal(403, SCOPE_MISSING, f"{what}: no scope opens it, only the key of the home does")
+        return Refusal(
+            403,
+            SCOPE_MISSING,
+            f"{what}: needs scope {' or '.join(needed)}; the key of client {client.name} has {', '.join(client.scopes)}"
+            f". The operator grants it: `bellwether key add NAME --scope {needed[0]}` makes a key that has it",
+        )
 
     def _unauthorized(self, scope: Scope, reason: str) -> Refusal:
         """Return the refusal of a request without the key, with what to do."""
@@ -157,22 +247,9 @@ class Guard:
             f"in {file.parent.name}/{file.name}. In a browser: `bellwether open {self._tool}`.",
         )
 
-    def _is_key(self, authorization: bytes) -> bool:
-        """Return whether the header is Bearer with the key, or Basic with any user name and the key as password."""
-        scheme, _, secret = authorization.partition(b" ")
-        secret = secret.strip()
-        if scheme.lower() == b"basic":
-            try:
-                secret = base64.b64decode(secret, validate=True).partition(b":")[2]
-            except binascii.Error:
-                return False
-        elif scheme.lower() != b"bearer":
-            return False
-        return keys.is_equal(secret, self._key)
-
     def _refusal_or_login(self, refusal: Refusal, scope: Scope) -> Response:
         """Return the login page for a browser (status 200 at `/`), the refusal for everything else."""
-        if "/" not in self._open_paths and scope["method"] in SAFE_METHODS:
+        if "/" not in self._open_paths and scope["method"] in SAFE_METHODS and refusal.kind != SCOPE_MISSING:
             if scope["path"] == "/":
                 return login_page(self._tool, reload=_header(scope, b"sec-fetch-site") == [b"cross-site"])
             if any(b"text/html" in value for value in _header(scope, b"accept")):
@@ -180,16 +257,20 @@ class Guard:
         return refusal.response()
 
     def _without_credentials(self, scope: Scope) -> Scope:
-        """Return the request without our cookies and our key; other cookies and credentials stay."""
+        """Return the request without our cookies and our keys; other cookies and credentials stay."""
         headers = [
             (name, value)
             for name, value in scope["headers"]
-            if name != b"cookie" and not (name == b"authorization" and self._is_key(value))
+            if name != b"cookie" and not (name == b"authorization" and self._is_ours(_secret(value)))
         ]
         cookies = "; ".join(f"{n}={value}" for n, value in _cookies(scope) if not n.startswith(COOKIE_PREFIX))
         if cookies:
             headers.append((b"cookie", cookies.encode("latin-1")))
         return {**scope, "headers": headers}
+
+    def _is_ours(self, secret: bytes) -> bool:
+        """Return whether this is the key of the home or looks like that of a client."""
+        return keys.is_equal(secret, self._key) or secret.startswith(CLIENT_PREFIX)
 
     # ---- sessions -----------------------------------------------------------------------------------------------
 
@@ -204,15 +285,17 @@ class Guard:
             return error_response(405, "MethodNotAllowed", f"{keys.SESSION_PATH} takes GET and POST")
         ticket = parse_qs(scope["query_string"].decode("latin-1")).get("ticket", [""])[0]
         if not ticket:
-            refusal = self._check_key(scope)
-            return Response(status_code=204) if refusal is None else refusal.response()
+            holder = self._holder(scope)
+            if isinstance(holder, ClientKey) and not scopes.opens(self._tool, holder.scopes):
+                holder = self._forbidden(holder, self._tool, scopes.scopes_of(self._tool))
+            return holder.response() if isinstance(holder, Refusal) else Response(status_code=204)
         try:
             is_valid = await asyncio.to_thread(keys.redeem_ticket, self._where, self._tool, ticket)
         except OSError as error:
             return error_response(503, "Unavailable", f"cannot check the link: {error.strerror}. Try again.")
         if not is_valid:
             return login_page(self._tool, 401, "This link was used already or has expired.")
-        return self._open_session(scope)
+        return self._open_session(scope, HOME)
 
     async def _login(self, scope: Scope, receive: Receive) -> Response:
         """Open a session for the key in the form of the login page."""
@@ -224,16 +307,21 @@ class Guard:
         if not length.isdigit() or int(length) > MAX_FORM_BYTES:
             return error_response(413, "BodyTooLarge", f"send the form with its length, at most {MAX_FORM_BYTES} bytes")
         form = parse_qs((await _read_body(receive)).decode("utf-8", "replace"))
-        if not keys.is_equal(form.get("key", [""])[0].strip(), self._key):
-            return login_page(self._tool, 401, "Wrong key.")
-        return self._open_session(scope)
+        holder = self._holder_of(form.get("key", [""])[0].strip().encode())
+        if isinstance(holder, str):
+            return login_page(self._tool, 401, "Wrong key." if holder == "wrong key" else f"{holder}.")
+        if isinstance(holder, ClientKey) and not scopes.opens(self._tool, holder.scopes):
+            refusal = self._forbidden(holder, self._tool, scopes.scopes_of(self._tool))
+            return login_page(self._tool, refusal.status, f"{refusal.error}.")
+        return self._open_session(scope, holder)
 
-    def _open_session(self, scope: Scope) -> Response:
-        """Return a redirect to `/` that sets the session cookie."""
+    def _open_session(self, scope: Scope, holder: Holder) -> Response:
+        """Return a redirect to `/` that sets the session cookie; a client's session opens what its key opens."""
+        of_client = (holder.name, holder.digest) if isinstance(holder, ClientKey) else ()
         response = RedirectResponse("/", 303, headers=PRIVATE_HEADERS)
         response.set_cookie(
             _cookie_name(self._tool, scope),
-            keys.create_session(self._key, self._tool),
+            keys.create_session(self._key, self._tool, *of_client),
             max_age=keys.SESSION_SECONDS,
             secure=scope["scheme"] == "https",
             httponly=True,
@@ -320,6 +408,20 @@ async def _refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) 
 def _header(scope: Scope, name: bytes) -> list[bytes]:
     """Return every value of a header."""
     return [value for key, value in scope["headers"] if key == name]
+
+
+def _secret(authorization: bytes) -> bytes:
+    """Return the key of a header: of Bearer, or the password of Basic whatever the user's name; empty without one."""
+    scheme, _, secret = authorization.partition(b" ")
+    secret = secret.strip()
+    if scheme.lower() == b"bearer":
+        return secret
+    if scheme.lower() != b"basic":
+        return b""
+    try:
+        return base64.b64decode(secret, validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
 
 
 def _cookies(scope: Scope) -> list[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """Logs of both services: one JSON object a line, one line a refused request, and an id on every response.
 
-A line has `time`, `level`, `logger`, `message`, `request_id` while a request is answered, and `traceback` where a fault
-of ours was raised. JSON escapes what comes from outside, so no key, path or header can end a line or begin one.
-Bodies, headers and query strings are not written: a key could be in them.
+A line has `time`, `level`, `logger`, `message`, `request_id` while a request is answered, `key_name` if a client's key
+came with it, and `traceback` where a fault of ours was raised. JSON escapes what comes from outside, so no key, path or
+header can end a line or begin one. Bodies, headers and query strings are not written: a key could be in them.
 """
 
 import contextvars
@@ -19,6 +19,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.service.client_keys import key_name
 from serving.service.connection_limits import in_worker
 from serving.service.http_guard import error_response
 
@@ -46,6 +47,8 @@ class JsonLines(logging.Formatter):
         }
         if (current := request_id.get()) is not None:
             line["request_id"] = current
+        if (name := key_name.get()) is not None:
+            line["key_name"] = name
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -127,7 +130,7 @@ class RequestLog:
             return
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
         current = given if SANE_ID.fullmatch(given) else uuid4().hex
-        token = request_id.set(current)
+        token, no_name = request_id.set(current), key_name.set(None)  # the guard sets the name
         response = _Response(scope, current, send)
         try:
             await self._app(scope, receive, response)
@@ -138,6 +141,7 @@ class RequestLog:
             await error_response(500, "ServerFault", UNFORESEEN)(scope, receive, response)
         finally:
             request_id.reset(token)
+            key_name.reset(no_name)
 
 
 UNFORESEEN = "this is a fault of the service, not of the request; the log has it under this response's x-request-id"

@@ -18,6 +18,7 @@ from pipelines.errors import BadValues, StateError
 from pipelines.settings import Settings
 
 SESSION_PATH = "/session"
+CLIENT_PREFIX = "bwc_"  # every key of a client begins so: searches for secrets in files find it, and we know it
 SESSION_SECONDS = 12 * 3600
 TICKET_SECONDS = 60
 
@@ -54,6 +55,20 @@ def write_key(where: Settings) -> str:
     return configured_key(where) or _read_or_create(key_file(where))
 
 
+def home_key(where: Settings) -> str:
+    """Return the key as `write_key`, for a process that serves. Raises BadValues too if it is the key of a client.
+
+    A program of a client has it in BELLWETHER_WRITE_KEY. A server that took it from there would give it every right.
+    """
+    key = write_key(where)
+    if key.startswith(CLIENT_PREFIX):
+        raise BadValues(
+            "BELLWETHER_WRITE_KEY holds the key of a client, which cannot be the key of this home. Fix: "
+            "`unset BELLWETHER_WRITE_KEY`, then start again."
+        )
+    return key
+
+
 def chain_key_file(where: Settings) -> Path:
     """Return the path of the file with the key of the ledger's chain."""
     return where.home / "chain_key"
@@ -69,16 +84,29 @@ def chain_key(where: Settings) -> bytes:
 
 def _read(file: Path) -> str | None:
     """Return the key in a file, None if there is no file. Raises as `read_key`."""
+    key = read_private(file, "Remove it; `bellwether up` creates a key.", 4096)
+    if key is not None and (not key or not all("!" <= letter <= "~" for letter in key)):
+        raise StateError(f"{file} holds no valid key. Remove it; `bellwether up` creates one.")
+    return key
+
+
+def read_private(file: Path, remedy: str, limit: int) -> str | None:
+    """Return the text of a file that only its user may access, stripped; None if there is no file.
+
+    remedy  what to do about a file that is none, in a sentence
+    limit   characters that are read
+    Raises StateError if it is not a regular file, not text, of another user, accessible to others, or longer.
+    """
     try:
         handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):  # a home that is a file is reported by those who need the home
         return None
     except OSError as error:
         raise StateError(f"cannot read the key {file}: {error.strerror}. Run as the user that owns it.") from error
-    with os.fdopen(handle) as opened:
+    with os.fdopen(handle, encoding="utf-8") as opened:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
-            raise StateError(f"{file} is not a regular file. Remove it; `bellwether up` creates a key.")
+            raise StateError(f"{file} is not a regular file. {remedy}")
         if found.st_uid not in (os.geteuid(), 0):
             raise StateError(
                 f"{file} belongs to user {found.st_uid}, we run as {os.geteuid()}: `chown {os.geteuid()} {file}`"
@@ -86,10 +114,13 @@ def _read(file: Path) -> str | None:
         if found.st_mode & 0o077:
             mode = stat.S_IMODE(found.st_mode)
             raise StateError(f"other users can access the key {file} (mode {mode:04o}). Fix: `chmod 600 {file}`")
-        key = opened.read(4096).strip()
-    if not key or not all("!" <= letter <= "~" for letter in key):
-        raise StateError(f"{file} holds no valid key. Remove it; `bellwether up` creates one.")
-    return key
+        try:
+            text = opened.read(limit + 1)
+        except UnicodeDecodeError as error:
+            raise StateError(f"{file} is not text. {remedy}") from error
+    if len(text) > limit:
+        raise StateError(f"{file} is longer than {limit} characters. {remedy}")
+    return text.strip()
 
 
 def _read_or_create(file: Path) -> str:
@@ -97,7 +128,7 @@ def _read_or_create(file: Path) -> str:
     if (existing := _read(file)) is not None:
         return existing
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = _write_draft(file, _new_key())
+    draft = write_draft(file, _new_key())
     try:
         os.link(draft, file)  # fails if another process was first; then its key counts
     except FileExistsError:
@@ -120,7 +151,7 @@ def rotate_key(where: Settings) -> None:
             "the key comes from BELLWETHER_WRITE_KEY. Set another there, then `bellwether down` and `bellwether up`."
         )
     where.home.mkdir(parents=True, exist_ok=True)
-    _write_draft(key_file(where), _new_key()).replace(key_file(where))
+    write_draft(key_file(where), _new_key()).replace(key_file(where))
 
 
 def _new_key() -> str:
@@ -128,11 +159,11 @@ def _new_key() -> str:
     return secrets.token_hex(24)
 
 
-def _write_draft(file: Path, key: str) -> Path:
-    """Write `key` to a new file next to `file`, mode 0600, and return its path."""
+def write_draft(file: Path, text: str) -> Path:
+    """Write `text` to a new file next to `file`, mode 0600, and return its path."""
     draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
-        opened.write(key)
+        opened.write(text)
         opened.flush()
         os.fsync(opened.fileno())
     return draft
@@ -147,24 +178,36 @@ def is_equal(first: str | bytes, second: str | bytes) -> bool:
 # ---- sessions -----------------------------------------------------------------------------------------------------
 
 
-def create_session(key: str, tool: str) -> str:
-    """Return a token for `tool`, valid for SESSION_SECONDS: `expiry.nonce.signature`, expiry in Unix seconds."""
-    payload = f"{int(time.time()) + SESSION_SECONDS}.{secrets.token_hex(16)}"
-    return f"{payload}.{_signature(key, tool, payload)}"
+def create_session(key: str, tool: str, holder: str = "", digest: str = "") -> str:
+    """Return a token for `tool`, valid for SESSION_SECONDS: `expiry.nonce.signature`, expiry in Unix seconds.
+
+    holder, digest  name and SHA-256 of the client whose key opened it: `expiry.nonce.holder.signature`, which ends
+                    with that key. Empty = the key of the home opened it.
+    """
+    payload = f"{int(time.time()) + SESSION_SECONDS}.{secrets.token_hex(16)}" + (f".{holder}" if holder else "")
+    return f"{payload}.{_signature(key, tool, payload, digest)}"
 
 
-def is_session(token: str, key: str, tool: str) -> bool:
-    """Return whether the token was signed with this key for this tool and has not expired."""
+def session_holder(token: str) -> str:
+    """Return the name of the client that a token says it is of; empty = the home's own. Proves nothing."""
+    parts = token.split(".")
+    return parts[2] if len(parts) == 4 else ""
+
+
+def is_session(token: str, key: str, tool: str, digest: str = "") -> bool:
+    """Return whether the token was signed with this key for this tool, and for the client of this digest, if any, and
+    has not expired."""
     payload, _, signature = token.rpartition(".")
-    if not is_equal(signature, _signature(key, tool, payload)):
+    if not is_equal(signature, _signature(key, tool, payload, digest)):
         return False
     expiry = payload.partition(".")[0]
     return expiry.isdecimal() and time.time() < int(expiry)
 
 
-def _signature(key: str, tool: str, payload: str) -> str:
+def _signature(key: str, tool: str, payload: str, digest: str) -> str:
     """Return the HMAC-SHA256 of a session's payload, hex."""
-    return hmac.new(key.encode(), f"session|{tool}|{payload}".encode(), hashlib.sha256).hexdigest()
+    signed = f"session|{tool}|{payload}" + (f"|{digest}" if digest else "")
+    return hmac.new(key.encode(), signed.encode(), hashlib.sha256).hexdigest()
 
 
 # ---- one-time links -----------------------------------------------------------------------------------------------

@@ -92,6 +92,9 @@ ERRORS_BY_STATUS = {
 }
 
 
+WHICH_KEY = "BELLWETHER_WRITE_KEY, the file write_key, or the key of a client that has the scope"
+
+
 def complete_spec(
     spec: JsonObject, *, needs_key: Collection[str], added: Mapping[str, JsonObject] = NOTHING_ADDED
 ) -> JsonObject:
@@ -110,7 +113,7 @@ def complete_spec(
             post = item["post"]
             read = {"operationId": f"{post['operationId']}_read"}
             item["get"] = {k: v for k, v in post.items() if k != "requestBody"} | read | _parameters(path)
-    bearer = {"type": "http", "scheme": "bearer", "description": "BELLWETHER_WRITE_KEY, or the file write_key"}
+    bearer = {"type": "http", "scheme": "bearer", "description": WHICH_KEY}
     used = {tag for item in paths.values() for operation in item.values() for tag in operation.get("tags", ())}
     return {
         **spec,

@@ -21,7 +21,7 @@ def prepare(where: Settings, passwords: Path) -> None:
     file = stores.password_file(where)
     for folder in (*(where.home / name for name in HOME_FOLDERS), file.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    keys.write_key(where)
+    keys.home_key(where)
     write_atomic(file, passwords.read_text())
 
 

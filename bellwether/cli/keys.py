@@ -53,7 +53,7 @@ def rotate(as_json: AsJson = False) -> None:
 
 @key.command("list")
 def key_list(as_json: AsJson = False) -> None:
-    """List clients with their scopes and when their keys end."""
+    """List clients, their scopes and when keys end."""
     now = client_keys.now_utc()
     clients = [shown(client, now) for client in client_keys.client_keys(settings())]
     if as_json:
@@ -80,7 +80,7 @@ def shown(client: ClientKey, now: datetime) -> dict[str, object]:
 
 @key.command("add")
 def key_add(name: Client, scope: Granted, days: Lifetime = None, to: Into = None, as_json: AsJson = False) -> None:
-    """Make a key for a client; it is shown once.
+    """Make a key for a client, shown once.
 
     It counts within two seconds, without a restart. docs/security.md says what each scope opens.
     """

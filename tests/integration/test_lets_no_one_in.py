@@ -2,16 +2,19 @@
 
 import json
 import re
+import time
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 from support.browser import chromium
 from support.servers import CALLS, TOOLS, url_of
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from flows.support import processes
 from pipelines.settings import Settings
+from serving.service.client_keys import LOOK_S, add_client, revoke_client
 from serving.service.keys import create_ticket
 
 pytestmark = pytest.mark.stack
@@ -79,6 +82,30 @@ def test_prefects_sockets_open_with_the_key_only(stack, path):
             connect(url, additional_headers=headers, subprotocols=["prefect"], proxy=None),
         ):
             pass
+
+
+def test_a_client_uses_the_tool_of_its_scope_until_its_key_is_revoked_and_no_other_server(stack, monkeypatch):
+    from mlflow import MlflowClient
+
+    _, prefects = add_client(stack.settings, "flows-team", ["prefect"], datetime.now(UTC))
+    _, mlflows = add_client(stack.settings, "models-team", ["mlflow"], datetime.now(UTC))
+    time.sleep(LOOK_S + 0.1)
+    url = stack.settings.prefect_url.replace("http", "ws") + "/api/events/in"
+    bearer = {"Authorization": f"Bearer {prefects}"}
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", mlflows)
+    assert MlflowClient(stack.settings.mlflow_url).search_experiments()
+    assert httpx.get(stack.settings.mlflow_url + CALLS["mlflow"][0], headers=bearer).status_code == 403
+    with connect(url, additional_headers=bearer, subprotocols=["prefect"], proxy=None) as socket:
+        socket.send(json.dumps({"type": "auth", "token": None}))
+        assert json.loads(socket.recv(timeout=20))["type"] == "auth_success"
+        revoke_client(stack.settings, "flows-team")
+        with pytest.raises(ConnectionClosed) as ended:
+            socket.recv(timeout=20)
+        assert ended.value.rcvd.code == 4401
+    revoke_client(stack.settings, "models-team")
+    time.sleep(LOOK_S + 0.1)
+    headers = {"Authorization": f"Bearer {mlflows}"}
+    assert httpx.get(stack.settings.mlflow_url + CALLS["mlflow"][0], headers=headers).status_code == 401
 
 
 def test_a_web_page_can_no_longer_make_a_deployment_run_its_command(stack):

@@ -21,6 +21,7 @@ import httpx
 import pytest
 from bentoml.exceptions import BentoMLException
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 from support.bentoml_process import wait_until_ready
 from support.collector import collecting, spans_in
 from support.decision_service import as_json
@@ -29,10 +30,12 @@ from support.serving_fixture import SYMBOL, make_bundle, publish, slot_entry
 from benchmarks import fairness, inputs
 from benchmarks.fixture import serve_arms
 from benchmarks.ports import free_ports
-from pipelines.errors import UnknownName
+from pipelines.errors import InputError, UnknownName
 from pipelines.settings import ROOT, Settings
+from serving.client import Client
 from serving.inference.feature_client import FeatureClient
 from serving.service import metrics
+from serving.service.client_keys import LOOK_S, add_client, revoke_client
 from serving.service.connection_limits import MAX_CONNECTIONS, TRANSFER_TIMEOUT_S
 
 DECIDERS = 64
@@ -176,6 +179,23 @@ def test_a_scrape_of_the_worker_has_every_metric_that_its_decisions_feed(worker)
     for name, one in metrics.METRICS.items():
         if one.kind == "histogram":
             assert sum(len(found[name + part]) for part in ("_bucket", "_sum", "_count")) <= metrics.MOST_SERIES
+
+
+def test_a_client_decides_with_a_key_of_its_own_and_its_name_is_in_the_lines_of_what_was_refused(worker):
+    home = Settings(home=worker.log.parent)
+    _, key = add_client(home, "desk", ["decide"], datetime.now(UTC))
+    at = home.model_copy(update={"write_key": SecretStr(key), "decision_port": worker.port})
+    with Client(at) as client:
+        assert client.decide(SYMBOL)["symbol"] == SYMBOL
+        with pytest.raises(InputError, match=r"403.*needs scope bars"):
+            client.observe(SYMBOL, worker.stand.live[:1])
+        revoke_client(home, "desk")
+        time.sleep(LOOK_S + 0.1)
+        with pytest.raises(InputError, match=r"401.*revoked"):
+            client.decide(SYMBOL)
+    found = [line for line in map(json.loads, worker.lines()) if line.get("key_name") == "desk"]
+    assert [(line["path"], line["kind"]) for line in found] == [("/observe", "ScopeMissing")]
+    assert key not in worker.log.read_text()
 
 
 def test_a_trace_has_the_request_and_the_stages_of_its_decision_and_none_is_of_a_probe(worker):

@@ -13,7 +13,7 @@ REASON = "the key of this connection was revoked or has expired"
 async def run_while(is_valid: Callable[[], bool], app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """Run a request; end it within CHECK_S seconds after `is_valid` returns False.
 
-    A response that has started ends without an error: a reader that connects again is told why by the guard.
+    A response that has started ends without an error: the guard tells a reader that connects again why.
     """
     started = ended = False
 

@@ -3,12 +3,9 @@
 import asyncio
 import json
 import logging
-import os
-import stat
 import threading
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -22,7 +19,7 @@ from starlette.websockets import WebSocketDisconnect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from benchmarks.ports import free_ports
-from pipelines.errors import BadValues, InputError, StateError, UnknownName, WouldOverwrite
+from pipelines.errors import BadValues, InputError, StateError
 from pipelines.settings import ROOT, Settings
 from serving.client import Client
 from serving.service import client_keys, decision_stream, json_logs, keys, lasting
@@ -255,29 +252,6 @@ def test_a_damaged_file_opens_nothing_until_it_is_right_again_and_the_homes_key_
     assert client.post("/decide", headers=bearer(key)).is_success
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"name": "../x"}, {"name": "A"}, {"sha256": "00"}, {"scopes": []}, {"scopes": ["all"]}, {"scopes": "decide"},
-     {"scopes": [["decide"]]}, {"ends": 5}, {"ends": "2026-01-01"}, {"created": None}, {"ends": "soon"}],
-)  # fmt: skip
-def test_an_entry_that_is_none_closes_the_file(where, made, change):
-    made("decide")
-    content = json.loads(registry_file(where).read_text())
-    content["clients"][0] |= change
-    registry_file(where).write_text(json.dumps(content))
-    with pytest.raises(StateError, match="damaged"):
-        client_keys.client_keys(where)
-
-
-def test_one_key_under_two_names_closes_the_file(where, made):
-    made("decide")
-    content = json.loads(registry_file(where).read_text())
-    content["clients"].append(content["clients"][0] | {"name": "twin"})
-    registry_file(where).write_text(json.dumps(content))
-    with pytest.raises(StateError, match="twice"):
-        client_keys.client_keys(where)
-
-
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o602, 0o666])
 def test_a_file_that_others_may_read_or_write_opens_nothing(where, made, mode, caplog):
     key, client = made("decide"), guarded(where, "decision")
@@ -337,69 +311,13 @@ def test_a_client_opens_no_session_of_a_tool_that_its_scopes_do_not_open(where, 
     assert client.get("/", headers={**bearer(key), "Accept": "text/html"}).status_code == 403
 
 
-# ---- the file and its writers
-
-
-def test_the_file_is_ours_alone_and_holds_no_key(where, made):
-    key = made("decide", "bars")
-    assert stat.S_IMODE(registry_file(where).stat().st_mode) == 0o600
-    assert not any(key in file.read_text() for file in where.home.iterdir())
-    (client,) = client_keys.client_keys(where)
-    assert (client.name, client.scopes, client.created, client.ends) == ("desk", ("bars", "decide"), NOW, None)
-
-
-def test_of_many_writers_at_once_none_loses_what_another_wrote(where):
-    names = [f"c{i}" for i in range(24)]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: add_client(where, name, ["read"], NOW), names))
-        list(pool.map(lambda name: revoke_client(where, name), names[::2]))
-    assert [client.name for client in client_keys.client_keys(where)] == sorted(names[1::2])
-    assert sorted(os.listdir(where.home)) == [".client_keys.lock", "client_keys.json"]
-
-
-def test_of_many_who_add_one_name_one_gets_a_key(where):
-    def add(_):
-        try:
-            return add_client(where, "desk", ["read"], NOW)[1]
-        except WouldOverwrite:
-            return None
-
-    with ThreadPoolExecutor(8) as pool:
-        assert sum(key is not None for key in pool.map(add, range(8))) == 1
-
-
-@pytest.mark.parametrize(
-    "name", ["", "a/b", "../x", "a b", "Desk", "é", "a\n", "-x", "_x", ".x", "a.b", "x" * 41, "{0}", "%s", 'a"b', "a\0"]
-)
-def test_a_name_is_letters_digits_and_lines_or_it_is_refused(where, name):
-    with pytest.raises(BadValues, match="NAME"):
-        add_client(where, name, ["read"], NOW)
-    assert not registry_file(where).exists()
-
-
-def test_what_is_refused_names_its_field(where, made, monkeypatch):
-    with pytest.raises(BadValues, match="--scope"):
-        made()
-    with pytest.raises(UnknownName, match="--scope all: no such scope; there are read"):
-        made("all")
-    for days in (0, -1, client_keys.MOST_DAYS + 1):
-        with pytest.raises(BadValues, match="--days"):
-            made("read", days=days)
-    with pytest.raises(UnknownName, match="nobody"):
-        revoke_client(where, "desk")
-    monkeypatch.setattr(client_keys, "MOST_CLIENTS", 1)
-    made("read")
-    with pytest.raises(BadValues, match="limit"):
-        made("read", name="second")
+# ---- what is looked at, and logged
 
 
 def test_a_server_does_not_take_the_key_of_a_client_for_that_of_the_home(where, made):
     taken = where.model_copy(update={"write_key": SecretStr(made("read"))})
     with pytest.raises(BadValues, match="unset BELLWETHER_WRITE_KEY"):
         Guard(tool, tool="decision", where=taken)
-
-
-# ---- what is looked at, and logged
 
 
 def test_the_file_is_looked_at_once_a_second_and_read_when_it_changed(where, made, monkeypatch):

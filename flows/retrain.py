@@ -13,6 +13,7 @@ from flows.ingest import ingest
 from flows.promote import propose
 from flows.support import checked_out
 from flows.support.frozen import frozen
+from flows.support.home_copy import bring
 from flows.support.installation import Installation, holder, now, open_installation, renew_periodically
 from flows.support.market_time import learning_now
 from flows.support.progress import part_done, report_progress, run_progress
@@ -148,6 +149,10 @@ def retrain(families: list[Family], reason: str = "requested", force: bool = Fal
         force: Skip the cool-down, as a person may. An open request of the same family is still never doubled.
     """
     installation = open_installation()
+    bring(installation)
+    if installation.settings.worker and (older := checked_out.checked_out(installation.settings)) is not None:
+        report_progress(f"not started {older.describe()}: a worker has the newest alone; `bellwether retrain` takes it")
+        return {}
     if (why := frozen(installation.settings, "retrain")) is not None and started_by_itself():
         report_progress(f"retrain of {', '.join(families)} not started: {why.describe()}")
         return {}

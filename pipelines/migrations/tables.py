@@ -159,6 +159,14 @@ leases = sa.Table(
     sa.Column("expires_at", UtcTime, nullable=False),
 )
 
+home_files = sa.Table(
+    "home_files",
+    METADATA,
+    sa.Column("path", sa.String(255), primary_key=True),  # below the home, with slashes
+    sa.Column("content", sa.Text, nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+)
+
 _ONE_OPEN = sa.text("state IN ('queued', 'running')")
 retrain_requests = sa.Table(
     "retrain_requests",

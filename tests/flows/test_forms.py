@@ -9,7 +9,7 @@ from flows.support.symbol_choices import DEPLOYMENTS as WITH_SYMBOL
 from flows.support.symbol_choices import with_symbols
 from pipelines.families import FAMILIES
 
-FORMS = {made.name: made._parameter_openapi_schema.model_dump(exclude_unset=True) for made in deployments()}
+FORMS = {made.name: made._parameter_openapi_schema.model_dump(exclude_unset=True) for made in deployments(settings())}
 
 
 def fields(form):

@@ -24,7 +24,7 @@ import psutil
 
 from flows.support import ports, stores, work_pool
 from flows.support.service_log import text_of
-from flows.support.service_table import POSTGRESQL, SERVICES, Service, all_ports, port_of, services_of
+from flows.support.service_table import POOL, POSTGRESQL, SERVICES, Service, all_ports, port_of, services_of
 from pipelines.bootstrap import OF_A_SERVICE
 from pipelines.errors import ServiceDown
 from pipelines.settings import Settings
@@ -239,7 +239,7 @@ def is_responding(settings: Settings, name: str) -> bool:
 
     One with a port answers there; of the others, the one of this home's last minute polls or writes.
     """
-    service = SERVICES[name]
+    service = {**SERVICES, **POOL}[name]
     try:
         if service.port_field is None:
             feed = read_feed_state(settings.serving_dir)

@@ -11,7 +11,7 @@ from sqlalchemy.types import TypeDecorator
 
 from pipelines.errors import BadTimes
 
-SCHEMA = "0015"  # the revision these tables belong to
+SCHEMA = "0016"  # the revision these tables belong to
 
 
 class NaiveTime(BadTimes, DontWrapMixin):

@@ -19,7 +19,7 @@ from flows.support.market_time import learning_now
 from flows.support.progress import part_done, report_progress, run_progress
 from flows.support.run_names import rename_run, run_name, with_versions
 from flows.support.started_by import started_by_itself
-from flows.train import reselected, train
+from flows.train import prepare_rows, reselected, train
 from pipelines.families import Family
 from pipelines.store import RetrainRequest
 
@@ -111,6 +111,8 @@ def train_and_judge(installation: Installation, claimed: ClaimedRetrains) -> Non
         else:
             report_progress(f"retrain of {', '.join(families)} {older.describe()}")
         claimed.set_all("could not be trained")
+        if not installation.features.is_dir():  # a worker's first: which columns go depends on the markets there are
+            prepare_rows()
         claimed.versions = train(families, left_out=reselections(installation, families))
         checked_out.clear(installation.settings)  # the next one learns from the newest again
         rename_run(with_versions("retrain", claimed.versions), installation)

@@ -12,12 +12,14 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
 from flows.support import backtest
+from flows.support.home_copy import bring
 from flows.support.installation import Installation, open_installation
 from flows.support.live_outcomes import longest_horizon_s
 from flows.support.progress import line_progress, report_progress, step
 from flows.support.promotion import challenge, fetch_bundle, publish
 from flows.support.run_names import run_name
 from flows.support.version_tags import comparison
+from flows.train import restore_fit
 from pipelines import versioning
 from pipelines.contracts import Bools, Floats, Ints, Model, Verdict
 from pipelines.errors import StateError
@@ -259,8 +261,12 @@ def evaluate(family: Family, version: str) -> bool:
         family: The model family of the version.
         version: Its number in MLflow.
     """
+    installation = open_installation()
+    bring(installation)
+    if installation.settings.worker:
+        restore_fit(installation, installation.tracking.version(family, version))
     fit_paired(family, version)
     with step(f"gate: {family} version {version}"):
         passed: bool = pass_gate(family, version)
-        publish(open_installation(), fresh=True)
+        publish(installation, fresh=True)
     return passed

@@ -20,6 +20,7 @@ from flows import universe
 from flows.support import checked_out
 from flows.support.data_writer import CheckedMarket, Provenance, require_rows, write_version
 from flows.support.holdings import held_market, held_markets, with_held_bars
+from flows.support.home_copy import bring, keep_version
 from flows.support.installation import Installation, now, open_installation, workspace_lease
 from flows.support.live_feed import live_from
 from flows.support.market_access import MarketOffer, grid_of_market, market_records, market_source, placed
@@ -227,7 +228,7 @@ def version(markets: Sequence[CheckedMarket], left_out: Mapping[str, str]) -> st
     with workspace_lease(installation):
         write_version(installation.data, markets, left_out)
         data_hash = versioning.snapshot(installation.workspace)
-        versioning.keep_version(installation.workspace, installation.versions, made_now=True)
+        keep_version(installation, made_now=True)
         if (older := checked_out.checked_out(installation.settings)) is not None:
             report_progress(f"data {older.data_hash[:12]} is no longer checked out: this newer version takes its place")
             checked_out.clear(installation.settings)
@@ -358,6 +359,7 @@ def ingest(
     Raises  as the source and the checks of the only market; NotEnoughData if none of several is usable
     """
     installation = open_installation()
+    bring(installation)
     whole = universe.merged(installation, offers or [])
     wanted = {offer.symbol: offer for offer in whole if offer.symbol not in (left_out or {})}
     if not wanted:

@@ -14,6 +14,7 @@ from flows.monitor import monitor
 from flows.promote import propose
 from flows.support import promotion
 from flows.support.frozen import frozen
+from flows.support.home_copy import bring
 from flows.support.installation import Installation, open_installation
 from flows.support.live_feed import Answer, Tail, live_tails, send_live_bars
 from flows.support.market_access import MarketOffer
@@ -131,6 +132,7 @@ def lifecycle(offers: list[MarketOffer] | None = None, families: list[Family] | 
         families: Which to train; every one if none is given.
     """
     installation = open_installation()
+    bring(installation)
     before = newest_requests(installation)
     wanted = universe.merged(installation, offers or [])
     with run_progress("lifecycle", ["ingest", "train", "gate", "decide", "monitor"]):

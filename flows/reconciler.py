@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 from prefect.deployments import run_deployment
 
-from flows.support import aliases, experiment_guardrails, market_runs, processes, promotion
+from flows.support import aliases, experiment_guardrails, home_copy, market_runs, processes, promotion
 from flows.support.frozen import freezes, frozen
 from flows.support.installation import Installation, is_gone, now, open_installation, run_periodically
 from flows.support.market_time import learning_now
@@ -27,6 +27,7 @@ from serving.inference.generation import read_generation
 
 log = logging.getLogger("bellwether.reconciler")
 POLL_INTERVAL_S = 2.0
+FILES_INTERVAL_S = 3.0  # within which workers of the pool have what a person chose, and the home their data versions
 FORMS_INTERVAL_S = 10.0  # within which a symbol that was added appears in Prefect's forms
 REGISTRY_DOWN = "registry_down"
 FAULT = "watch_fault"
@@ -94,8 +95,8 @@ def moved(installation: Installation) -> set[str]:
 
 
 def is_behind_ledger(installation: Installation, skipped: Collection[str] = ()) -> bool:
-    """Return whether the generation file is broken, or names another champion than the ledger (or none), or another
-    arm that decides.
+    """Return whether the generation file is broken, or names another version than the ledger (or none) in an arm, or
+    another arm that decides. A challenger whose bundle was refused is rightly not named.
 
     skipped  families that are not compared
     """
@@ -109,12 +110,20 @@ def is_behind_ledger(installation: Installation, skipped: Collection[str] = ()) 
         k: v for k, v in promotion.assignments(installation, named).items() if k not in skipped
     }:
         return True
-    served = {family: (named.get(family) or {}).get("champion") or {} for family in FAMILIES}
-    return any(
-        (served[family].get("version"), served[family].get("digest")) != fact
-        for family, fact in champions_of(installation).items()
-        if family not in skipped
-    )
+    refused = {
+        alarm.detail.partition(" ")[0] for alarm in installation.store.alarms() if alarm.kind == "bundle_refused"
+    }
+    for family, slots in installation.store.slots_of(FAMILIES).items():
+        if family in skipped:
+            continue
+        for arm, line in (("champion", slots.champion), ("challenger", slots.challenger)):
+            served = (named.get(family) or {}).get(arm) or {}
+            fact = (line.to_version, line.digest) if line else (None, None)
+            if (served.get("version"), served.get("digest")) != fact and not (
+                arm == "challenger" and family in refused
+            ):
+                return True
+    return False
 
 
 def generation_of(installation: Installation) -> int | None:
@@ -124,12 +133,6 @@ def generation_of(installation: Installation) -> int | None:
     except StateError:
         return None
     return int(content["generation"]) if content else None
-
-
-def champions_of(installation: Installation) -> dict[str, tuple[str | None, str | None]]:
-    """Return family → (version, digest) of its champion on the ledger, (None, None) without one."""
-    champions = {family: slots.champion for family, slots in installation.store.slots_of(FAMILIES).items()}
-    return {family: (line.to_version, line.digest) if line else (None, None) for family, line in champions.items()}
 
 
 def recover_dead_retrains(installation: Installation, restarted: Restarted) -> list[str]:
@@ -195,6 +198,7 @@ def watch_in_background() -> Iterator[None]:
     forms = SymbolForms(installation)
     restarted: Restarted = {}
     tried: Tried = {}
+    exchanged = home_copy.Exchanged()
 
     def watch() -> None:
         """Poll once; an unknown error is an alarm until a poll succeeds."""
@@ -230,5 +234,6 @@ def watch_in_background() -> Iterator[None]:
         run_periodically(watch, POLL_INTERVAL_S, "watch"),
         run_periodically(start_due, POLL_INTERVAL_S, "due"),
         run_periodically(forms.follow, FORMS_INTERVAL_S, "forms"),
+        run_periodically(lambda: home_copy.exchange(installation, exchanged), FILES_INTERVAL_S, "files"),
     ):
         yield

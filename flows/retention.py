@@ -11,6 +11,7 @@ from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 
 from flows.support import drift_reports, records_retention
+from flows.support.home_copy import bring_pointers, forget_versions
 from flows.support.installation import Installation, open_installation, workspace_lease
 from flows.support.market_time import learning_now
 from flows.support.progress import report_progress, step
@@ -70,7 +71,10 @@ def remove_versions(plan: VersionPlan) -> int:
     """
     installation = open_installation()
     with workspace_lease(installation):
-        return versioning.forget_versions(installation.workspace, installation.versions, plan.gone)
+        bring_pointers(installation)  # the remote keeps what they name, also of a version that a worker made just now
+        freed = versioning.forget_versions(installation.workspace, installation.versions, plan.gone)
+        forget_versions(installation, plan.gone)
+        return freed
 
 
 @task

@@ -13,12 +13,13 @@ from flows.ingest import ingest
 from flows.promote import propose
 from flows.support import checked_out
 from flows.support.frozen import frozen
+from flows.support.home_copy import bring
 from flows.support.installation import Installation, holder, now, open_installation, renew_periodically
 from flows.support.market_time import learning_now
 from flows.support.progress import part_done, report_progress, run_progress
 from flows.support.run_names import rename_run, run_name, with_versions
 from flows.support.started_by import started_by_itself
-from flows.train import reselected, train
+from flows.train import prepare_rows, reselected, train
 from pipelines.families import Family
 from pipelines.store import RetrainRequest
 
@@ -110,6 +111,8 @@ def train_and_judge(installation: Installation, claimed: ClaimedRetrains) -> Non
         else:
             report_progress(f"retrain of {', '.join(families)} {older.describe()}")
         claimed.set_all("could not be trained")
+        if not installation.features.is_dir():  # a worker's first: which columns go depends on the markets there are
+            prepare_rows()
         claimed.versions = train(families, left_out=reselections(installation, families))
         checked_out.clear(installation.settings)  # the next one learns from the newest again
         rename_run(with_versions("retrain", claimed.versions), installation)
@@ -148,6 +151,10 @@ def retrain(families: list[Family], reason: str = "requested", force: bool = Fal
         force: Skip the cool-down, as a person may. An open request of the same family is still never doubled.
     """
     installation = open_installation()
+    bring(installation)
+    if installation.settings.worker and (older := checked_out.checked_out(installation.settings)) is not None:
+        report_progress(f"not started {older.describe()}: a worker has the newest alone; `bellwether retrain` takes it")
+        return {}
     if (why := frozen(installation.settings, "retrain")) is not None and started_by_itself():
         report_progress(f"retrain of {', '.join(families)} not started: {why.describe()}")
         return {}

@@ -12,12 +12,13 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.support.checked_out import checked_out
+from flows.support.home_copy import bring, keep_version
 from flows.support.installation import Installation, now, open_installation, workspace_lease
 from flows.support.progress import line_progress, report_progress, run_progress, step
 from flows.support.run_names import rename_run, run_name, with_versions
 from pipelines import versioning
 from pipelines.contracts import Model
-from pipelines.errors import BellwetherError, NotEnoughData
+from pipelines.errors import BellwetherError, NotEnoughData, StateError
 from pipelines.evaluation.curves import curves
 from pipelines.evaluation.report import figure_rows, flat_metrics
 from pipelines.families import Family
@@ -55,12 +56,41 @@ def fit(family: str) -> list[str]:
     return stages
 
 
+def restore_fit(installation: Installation, candidate: Version) -> None:
+    """Fit a version again in a workspace that has another fit, as a worker's: same data and code give the same bytes.
+
+    Nothing is fitted where the workspace has the version's fit, or the version was judged before.
+    Raises  StateError if its data are not the newest, or the bytes differ
+    """
+    family, remedy = candidate.family, f"`bellwether retrain {candidate.family}` makes a version that can be judged"
+    file = installation.workspace / "artifacts" / family / "fit.json"
+    if file.is_file() and json.loads(file.read_text())["digest"] == candidate.digest:
+        return
+    if installation.store.verdict(family, candidate.version, candidate.digest) is not None:
+        return
+    newest = versioning.data_hash(installation.workspace)
+    named = f"{family} version {candidate.version}"
+    if newest != candidate.data_hash:
+        raise StateError(f"{named} was trained on data {candidate.data_hash}, the newest are {newest}; {remedy}")
+    report_progress(f"{named} was fitted elsewhere: fitted here again")
+    by_params = by_hand(installation, family)
+    left_out = [name for name in columns_of(candidate.tags.get("left_out")) if name not in by_params]
+    prepare_rows()
+    fit_side_by_side([family], {family: left_out} if left_out else {})
+    digest = json.loads(file.read_text())["digest"]
+    if digest != candidate.digest:
+        raise StateError(
+            f"{named} is {candidate.digest[:12]}, fitted here again {digest[:12]}: another release, params.yaml or "
+            f"processor made it; {remedy}"
+        )
+
+
 @task
 def record(stages: list[str]) -> None:
     """Record in DVC what ran, and save the files of this version."""
     installation = open_installation()
     versioning.record(installation.workspace, stages)
-    versioning.keep_version(installation.workspace, installation.versions)
+    keep_version(installation)
 
 
 def fit_side_by_side(families: list[str], left_out: Mapping[str, Sequence[str]]) -> list[str]:
@@ -263,6 +293,7 @@ def train(families: list[Family] | None = None, left_out: dict[str, list[str]] |
         left_out: Columns that the fit of a family leaves out, besides those of params.yaml.
     """
     installation = open_installation()
+    bring(installation)
     wanted: list[str] = [*(families or MODEL_FAMILIES)]
     with run_progress("train", ["features and labels", *wanted, *(f"register {family}" for family in wanted)]):
         with step("train: features and labels", part="features and labels"):

@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     profile: Literal["machine", "cluster"] = "machine"
     postgres_port: int = 5433
     s3_port: int = 8333
+    worker: str = ""  # of the work pool, if this home is that of one: it runs flows and serves nothing
     store_url: str = ""  # of the ledger; empty = as the profile has it, so for the five URLs below
     mlflow_store_url: str = ""  # of MLflow's runs and models
     prefect_store_url: str = ""  # of Prefect's runs and schedules
@@ -180,6 +181,11 @@ class Settings(BaseSettings):
         """Return whether a PostgreSQL of this home is started: the profile requires one, and no URL names another."""
         urls = (self.store_url, self.mlflow_store_url, self.prefect_store_url)
         return self.profile == "cluster" and not all(urls)
+
+    @property
+    def runs_workers(self) -> bool:
+        """Return whether what trains runs on a work pool, two workers of which are started with the services."""
+        return self.profile == "cluster"
 
     @property
     def runs_s3(self) -> bool:

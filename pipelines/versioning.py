@@ -170,6 +170,12 @@ def restore(workspace: Path, pointer: Path) -> str:
     return data_hash(workspace)
 
 
+def keep_only_newest(workspace: Path) -> None:
+    """Remove from the cache what the workspace's data version does not need; the remote keeps all of it."""
+    with _repo_in(workspace) as repo:
+        repo.gc(workspace=True, force=True)
+
+
 def data_is_there(root: Path) -> bool:
     """Return whether `data/` of the repository is what its `data.dvc` says; the cache may lack it."""
     with _repo_in(root) as repo:

@@ -59,6 +59,7 @@ def source(url):
     store.set_aside("BTC/USDT", store.bars("BTC/USDT")[0], T0.timestamp(), "SET_ASIDE", signed)
     store.add_fill(Fill("f1", "d1", T0, T0, "filled", 42290.1, 0.1 + 0.2))
     store.add_fill(Fill("f2", "d1", T0, T0, "rejected", None, None, "margin"))
+    store.put_home_files({"universe.json": "{}"}, T0)
     store.add_parameters(sha256_of("{}"), "{}", T0)
     outcome = FamilyOutcome("d1", "regime", "BTC/USDT", T0, T0, 0.1 + 0.2, {"a" * 64: 1 / 3})
     store.add_family_outcomes("BTC/USDT", [outcome], T0, T0)

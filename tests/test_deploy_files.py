@@ -19,7 +19,8 @@ from bellwether.operations.launch import alive, prepare, service
 from bellwether.operations.launch.postgres import TUNING
 from flows.support import stores
 from flows.support.processes import parse_procfile
-from flows.support.service_table import FRONT, POSTGRESQL, SERVICES, STORES, port_of
+from flows.support.service_table import FRONT, POOL, POSTGRESQL, STORES, port_of
+from flows.support.service_table import SERVICES as ON_EACH_PROFILE
 from pipelines.settings import BUCKET, DATABASES, POSTGRES_USER, ROOT, Settings
 
 DEPLOY = ROOT / "deploy"
@@ -30,6 +31,7 @@ LAUNCH = ["python", "-m", "bellwether.operations.launch.service"]
 ALIVE = ["python", "-m", "bellwether.operations.launch.alive"]
 KERNEL_CACHE = "BELLWETHER_KERNEL_CACHE"  # read by pipelines/compiled.py, which imports no settings
 DEFAULTS = Settings(_env_file=None)
+SERVICES = {**ON_EACH_PROFILE, **POOL}
 COMPOSE = yaml.safe_load(COMPOSE_FILES[0].read_text())
 CONTAINERS = COMPOSE["services"]
 MANIFESTS = [found for file in KUBERNETES_FILES for found in yaml.safe_load_all(file.read_text())]

@@ -492,6 +492,7 @@ def test_a_store_of_an_earlier_release_is_migrated_and_keeps_every_row_bit_for_b
         "experiments",
         "transitions",
         "block_scores",
+        "home_files",
     }
     after["retrain_requests"] = [
         row[:-1] for row in after["retrain_requests"] if row[-1] == 0

@@ -33,6 +33,8 @@ def start_services(quiet: bool, ready: bool = True) -> None:
     from bellwether.operations import start_stop, warm_starts
 
     progress = progress_of(quiet)
+    if own := [name for name in service_table.services_of(settings()) if name in service_table.STORES]:
+        start_stop.up(settings(), own, progress=progress)  # a warm start is checked against the ledger
     warm_starts.before_start(settings(), progress)
     start_stop.up(settings(), progress=progress, ready=ready)
     connect()  # the first start created the key

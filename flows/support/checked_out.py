@@ -12,6 +12,8 @@ from flows.support.processes import write_atomic
 from pipelines.errors import UnreadableFile
 from pipelines.settings import Settings
 
+FILE = "learning/checked-out.json"  # below the home
+
 
 @dataclass(frozen=True, slots=True)
 class CheckedOut:
@@ -36,7 +38,7 @@ class CheckedOut:
 
 def _file(settings: Settings) -> Path:
     """Return the file in which this home keeps it."""
-    return settings.home / "learning" / "checked-out.json"
+    return settings.home / FILE
 
 
 def checked_out(settings: Settings) -> CheckedOut | None:

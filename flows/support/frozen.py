@@ -19,6 +19,7 @@ from pipelines.params import Params
 from pipelines.settings import Settings, load_params
 
 What: TypeAlias = Literal["retrain", "promotion"]
+FILE = "learning/frozen.json"  # below the home
 KINDS: tuple[What, ...] = ("retrain", "promotion")
 _BY_COMMAND, _BY_PARAMS = "command", "params.yaml"
 _State: TypeAlias = dict[str, dict[str, dict[str, str]]]  # how → what → fields of Freeze
@@ -130,7 +131,7 @@ def _owner(uid: int) -> str:
 
 def _file(settings: Settings) -> Path:
     """Return the file in which this home keeps its freezes."""
-    return settings.home / "learning" / "frozen.json"
+    return settings.home / FILE
 
 
 def _read(settings: Settings) -> _State:

@@ -198,9 +198,8 @@ def hold_lease(installation: Installation, name: str, duration: timedelta, timeo
 @contextmanager
 def workspace_lease(installation: Installation) -> Iterator[None]:
     """Hold the workspace, prepared: DVC takes one writer. Left settled, so that `dvc status` there is clean."""
-    with hold_lease(
-        installation, WORKSPACE, timedelta(minutes=installation.params.retrain.lease_minutes), timeout_s=60.0
-    ):
+    own = f"{WORKSPACE} {installation.settings.worker}".strip()  # a worker of the pool has a workspace to itself
+    with hold_lease(installation, own, timedelta(minutes=installation.params.retrain.lease_minutes), timeout_s=60.0):
         versioning.prepare(
             installation.workspace, ROOT, installation.settings.params_file, installation.settings.remote
         )

@@ -105,7 +105,9 @@ def end_orphans(client: Any, alive: Collection[str]) -> list[str]:
         flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(WITH_PROCESS)))),
         limit=200,
     )  # fmt: skip
-    orphans = [run for run in found if run.deployment_id is not None and str(run.id) not in alive]
+    # the runs of a pool may have their process on another machine; without heartbeats an automation ends them
+    here = [run for run in found if run.deployment_id is not None and run.work_pool_name is None]
+    orphans = [run for run in here if str(run.id) not in alive]
     for run in orphans:
         client.set_flow_run_state(run.id, Crashed(message="its process ended with the flows"), force=True)
         log.warning("run %s was under way when the flows ended; it is ended", run.name)

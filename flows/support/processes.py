@@ -22,9 +22,9 @@ from typing import Any, Literal, TypedDict, cast
 
 import psutil
 
-from flows.support import ports, stores
+from flows.support import ports, stores, work_pool
 from flows.support.service_log import text_of
-from flows.support.service_table import POSTGRESQL, SERVICES, Service, all_ports, port_of, services_of
+from flows.support.service_table import POOL, POSTGRESQL, SERVICES, Service, all_ports, port_of, services_of
 from pipelines.bootstrap import OF_A_SERVICE
 from pipelines.errors import ServiceDown
 from pipelines.settings import Settings
@@ -35,9 +35,9 @@ START_SECONDS = 240.0  # until a service must answer; on two cores with fresh da
 STOP_SECONDS = 20.0  # a service may take this long to end its work before it is killed
 PROBE_SECONDS = 0.7
 LOOK_SECONDS = 0.5  # between two looks at services that start: each probe takes processor time from them
-POLLED = "reconcile"  # a deployment; its runner requests the work of all of them at once
 SUPERVISORS = {"bellwether.operations.supervisor", "flows.supervise"}  # modules: of this release, of 0.6
 RUN_MARK = "BELLWETHER_RUN"
+HOME_MARK = "BELLWETHER_SERVES_HOME"  # of a worker: the home whose it is, as its BELLWETHER_HOME is a folder of its own
 SERVICE_MARK = "BELLWETHER_SERVICE"
 LOG_LINES = 15
 HOME_FOLDERS = ("logs", "mlflow", "prefect", "evidently", "bentoml")  # that services expect in their home
@@ -100,6 +100,7 @@ def environment(settings: Settings) -> dict[str, str]:
         **_client_credentials(settings),
         **_tool_access_lists(settings),
         **stores.environment(settings),
+        **work_pool.environment(settings),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
         "BELLWETHER_HOME": str(home),
@@ -238,7 +239,7 @@ def is_responding(settings: Settings, name: str) -> bool:
 
     One with a port answers there; of the others, the one of this home's last minute polls or writes.
     """
-    service = SERVICES[name]
+    service = {**SERVICES, **POOL}[name]
     try:
         if service.port_field is None:
             feed = read_feed_state(settings.serving_dir)
@@ -295,8 +296,11 @@ def _is_healthy(settings: Settings, service: Service, url: str | None, entry: En
     Raises  _KeyRefused
     """
     if url is None:
-        return bool(entry) and (
-            _is_writing(settings, entry["pid"]) if service.sign == "writes" else _is_polling(settings, entry["since"])
+        if not entry or service.sign == "writes":
+            return bool(entry) and _is_writing(settings, entry["pid"])
+        api = f"{settings.prefect_url}/api"
+        return work_pool.shows_life(
+            service.worker, entry["since"], lambda path, body: _request(settings, f"{api}{path}", body)
         )
     if service.health == POSTGRESQL:
         return stores.accepts_connections(settings.host, settings.postgres_port, PROBE_SECONDS)
@@ -334,16 +338,8 @@ def _request(settings: Settings, url: str, body: Mapping[str, object] | None) ->
         return None
 
 
-def _is_polling(settings: Settings, since: str) -> bool:
-    """Return True if our runner requested work since `since` and within the last minute; it does so every 2 s."""
-    wanted = {"deployments": {"name": {"any_": [POLLED]}}}  # of all, Prefect would take a fifth of a second to answer
-    known = _request(settings, f"{settings.prefect_url}/api/deployments/filter", wanted)
-    oldest = max(datetime.fromisoformat(since), datetime.now(UTC) - timedelta(minutes=1))
-    return any(d["last_polled"] and datetime.fromisoformat(d["last_polled"]) > oldest for d in known or [])
-
-
 def _is_writing(settings: Settings, pid: int | None) -> bool:
-    """Return True if the feed process of this pid wrote its state just now, also one that is idle."""
+    """Return True if the feed of this pid wrote its state just now, also one that is idle."""
     state = read_feed_state(settings.serving_dir)
     return state is not None and state.pid == pid and abs((datetime.now(UTC) - state.at).total_seconds()) < ALIVE_S
 
@@ -395,7 +391,7 @@ def _marked(
             marks = process.environ()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        if RUN_MARK in marks and marks.get("BELLWETHER_HOME") == home and process.pid not in me:
+        if RUN_MARK in marks and home == marks.get(HOME_MARK, marks.get("BELLWETHER_HOME")) and process.pid not in me:
             yield process, marks
 
 

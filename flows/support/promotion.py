@@ -365,7 +365,7 @@ def _check_servable(bundle: Path, version: Version) -> None:
 
 
 def publish(installation: Installation, fresh: bool = False) -> int:
-    """Write the generation file from the ledger, so that serving follows fact. Return the generation.
+    """Write the generation file from the ledger, so that serving follows fact. Return the generation; 0 in a worker.
 
     fresh  publish the warm start of the newest snapshot too; otherwise the published one stays, since the build graph
            may be rewriting its outputs right now
@@ -377,6 +377,8 @@ def publish(installation: Installation, fresh: bool = False) -> int:
 
 def _publish(installation: Installation, fresh: bool = False) -> int:
     """Write the generation file, under the lease of the caller; `fresh` as of `publish`."""
+    if installation.settings.worker:
+        return 0  # its home serves nobody: the reconciler of the home that serves publishes what the ledger has
     published = _published(installation) or {}
     named = published.get("families") or {}
     families: dict[str, Arms] = {}

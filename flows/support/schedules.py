@@ -115,6 +115,7 @@ class RegisterOnceDeployment(RunnerDeployment):
                 pull_steps=None,  # a command that was added on the server is not run
                 parameter_openapi_schema=self._parameter_openapi_schema.model_dump(exclude_unset=True),
                 enforce_parameter_schema=self.enforce_parameter_schema,
+                work_pool_name=self.work_pool_name,  # None: the home serves it, also where a pool did before
             )
             await client.update_deployment(found.id, code)
             if self.triggers:

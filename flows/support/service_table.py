@@ -17,6 +17,7 @@ class Service:
     health       the path that answers 200 once the service works, or POSTGRESQL
     sign         polls: it requests work from the Prefect server; writes: it writes `serving/feed.json`
     ready        the path that answers 200 once it does its job, 503 with its failing checks before; None = it has none
+    worker       of a worker of the pool: its name, by which the Prefect server knows its heartbeat
     guarded      it takes the key of the installation; a store has keys of its own
     """
 
@@ -24,6 +25,7 @@ class Service:
     health: str = "/"
     ready: str | None = None
     sign: Literal["polls", "writes"] = "polls"
+    worker: str = ""
     guarded: bool = True
 
 
@@ -41,15 +43,22 @@ STORES: dict[str, Service] = {
     "postgres": Service("postgres_port", POSTGRESQL, guarded=False),
     "s3": Service("s3_port", "/healthz", guarded=False),
 }
+# what trains, where the profile is `cluster`: each with a folder of its own
+POOL: dict[str, Service] = {name: Service(None, worker=name) for name in ("worker-1", "worker-2")}
 # in front of the servers, where there is a certificate
 FRONT: dict[str, Service] = {"tls": Service("tls_port", "/livez", guarded=False)}
-WORKERS = ("feed", "flows")  # stopped before the servers they talk to: without them they try again for minutes
+WORKERS = ("feed", "flows", *POOL)  # stopped before the servers they talk to: without them they try again for minutes
 
 
 def services_of(settings: Settings) -> dict[str, Service]:
     """Return the services that this home starts: the stores it runs itself first, as all others need them."""
-    needed = {"postgres": settings.runs_postgres, "s3": settings.runs_s3, "tls": settings.runs_tls}
-    return {name: one for name, one in {**STORES, **SERVICES, **FRONT}.items() if needed.get(name, True)}
+    needed = {
+        "postgres": settings.runs_postgres,
+        "s3": settings.runs_s3,
+        "tls": settings.runs_tls,
+        **dict.fromkeys(POOL, settings.runs_workers),
+    }
+    return {name: one for name, one in {**STORES, **SERVICES, **POOL, **FRONT}.items() if needed.get(name, True)}
 
 
 def all_ports(settings: Settings) -> Mapping[str, int]:

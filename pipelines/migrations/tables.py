@@ -11,7 +11,7 @@ from sqlalchemy.types import TypeDecorator
 
 from pipelines.errors import BadTimes
 
-SCHEMA = "0015"  # the revision these tables belong to
+SCHEMA = "0016"  # the revision these tables belong to
 
 
 class NaiveTime(BadTimes, DontWrapMixin):
@@ -157,6 +157,14 @@ leases = sa.Table(
     sa.Column("holder", sa.String(128), nullable=False),
     sa.Column("acquired_at", UtcTime, nullable=False),
     sa.Column("expires_at", UtcTime, nullable=False),
+)
+
+home_files = sa.Table(
+    "home_files",
+    METADATA,
+    sa.Column("path", sa.String(255), primary_key=True),  # below the home, with slashes
+    sa.Column("content", sa.Text, nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
 )
 
 _ONE_OPEN = sa.text("state IN ('queued', 'running')")

@@ -24,6 +24,7 @@ from pipelines.store.engine import (
 )
 from pipelines.store.experiments import RUNNING, BlockScore, Experiment, ExperimentState, ExperimentStore, Transition
 from pipelines.store.family_outcomes import FamilyOutcome, FamilyOutcomeStore
+from pipelines.store.home_files import HomeFile, HomeFileStore
 from pipelines.store.leases import Lease, LeaseStore
 from pipelines.store.parameters import ParameterStore
 from pipelines.store.promotions import NO_ARM, LedgerSlots, Promotion, PromotionStore
@@ -52,6 +53,7 @@ __all__ = [
     "Fault",
     "Fill",
     "HeldBar",
+    "HomeFile",
     "Lease",
     "LedgerSlots",
     "Line",
@@ -92,6 +94,7 @@ class Store(
     PromotionStore,
     RetrainQueue,
     LeaseStore,
+    HomeFileStore,
     BreakerStore,
     AlarmStore,
     ParameterStore,

@@ -8,8 +8,10 @@ from flows.support.earlier_parameters import TEMPLATE, with_families
 from flows.support.symbol_choices import DEPLOYMENTS as WITH_SYMBOL
 from flows.support.symbol_choices import with_symbols
 from pipelines.families import FAMILIES
+from pipelines.settings import Settings
 
-FORMS = {made.name: made._parameter_openapi_schema.model_dump(exclude_unset=True) for made in deployments()}
+SETTINGS = Settings(_env_file=None)
+FORMS = {made.name: made._parameter_openapi_schema.model_dump(exclude_unset=True) for made in deployments(SETTINGS)}
 
 
 def fields(form):

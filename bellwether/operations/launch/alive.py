@@ -6,14 +6,15 @@ A health check of containers, for those that listen on no port; the process tabl
 import sys
 
 from flows.support.processes import is_responding
-from flows.support.service_table import SERVICES
+from flows.support.service_table import POOL, SERVICES
 from pipelines.settings import settings
 
 
 def main() -> None:
     """Look once."""
-    if len(sys.argv) != 2 or sys.argv[1] not in SERVICES:
-        sys.exit(f"name one service: {', '.join(SERVICES)}")
+    known = (*SERVICES, *POOL)
+    if len(sys.argv) != 2 or sys.argv[1] not in known:
+        sys.exit(f"name one service: {', '.join(known)}")
     sys.exit(0 if is_responding(settings(), sys.argv[1]) else 1)
 
 

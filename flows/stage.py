@@ -4,12 +4,14 @@ The process is the coordinator: it runs in the workspace, and it alone writes th
 of one machine, since the bytes are the same; flows/support/stage_command.py decides which one runs.
 """
 
-if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+import os
+
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once; and before Prefect
     from pipelines.bootstrap import bootstrap
 
     bootstrap()
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -61,5 +63,4 @@ def main() -> None:
 if __name__ == "__main__":
     from flows.stage import main as of_the_module  # a task of `__main__` would be another one on a worker
 
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     of_the_module()

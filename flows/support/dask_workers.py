@@ -5,6 +5,7 @@ workers and clients speak TLS alone, and each shows the certificate of the home 
 """
 
 import importlib.util
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,8 +69,8 @@ def await_scheduler(settings: Settings) -> None:
     while not stores.shakes_hands(there, int(port), 2.0):
         if time.monotonic() > deadline:
             raise ServiceDown(
-                f"no Dask scheduler at {settings.dask}, or it has another certificate. `bellwether up` starts that of a "
-                "home; BELLWETHER_DASK_URL=local computes here"
+                f"no Dask scheduler at {settings.dask}, or it has another certificate. `bellwether up` starts that of "
+                "a home; BELLWETHER_DASK_URL=local computes here"
             )
         time.sleep(LOOK_S)
 
@@ -82,7 +83,8 @@ def each_on(client: Any, part: Any) -> Each:
 
     def each(act: Callable[[Path, Any, Any], Any], jobs: Sequence[Job], shared: Any) -> list[Any]:
         """Compute every part on workers of this process's type of CPU."""
-        return _Parts(client, part, act, jobs, shared).run()
+        with client.as_current():  # `distributed.wait` needs one
+            return _Parts(client, part, act, jobs, shared).run()
 
     return each
 
@@ -99,12 +101,14 @@ class _Parts:
         self.scheduler = client.scheduler_info()["id"]
         self.waiting = list(range(len(jobs)))  # taken from the end: the last parts of a walk are its largest
         self.running: dict[int, Any] = {}
+        self.files: dict[int, Any] = {}  # what each of these reads
         self.results: dict[int, Any] = {}
         self.faults: dict[int, BaseException] = {}
 
     def run(self) -> list[Any]:
         """Return the results in order. Raises as `Each`, SchedulerLost, ServiceDown without a worker, MixedCpu."""
-        import distributed
+        from distributed.client import FutureCancelledError
+        from distributed.comm import CommClosedError
 
         seen = time.monotonic()
         try:
@@ -116,7 +120,7 @@ class _Parts:
                 while workers and self.waiting and len(self.running) < AHEAD * workers:
                     self._submit(self.waiting.pop())
                 self._take_finished()
-        except (distributed.CommClosedError, distributed.TimeoutError, OSError) as error:
+        except (CommClosedError, FutureCancelledError, OSError) as error:
             raise SchedulerLost(_lost(self.client)) from error
         finally:
             for future in self.running.values():
@@ -138,7 +142,8 @@ class _Parts:
         types = sorted({name.removeprefix("cpu-") for worker in workers for name in worker["resources"]})
         return (
             f"no Dask worker on {self.own} for {WAIT_S:.0f} s, and one candidate is computed on one type of CPU; "
-            f"there are workers on {', '.join(types) or 'none'}. Start one on such a machine, or set BELLWETHER_DASK_URL=local"
+            f"there are workers on {', '.join(types) or 'none'}. Start one on such a machine, or set "
+            "BELLWETHER_DASK_URL=local"
         )
 
     def _submit(self, number: int) -> None:
@@ -147,7 +152,8 @@ class _Parts:
         if self.work is None:
             self.scatters += 1
             self.work = self.client.scatter(self.packed, broadcast=True, hash=self.scatters == 1)
-        parameters = {"name": job.name, "work": self.work, "job": job, "files": packed(Path(), job.reads)}
+        (self.files[number],) = self.client.scatter([packed(Path(), job.reads)], hash=False)  # past the scheduler
+        parameters = {"name": job.name, "work": self.work, "job": job, "files": self.files[number]}
         self.running[number] = self.client.submit(
             self.part, parameters=parameters, resources={cpu_resource(self.own): 1}, pure=False
         )
@@ -173,15 +179,16 @@ class _Parts:
                 self.faults[number] = self._fault(number, future.exception())
             else:
                 self._lost_work(number)
-            del self.running[number]
+            del self.running[number], self.files[number]
 
     def _take(self, number: int, done: Done) -> None:
         """Keep a result, and write its files: the coordinator alone writes, and only whole parts."""
         check_cpu([self.jobs[number]], [done], self.own)
         unpack(done.files, Path())
-        for line in done.lines:
-            print(line, flush=True)
-        self.results[number] = done.value
+        self.results[number], name = done.value, self.jobs[number].name
+        for line in done.lines:  # a position in one process is none here
+            print(re.sub(r"^\[\d+/\d+\]", f"{name}:", line), flush=True)
+        print(f"[{len(self.results)}/{len(self.jobs)}] {name}", flush=True)
 
     def _fault(self, number: int, error: BaseException) -> BaseException:
         """Return what a failed part raises here."""
@@ -193,7 +200,7 @@ class _Parts:
         return error
 
     def _lost_work(self, number: int) -> None:
-        """Have a part computed again whose shared content was lost with all workers that had it."""
+        """Have a part computed again whose inputs were lost with all workers that had them."""
         self._able()
         if self.scatters >= SCATTERS:
             raise ServiceDown(f"all Dask workers ended {SCATTERS} times while they computed {self.jobs[number].name}")

@@ -83,7 +83,7 @@ def write_certificate(certificate: Path, key: Path) -> None:
         made = x509.CertificateBuilder(issuer, name, public, x509.random_serial_number())
         made = made.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=CERTIFICATE_DAYS))
         made = made.add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-        return made.sign(authority_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        return bytes(made.sign(authority_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
     text = own_key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -32,6 +32,7 @@ from pipelines.errors import BellwetherError, MixedCpu
 from pipelines.training.side_by_side import Job
 
 DEATHS = 2  # of the process that computes a part, and the part fails
+KEPT = 8  # files of work on a worker's disk: several families are fitted at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +109,8 @@ def _kept(work: bytes) -> Path:
     """Return a file of this machine with these bytes, named by their digest: they come to each worker once."""
     file = Path(tempfile.gettempdir()) / f"work-{hashlib.sha256(work).hexdigest()}"
     if not file.exists():
-        for older in file.parent.glob("work-*"):
-            older.unlink(missing_ok=True)
+        for older in sorted(file.parent.glob("work-*"), key=lambda one: one.stat().st_mtime)[: 1 - KEPT]:
+            older.unlink()
         draft = file.with_name(f"draft-{os.getpid()}")
         draft.write_bytes(work)
         draft.replace(file)
@@ -143,9 +144,9 @@ def _compute_kept(kept: str, job: Job, files: Mapping[str, bytes]) -> Done:
     return compute(act, shared, job.argument, files, job.writes)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _read_work(kept: str) -> tuple[Callable[[Path, Any, Any], Any], Any]:
-    """Return function and shared content of a file of `pack_work`; those of the last one stay in memory."""
+    """Return function and shared content of a file of `pack_work`; those of the last two stay in memory."""
     act, shared = cloudpickle.loads(Path(kept).read_bytes())
     return act, shared
 

@@ -16,10 +16,8 @@ from pipelines.errors import MissingPackage
 from pipelines.permissions import restrict
 from pipelines.settings import Settings, settings
 
-MEMORY_SHARE = (
-    0.25  # of the machine's memory that a worker may hold in results and inputs before it writes them to disk
-)
-# no page, and no route of the server that Dask starts for pages: whatever is asked of it, it is not found
+MEMORY_SHARE = 0.25  # of the machine's memory: what a worker holds beyond that goes to disk
+# no pages, and no route in the server that Dask starts for them on loopback: it finds nothing
 QUIET = {
     "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES": "[]",
     "DASK_DISTRIBUTED__WORKER__HTTP__ROUTES": "[]",

@@ -27,7 +27,7 @@ from pipelines.models.runtime import load_bundle
 from pipelines.models.tables import answers, example
 from pipelines.models.trained_on import shares_market, symbols_of
 from pipelines.settings import ROOT, load_params
-from pipelines.stage_outputs import read_timings
+from pipelines.stage_outputs import fitted_on, read_timings
 from pipelines.tracking import DataSet, Version
 
 PREPARE_S = 1800  # features and labels are stopped after this
@@ -149,6 +149,7 @@ def register(installation: Installation, family: str, digest: str, data_hash: st
             "left_out": ",".join(figures["left_out"]) or NO_COLUMNS,
             "left_out_by_hand": ",".join(by_hand(installation, family)) or NO_COLUMNS,
             "half_life_events": f"{figures['decay']['half_life_events']:g}",
+            "training_cpu": fitted_on(folder / family),
             "training_device": str(model.schema.get("training_device", "cpu")),
             "flow_run": str(flow_run.id or "none"),
             **({"older_data": older.describe()} if older else {}),

@@ -8,6 +8,7 @@ import importlib.util
 import re
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,6 @@ class _Parts:
 
     def run(self) -> list[Any]:
         """Return the results in order. Raises as `Each`, SchedulerLost, ServiceDown without a worker, MixedCpu."""
-        from distributed.client import FutureCancelledError
         from distributed.comm import CommClosedError
 
         seen = time.monotonic()
@@ -120,7 +120,7 @@ class _Parts:
                 while workers and self.waiting and len(self.running) < AHEAD * workers:
                     self._submit(self.waiting.pop())
                 self._take_finished()
-        except (CommClosedError, FutureCancelledError, OSError) as error:
+        except (CommClosedError, CancelledError, OSError) as error:
             raise SchedulerLost(_lost(self.client)) from error
         finally:
             for future in self.running.values():
@@ -169,15 +169,15 @@ class _Parts:
             distributed.wait(list(self.running.values()), timeout=LOOK_S, return_when="FIRST_COMPLETED")
         except distributed.TimeoutError:
             return
-        except distributed.client.FutureCancelledError:
-            pass  # its status says so as well
-        for number, future in [(n, f) for n, f in self.running.items() if f.status != "pending"]:
-            status = future.status
-            if status == "finished":
-                self._take(number, future.result())
-            elif status == "error":
-                self.faults[number] = self._fault(number, future.exception())
-            else:
+        except CancelledError:
+            pass  # the status of some says so as well
+        for number, future in [(n, f) for n, f in self.running.items() if f.status not in ("pending", "lost")]:
+            try:
+                if future.status == "error":
+                    self.faults[number] = self._fault(number, future.exception())
+                else:
+                    self._take(number, future.result())
+            except CancelledError:
                 self._lost_work(number)
             del self.running[number], self.files[number]
 

@@ -42,7 +42,8 @@ STORES: dict[str, Service] = {
     "postgres": Service("postgres_port", POSTGRESQL, guarded=False),
     "s3": Service("s3_port", "/healthz", guarded=False),
 }
-# what computes the parts of stages, where the profile is `cluster` and no URL names another scheduler
+# what computes the parts of stages, where the profile is `cluster` and no URL names another scheduler. In no container
+# of deploy/ (BELLWETHER_DASK_URL=local): those share one machine, whose cores the stages use by themselves
 DASK: dict[str, Service] = {
     "dask-scheduler": Service("dask_port", TLS, guarded=False),
     "dask-worker-1": Service("dask_worker_1_port", TLS, guarded=False),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.contracts import Arrays, Bools, Floats, JsonObject, Model
+from pipelines.cpu import numeric_cpu
 from pipelines.errors import NotEnoughData
 from pipelines.evaluation.importance import importance, not_permuted, plan_permutation
 from pipelines.evaluation.metrics import auc
@@ -177,7 +178,10 @@ def train(
     )
     timings = timings_file(out)
     timings.parent.mkdir(parents=True, exist_ok=True)
-    write_json(timings, {"latency_ms": _latency_ms(model, pool), "seconds": round(time.monotonic() - started, 1)})
+    write_json(
+        timings,
+        {"latency_ms": _latency_ms(model, pool), "seconds": round(time.monotonic() - started, 1), "cpu": numeric_cpu()},
+    )
     return digest
 
 

@@ -51,7 +51,12 @@ DASK: dict[str, Service] = {
 }
 # in front of the servers, where there is a certificate
 FRONT: dict[str, Service] = {"tls": Service("tls_port", "/livez", guarded=False)}
-WORKERS = ("feed", "flows")  # stopped before the servers they talk to: without them they try again for minutes
+DASK_WORKERS = tuple(name for name in DASK if name.startswith("dask-worker"))
+WORKERS = (
+    "feed",
+    "flows",
+    *DASK_WORKERS,
+)  # stopped before the servers they talk to: without them they try again for minutes
 
 
 def services_of(settings: Settings) -> dict[str, Service]:

@@ -46,8 +46,8 @@ from pipelines.signals.columns import SIGNAL_PARTS
 from pipelines.signals.setups import SETUPS
 from pipelines.signals.stars import STARS, STRUCTURE, STRUCTURE_PARTS
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
-from pipelines.training.fit import out_of_fold
 from pipelines.training.stages import embargo_seconds
+from pipelines.training.walk import out_of_fold
 
 PAGE = ROOT / "docs" / "results" / "columns.md"
 BLOCKS = 20  # of consecutive events; each gives one value of the association

@@ -50,6 +50,7 @@ from benchmarks import (
     universe_turns,
     upgrade,
     watch_evidence,
+    workers,
 )
 from benchmarks.file_histories import HISTORIES
 from benchmarks.fixture import FAMILY, SIMULATED, listed, recorded, recording, simulated, train
@@ -327,6 +328,8 @@ PARTS = {
                            tool_databases.run, tool_databases.figures, jobs=1, code=RUNNING),
     "ledger_size": Part("the ledger at 10,000 to 1,000,000 decisions", ledger_size.CASES, ledger_size.ledger,
                         ledger_size.ledger_figures, jobs=1, code=(*RUNNING, "bellwether")),
+    "workers": Part("Dask workers: a second one, and the units of a model of 1,000 symbols", workers.CASES, workers.run,
+                    workers.figures, jobs=1, code=RUNNING),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
 }  # fmt: skip
 
@@ -353,6 +356,7 @@ OTHERS = (
 HARD = (  # under benchmarks/
     *("hardship.py", "faults.py", "probes.py", "services.py", "upgrade.py", "inputs.py"),
     *("four_families.py", "open_loop.py", "serving_load.py", "tool_databases.py", "ledger_size.py", "postgres.py"),
+    "workers.py",
 )
 
 
@@ -464,6 +468,7 @@ def main() -> None:
             ("serving", serving_page.PARTS, serving_page.page_of),
             ("tool-databases", ("tool_databases",), tool_databases.page_of),
             ("ledger-size", ledger_size_page.PARTS, ledger_size_page.page_of),
+            ("workers", ("workers",), workers.page_of),
         ):
             print(results.write_page(ROOT / "docs" / "results" / f"{name}.md", folder, parts, make))
         return

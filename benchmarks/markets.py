@@ -38,7 +38,8 @@ from pipelines.params import Params
 from pipelines.settings import ROOT, load_params
 from pipelines.stage_outputs import read_meta
 from pipelines.training import stages
-from pipelines.training.fit import complete_rows, fit_window, out_of_fold, predict_in_batches, prepare
+from pipelines.training.fit import complete_rows, prepare
+from pipelines.training.walk import fit_window, out_of_fold, predict_in_batches
 
 PAGE = ROOT / "docs" / "results" / "markets.md"
 NEVER_SEEN = ("never seen: over its baseline", "never seen: over the pooled model")

@@ -21,7 +21,8 @@ from pipelines.models.predictor import PREDICTOR
 from pipelines.params import Params
 from pipelines.settings import load_params
 from pipelines.training import stages
-from pipelines.training.fit import complete_rows, out_of_fold
+from pipelines.training.fit import complete_rows
+from pipelines.training.walk import out_of_fold
 
 STATED_EPOCHS = 100  # row M4 of the specification: a ceiling under early stopping
 MARKETS = {"simulated year": None, "BTC/USDT 2024": "binance_spot_btcusdt_1m_2024.parquet"}

@@ -16,6 +16,7 @@ from flows.support.home_copy import bring, keep_version
 from flows.support.installation import Installation, now, open_installation, workspace_lease
 from flows.support.progress import line_progress, report_progress, run_progress, step
 from flows.support.run_names import rename_run, run_name, with_versions
+from flows.support.stage_command import reproduce, run_stage
 from pipelines import versioning
 from pipelines.contracts import Model
 from pipelines.errors import BellwetherError, NotEnoughData, StateError
@@ -27,18 +28,19 @@ from pipelines.models.runtime import load_bundle
 from pipelines.models.tables import answers, example
 from pipelines.models.trained_on import shares_market, symbols_of
 from pipelines.settings import ROOT, load_params
-from pipelines.stage_outputs import read_timings
+from pipelines.stage_outputs import fitted_on, read_timings
 from pipelines.tracking import DataSet, Version
 
+PREPARE_S = 1800  # features and labels are stopped after this
 NO_COLUMNS = "none"  # in a tag: MLflow keeps no empty ones
 
 
-@task(timeout_seconds=1800)
+@task(timeout_seconds=PREPARE_S)
 def prepare_rows() -> list[str]:
     """Compute features and labels of the newest snapshot, where they are stale. Return the stages that ran."""
     installation = open_installation()
     with workspace_lease(installation):
-        return versioning.reproduce(installation.workspace, ["features", "labels"])
+        return reproduce(installation, ["features", "labels"], PREPARE_S, lambda _: None)
 
 
 @task(task_run_name="fit-{family}")
@@ -52,7 +54,7 @@ def fit(family: str) -> list[str]:
     timeout_s = 60 * installation.settings.fit_timeout_minutes
     with line_progress(f"train: {family}", part=family) as show_line:
         for stage in stages:
-            versioning.run_stage(installation.workspace, stage, timeout_s, show_line)
+            run_stage(installation, stage, timeout_s, show_line)
     return stages
 
 
@@ -177,6 +179,7 @@ def register(installation: Installation, family: str, digest: str, data_hash: st
             "left_out": ",".join(figures["left_out"]) or NO_COLUMNS,
             "left_out_by_hand": ",".join(by_hand(installation, family)) or NO_COLUMNS,
             "half_life_events": f"{figures['decay']['half_life_events']:g}",
+            "training_cpu": fitted_on(folder / family),
             "training_device": str(model.schema.get("training_device", "cpu")),
             "flow_run": str(flow_run.id or "none"),
             **({"older_data": older.describe()} if older else {}),

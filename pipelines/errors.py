@@ -15,6 +15,7 @@ BellwetherError
 │   ├── GateRefused            promotion without a passing verdict
 │   ├── ChainBroken            the ledger is not as it was written: no champion moves
 │   ├── WouldOverwrite         something exists that this would replace
+│   ├── MixedCpu               parts of one candidate from CPUs that compute other bytes
 │   └── LeaseHeld              another process is doing this now
 ├── BundleError                a model bundle that must not be served
 │   ├── DigestMismatch         bytes differ from what the registry promised
@@ -93,6 +94,12 @@ class ChainBroken(BlockedError):
 
 class WouldOverwrite(BlockedError):
     """Signal that something exists which this would replace."""
+
+
+class MixedCpu(BlockedError):
+    """Signal parts of one candidate that were computed on CPUs of several types: its bytes could not be repeated."""
+
+    code = "MIXED_CPU"
 
 
 class LeaseHeld(BlockedError):

@@ -37,11 +37,17 @@ class Settings(BaseSettings):
     postgres_port: int = 5433
     s3_port: int = 8333
     worker: str = ""  # of the work pool, if this home is that of one: it runs flows and serves nothing
+    dask_port: int = 8786  # of the scheduler; of the two workers of this home
+    dask_worker_1_port: int = 8787
+    dask_worker_2_port: int = 8788
     store_url: str = ""  # of the ledger; empty = as the profile has it, so for the five URLs below
     mlflow_store_url: str = ""  # of MLflow's runs and models
     prefect_store_url: str = ""  # of Prefect's runs and schedules
     remote_url: str = ""  # DVC remote
     mlflow_artifacts_url: str = ""  # where MLflow's server keeps artifacts
+    # Dask scheduler whose workers compute the parts of a stage: local = none, in processes of this machine; empty =
+    # as the profile has it (machine: local, cluster: the home's own); else tls://host:port
+    dask_url: str = Field(default="", pattern=r"^(local|tls://[^\s/]+:\d+)?$")
     write_key: SecretStr | None = None  # the key of all servers; empty = generated once under `home`, mode 0600
     allowed_hosts: str = ""  # further Host values that a proxy in front passes on: "desk.example,desk:8443"
     # all three, and nginx speaks TLS for the servers: at the five ports after tls_port, as the name in the certificate
@@ -191,6 +197,17 @@ class Settings(BaseSettings):
     def runs_s3(self) -> bool:
         """Return whether an S3 store of this home is started, by the same rule."""
         return self.profile == "cluster" and not (self.remote_url and self.mlflow_artifacts_url)
+
+    @property
+    def dask(self) -> str:
+        """Return the address of the Dask scheduler, or `local`."""
+        own = f"tls://{self.host}:{self.dask_port}" if self.runs_dask else "local"
+        return self.dask_url or own
+
+    @property
+    def runs_dask(self) -> bool:
+        """Return whether a Dask scheduler and workers of this home are started, by the same rule."""
+        return self.profile == "cluster" and not self.dask_url
 
     def _database(self, name: str, file: Path) -> str:
         """Return the URL of a database: one of the home's PostgreSQL, or a SQLite file. It never holds a password."""

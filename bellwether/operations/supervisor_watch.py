@@ -17,7 +17,7 @@ import psutil
 
 from bellwether.operations.alarm_outbox import AlarmOutbox
 from flows.support import processes, stores
-from flows.support.service_table import POSTGRESQL
+from flows.support.service_table import POSTGRESQL, TLS
 from pipelines import disk
 from pipelines.contracts import DAY_S
 from pipelines.settings import Settings
@@ -29,7 +29,7 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # our ow
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Name a running process to probe: its pid, and its port and health path (or POSTGRESQL) if it listens."""
+    """Name a running process to probe: its pid, and its port and health path (or protocol) if it listens."""
 
     name: str
     pid: int
@@ -40,9 +40,9 @@ class Target:
 class HealthProbes:
     """Probe every running service in turn, in a thread of its own: one that hangs delays nothing else."""
 
-    def __init__(self, host: str, every_s: float, targets: Callable[[], Iterable[Target]]) -> None:
+    def __init__(self, settings: Settings, every_s: float, targets: Callable[[], Iterable[Target]]) -> None:
         """Start the thread; it probes all `targets` every `every_s` seconds."""
-        self._host, self._every_s, self._targets = host, every_s, targets
+        self._settings, self._every_s, self._targets = settings, every_s, targets
         self._results: queue.SimpleQueue[tuple[Target, bool]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="health", daemon=True).start()
 
@@ -58,10 +58,10 @@ class HealthProbes:
         while True:
             time.sleep(self._every_s)
             for target in self._targets():
-                self._results.put((target, is_responsive(self._host, target)))
+                self._results.put((target, is_responsive(self._settings, target)))
 
 
-def is_responsive(host: str, target: Target) -> bool:
+def is_responsive(settings: Settings, target: Target) -> bool:
     """Return True if the process is not stopped and, where it has a port, answers there with any status at all."""
     try:
         if psutil.Process(target.pid).status() == psutil.STATUS_STOPPED:
@@ -70,10 +70,10 @@ def is_responsive(host: str, target: Target) -> bool:
         return False
     if target.port is None:
         return True
-    if target.health == POSTGRESQL:
-        return stores.accepts_connections(host, target.port, PROBE_S)
+    if target.health in (POSTGRESQL, TLS):
+        return stores.accepts(settings, target.health, target.port, PROBE_S)
     try:
-        with _DIRECT.open(f"http://{host}:{target.port}{target.health or '/'}", timeout=PROBE_S):
+        with _DIRECT.open(f"http://{settings.host}:{target.port}{target.health or '/'}", timeout=PROBE_S):
             return True
     except (urllib.error.HTTPError, http.client.HTTPException):
         return True  # it refuses us, is not ready, or uses another protocol: it lives

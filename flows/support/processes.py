@@ -24,7 +24,7 @@ import psutil
 
 from flows.support import ports, stores, work_pool
 from flows.support.service_log import text_of
-from flows.support.service_table import POOL, POSTGRESQL, SERVICES, Service, all_ports, port_of, services_of
+from flows.support.service_table import POOL, POSTGRESQL, SERVICES, TLS, Service, all_ports, port_of, services_of
 from pipelines.bootstrap import OF_A_SERVICE
 from pipelines.errors import ServiceDown
 from pipelines.settings import Settings
@@ -167,7 +167,7 @@ def services(settings: Settings, known: Mapping[str, Service] | None = None) -> 
 def _probed_state(settings: Settings, service: Service, entry: Entry) -> State:
     """Return the state a service's health probe shows; `entry` is empty unless its process lives."""
     port = entry.get("port") or port_of(settings, service)
-    protocol = POSTGRESQL if service.health == POSTGRESQL else "http"
+    protocol = service.health if service.health in (POSTGRESQL, TLS) else "http"
     url = f"{protocol}://{settings.host}:{port}" if port else None
     state: Literal["up", "down", "starting", "key refused"] = "starting" if entry else "down"
     detail = None
@@ -302,8 +302,8 @@ def _is_healthy(settings: Settings, service: Service, url: str | None, entry: En
         return work_pool.shows_life(
             service.worker, entry["since"], lambda path, body: _request(settings, f"{api}{path}", body)
         )
-    if service.health == POSTGRESQL:
-        return stores.accepts_connections(settings.host, settings.postgres_port, PROBE_SECONDS)
+    if service.health in (POSTGRESQL, TLS):
+        return stores.accepts(settings, service.health, port_of(settings, service) or 0, PROBE_SECONDS)
     if not _get(settings, f"{url}{service.health}"):
         return False
     if not service.guarded:

@@ -2,73 +2,27 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.contracts import Arrays, Bools, Floats, Ints, JsonObject, Model
+from pipelines.contracts import Arrays, Bools, Floats, JsonObject, Model
+from pipelines.cpu import numeric_cpu
 from pipelines.errors import NotEnoughData
-from pipelines.evaluation.importance import (
-    PermutationPlan,
-    PermutationResult,
-    importance,
-    join_folds,
-    not_permuted,
-    permute,
-    plan_permutation,
-)
+from pipelines.evaluation.importance import importance, not_permuted, plan_permutation
 from pipelines.evaluation.metrics import auc
-from pipelines.labels.splits import walk_forward
-from pipelines.models.base import (
-    Baseline,
-    Dataset,
-    Fitted,
-    HalfLife,
-    Log,
-    ModelFamily,
-    NativePredictions,
-    present_columns,
-)
+from pipelines.models.base import Dataset, HalfLife, Log, ModelFamily, present_columns
 from pipelines.models.edge import measure_edge
 from pipelines.models.export import write_bundle, write_json
 from pipelines.models.runtime import load_bundle
 from pipelines.params import Params
 from pipelines.stage_outputs import timings_file
+from pipelines.training.side_by_side import Each, in_order
+from pipelines.training.walk import FinalFit, OutOfFold, batches, fit_part, jobs_of, join, plan_walk, pool_rows
 
 LATENCY_ROWS = 200  # the median of fewer moves with the machine
-GOLDEN_POOL = 512  # evenly spaced training rows, from which golden rows and the parity check are taken
 BASELINE_INPUTS = ("volatility", "ewma")  # extras that baselines read
-
-
-@dataclass(frozen=True, slots=True)
-class OutOfFold:
-    """Hold predictions of rows outside the training; arrays over `row` numbers of the dataset.
-
-    loss         (n,) in the family's unit; p, p_low (n,) or (n, classes)
-    members      member → its own p; baselines: name → baseline on the same rows
-    fold         (n,) number of the fold, from 1, whose model predicted the row
-    rank         (n,) or (n, classes) share of that model's own calibration predictions below p, in [0, 1]: known when p
-                 was, so a threshold on it looks at no later row; NaN where p is; None for a family without calibration
-    half_lives   of the weights, one a fold
-    permutation  effect of permuting columns; None if that was not planned
-    miss_atr     (n,) what each row's training fold expects of a missed target, see ModelFamily; NaN where it knew none;
-                 None for a family that decides no trade
-    """
-
-    row: Ints
-    loss: Floats
-    p: Floats
-    p_low: Floats
-    members: dict[str, Floats]
-    label: list[str | None] | None
-    baselines: dict[str, Baseline]
-    folds: int
-    fold: Ints
-    rank: Floats | None
-    half_lives: list[HalfLife] = field(default_factory=list)
-    permutation: PermutationResult | None = None
-    miss_atr: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +37,6 @@ class Prepared:
     data: Dataset
     dropped: dict[str, str]
     share: float
-
-
-@dataclass(frozen=True, slots=True)
-class FittedWindow:
-    """Hold a model fitted on one training window, the window with the weights it was fitted with, their half-life."""
-
-    fitted: Fitted
-    rows: Dataset
-    half_life: HalfLife
 
 
 def prepare(family: str, data: Dataset, left_out: Iterable[str], unshared: Mapping[str, str] | None = None) -> Prepared:
@@ -114,79 +59,6 @@ def prepare(family: str, data: Dataset, left_out: Iterable[str], unshared: Mappi
     return Prepared(data.select_rows(usable), dropped, float(usable[since].mean()))
 
 
-def fit_window(model_family: ModelFamily, data: Dataset, params: Params, embargo_s: float, log: Log) -> FittedWindow:
-    """Choose the half-life of a training window's weights on the window alone, and fit the family on it."""
-    half_life = model_family.half_life(data, params, embargo_s)
-    if half_life.tried or half_life.note:
-        tried = ", ".join(f"{events:g}: {loss:.5f}" for events, loss in sorted(half_life.tried.items()))
-        log(f"half-life {half_life.events:g} events, of {tried or half_life.note}")
-    rows = data.decayed(half_life.events)
-    return FittedWindow(model_family.fit(rows, params, embargo_s, log), rows, half_life)
-
-
-def out_of_fold(
-    model_family: ModelFamily,
-    data: Dataset,
-    params: Params,
-    embargo_s: float,
-    log: Log,
-    plan: PermutationPlan | None = None,
-) -> OutOfFold:
-    """Walk forward: fit and calibrate on the rows so far, score the next stretch, and permute its columns if `plan`.
-
-    embargo_s  seconds between training labels and test rows
-    """
-    folds = model_family.folds(params)
-    splits = walk_forward(data.known, data.ended, folds, params.splits.min_train_fraction, embargo_s)
-    parts, permuted, ranks, half_lives, misses = [], [], [], [], []
-    for number, split in enumerate(splits, start=1):
-        train, test = data.select_rows(split.train), data.select_rows(split.test)
-        log(f"[{number - 1}/{len(splits) + 1}] {len(train):,} rows to train on, {len(test):,} to score")
-        window = fit_window(model_family, train, params, embargo_s, log)
-        fitted = window.fitted
-        predicted = predict_in_batches(fitted, test)
-        baselines = {name: baseline(window.rows, test, params) for name, baseline in model_family.baselines.items()}
-        loss = model_family.loss(predicted.p, test, fitted.loss_params)
-        if plan is not None:
-            permuted.append(permute(model_family, fitted, test, loss, plan, params))
-        parts.append((split.test, loss, predicted, baselines))
-        if model_family.miss_atr is not None:
-            expected = model_family.miss_atr(train)
-            misses.append(np.full(len(test), np.nan if expected is None else expected))
-        ranks.append(rank_among(predicted.p, fitted.calibration_p))
-        half_lives.append(window.half_life)
-    join = np.concatenate
-    return OutOfFold(
-        row=join([rows for rows, *_ in parts]),
-        loss=join([loss for _, loss, *_ in parts]),
-        p=join([predicted.p for *_, predicted, _ in parts]),
-        p_low=join([predicted.p_low for *_, predicted, _ in parts]),
-        members={name: join([predicted.members[name] for *_, predicted, _ in parts]) for name in parts[0][2].members},
-        label=_labels([predicted for *_, predicted, _ in parts]),
-        baselines={name: _joined([baselines[name] for *_, baselines in parts]) for name in model_family.baselines},
-        folds=len(splits),
-        fold=np.repeat(np.arange(1, len(splits) + 1), [len(rows) for rows, *_ in parts]),
-        rank=join(known) if len(known := [rank for rank in ranks if rank is not None]) == len(splits) else None,
-        half_lives=half_lives,
-        permutation=join_folds(permuted) if permuted else None,
-        miss_atr=join(misses) if misses else None,
-    )
-
-
-def rank_among(p: Floats, calibration_p: Sequence[Floats]) -> Floats | None:
-    """Return the share of a model's calibration predictions below p (n,) or (n, classes); None if it has none.
-
-    calibration_p  an ascending array a class. NaN where p is, and for a class without calibration predictions
-    """
-    if not calibration_p:
-        return None
-    columns = [
-        np.searchsorted(each, values) / len(each) if len(each) else np.full(len(p), np.nan)
-        for each, values in zip(calibration_p, np.atleast_2d(p.T), strict=True)
-    ]
-    return np.where(np.isfinite(p), columns[0] if p.ndim == 1 else np.column_stack(columns), np.nan)
-
-
 def single_column_auc(newest: Floats, y: Floats, columns: tuple[str, ...]) -> dict[str, float]:
     """Return {column: AUC} of the column that ranks the outcome best, in either direction; empty for several classes.
 
@@ -200,34 +72,6 @@ def single_column_auc(newest: Floats, y: Floats, columns: tuple[str, ...]) -> di
     found = {name: auc(ranks[:, j], y) for j, name in enumerate(columns)}
     best = max(found, key=lambda name: abs(found[name] - 0.5))
     return {best: max(found[best], 1.0 - found[best])}
-
-
-def _joined(parts: list[Baseline]) -> Baseline:
-    """Return one baseline over the rows of all folds."""
-    p = [part.p for part in parts if part.p is not None]
-    return Baseline(np.concatenate([part.loss for part in parts]), np.concatenate(p) if p else None)
-
-
-def _labels(parts: list[NativePredictions]) -> list[str | None] | None:
-    """Return the labels of all parts in one list; None for a model without labels."""
-    labels = [part.label for part in parts if part.label is not None]
-    return [label for part in labels for label in part] if labels else None
-
-
-def predict_in_batches(fitted: Fitted, data: Dataset) -> NativePredictions:
-    """Return native predictions of all rows, made in batches: windows of a whole history would not fit in memory."""
-    parts = [fitted.predict(data.inputs(batch)) for batch in batches(len(data))]
-    return NativePredictions(
-        np.concatenate([part.p for part in parts]),
-        np.concatenate([part.p_low for part in parts]),
-        {name: np.concatenate([part.members[name] for part in parts]) for name in parts[0].members},
-        _labels(parts),
-    )
-
-
-def batches(n: int) -> list[Ints]:
-    """Return the row numbers below n in batches of about 2048."""
-    return np.array_split(np.arange(n), max(1, n // 2048))
 
 
 def complete_rows(data: Dataset) -> Bools:
@@ -252,6 +96,7 @@ def train(
     log: Log,
     reference: Mapping[str, bytes] | None = None,
     unshared: Mapping[str, str] | None = None,
+    each: Each = in_order,
 ) -> str:
     """Measure out of fold, fit on all rows, export; write `bundle/`, `oof.npz`, `importance.json` and `fit.json`.
 
@@ -261,6 +106,7 @@ def train(
     embargo_s  seconds between training labels and test rows
     reference  files of the drift references of the training inputs, which the bundle keeps
     unshared   column → why it is not the same one in every market: such columns are dropped
+    each       who computes the folds and the final fit; the result does not depend on it
     Returns    the bundle's digest
     Raises     NotEnoughData if no row is complete, and as the family's fit
     """
@@ -273,7 +119,9 @@ def train(
     if isinstance(markets := context.get("markets"), Mapping):
         context["markets"] = {name: markets[name] for name in symbols}
     plan = plan_permutation(data, params)
-    oof = out_of_fold(model_family, data, params, embargo_s, log, None if isinstance(plan, str) else plan)
+    walk = plan_walk(model_family, data, params, embargo_s, log, None if isinstance(plan, str) else plan)
+    *folds, final = each(fit_part, jobs_of(walk), walk)
+    oof = join(model_family, folds)
     if isinstance(plan, str) or oof.permutation is None:
         importance_report = not_permuted(str(plan))
     else:
@@ -282,19 +130,17 @@ def train(
             data.known[oof.row] if len(symbols) > 1 else None,
         )  # fmt: skip
     log(f"reselection {importance_report['reselection']['line']}")
-    log(f"[{oof.folds}/{oof.folds + 1}] final fit on {len(data):,} rows, {len(data.columns)} columns")
-    window = fit_window(model_family, data, params, embargo_s, log)
-    fitted, data = window.fitted, window.rows
-    decay = decay_figures(window, oof.half_lives)
-    export = model_family.export(fitted, data, params)
+    data = data.decayed(final.half_life.events)
+    decay = decay_figures(data, final.half_life, oof.half_lives)
+    export = final.export
     schema = {
         **context, "columns": list(data.columns), "dropped": dropped, "trained_through": float(data.ended.max()),
-        "loss_params": dict(fitted.loss_params), "title": model_family.title, "edge": edge_of(oof, data, params),
+        "loss_params": final.loss_params, "title": model_family.title, "edge": edge_of(oof, data, params),
     }  # fmt: skip
     if model_family.miss_atr is not None:
         schema["miss_atr"] = model_family.miss_atr(data)
     newest = data.newest()
-    pool = data.inputs(np.linspace(0, len(data) - 1, min(GOLDEN_POOL, len(data))).astype(int))
+    pool = data.inputs(pool_rows(data))
     digest = write_bundle(
         out / "bundle",
         family=model_family.family,
@@ -323,7 +169,7 @@ def train(
             "dropped": dropped,
             "single_column_auc": single_column_auc(newest, data.y, data.columns),
             "reselection": importance_report["reselection"]["line"],
-            "parity_gap": parity_gap(model, fitted, pool),
+            "parity_gap": parity_gap(model, final, pool),
             "schema_coverage": prepared.share,
             "left_out": [name for name in left_out if name in dropped],
             "decay": decay,
@@ -332,7 +178,10 @@ def train(
     )
     timings = timings_file(out)
     timings.parent.mkdir(parents=True, exist_ok=True)
-    write_json(timings, {"latency_ms": _latency_ms(model, pool), "seconds": round(time.monotonic() - started, 1)})
+    write_json(
+        timings,
+        {"latency_ms": _latency_ms(model, pool), "seconds": round(time.monotonic() - started, 1), "cpu": numeric_cpu()},
+    )
     return digest
 
 
@@ -348,12 +197,12 @@ def edge_of(oof: OutOfFold, data: Dataset, params: Params) -> JsonObject:
     )  # fmt: skip
 
 
-def parity_gap(model: Model, fitted: Fitted, pool: Floats) -> float:
+def parity_gap(model: Model, final: FinalFit, pool: Floats) -> float:
     """Return the largest difference of p between the loaded export and the native model.
 
     Rows on which the export abstains are not compared; infinity if it abstains on all.
     """
-    exported, native = model.predict(pool).p, fitted.predict(pool).p
+    exported, native = model.predict(pool).p, final.pool_p
     both = np.isfinite(exported)
     return float(np.abs(exported - native)[both].max(initial=0.0)) if both.any() else float("inf")
 
@@ -375,15 +224,14 @@ def _arrays(oof: OutOfFold, data: Dataset) -> Arrays:
     }  # fmt: skip
 
 
-def decay_figures(window: FittedWindow, by_fold: Sequence[HalfLife]) -> JsonObject:
-    """Return the decay of the final fit's weights, JSON-ready.
+def decay_figures(rows: Dataset, chosen: HalfLife, by_fold: Sequence[HalfLife]) -> JsonObject:
+    """Return the decay of the weights of the final fit's rows, JSON-ready.
 
     half_life_events  chosen on the final window; by_fold: by each walk-forward fold on its own
     tried             half-life → log loss on the final window's inner fold; empty where one is stated
     configurations    how many half-lives were tried: as many trials of the family
     effective_rows    distinct rows of equal weight that say as much as the window; without_decay: the same of no decay
     """
-    rows, chosen = window.rows, window.half_life
     return {
         "half_life_events": chosen.events,
         "tried": {f"{events:g}": loss for events, loss in chosen.tried.items()},

@@ -10,7 +10,8 @@ from pipelines.contracts import Floats, Ints
 from pipelines.errors import NotEnoughData
 from pipelines.models.base import Dataset, Log, ModelFamily
 from pipelines.params import Params
-from pipelines.training.fit import complete_rows, fit_window, predict_in_batches, prepare
+from pipelines.training.fit import complete_rows, prepare
+from pipelines.training.walk import fit_window, predict_in_batches
 
 
 def paired_losses(

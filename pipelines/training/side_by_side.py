@@ -1,14 +1,55 @@
-"""The markets of a stage side by side, in processes of their own: compiled kernels hold the interpreter's lock."""
+"""Who computes the parts of a stage: `Each`. Here in this process, or the markets side by side in processes of their
+own, since compiled kernels hold the interpreter's lock. flows/stage.py has them computed by Dask workers."""
 
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Describe one part of a stage.
+
+    name      what a person sees: "validator fold 3"
+    argument  of the part; it can be pickled
+    reads     files below the workspace that the part reads; writes: the folder below it that the part makes, if any
+    """
+
+    name: str
+    argument: Any
+    reads: tuple[Path, ...] = ()
+    writes: Path | None = None
+
+
+class Each(Protocol):
+    """Compute every part of a stage and return the results in the order of the jobs."""
+
+    def __call__(self, act: Callable[[Path, Any, Any], Any], jobs: Sequence[Job], shared: Any) -> list[Any]:
+        """Return `act(workspace, shared, job.argument)` of every job, and what it writes, in the current folder.
+
+        act     a function of a module; its result can be pickled, and depends on its arguments and `reads` alone
+        Raises  what the first job that failed raised
+        """
+        ...
+
+
+def in_order(act: Callable[[Path, Any, Any], Any], jobs: Sequence[Job], shared: Any) -> list[Any]:
+    """Compute the parts one after another in this process, as `Each`."""
+    return [act(Path(), shared, job.argument) for job in jobs]
+
+
+def side_by_side(act: Callable[[Path, Any, Any], Any], jobs: Sequence[Job], shared: Any) -> list[Any]:
+    """Compute the parts in processes of this machine, as `Each`."""
+    return each_of(partial(act, Path(), shared), [job.argument for job in jobs])
 
 
 def each_of(act: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

@@ -48,7 +48,7 @@ from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
 from pipelines.stage_outputs import facts_of, features_of, grids_of, labels_of, read_meta, symbols_in
-from pipelines.training.side_by_side import each_of
+from pipelines.training.side_by_side import Each, Job, in_order, side_by_side
 from pipelines.versioning import data_hash
 from pipelines.warm_start import write_warm_start
 
@@ -71,8 +71,12 @@ def ensure_folder(folder: Path) -> Path:
     return folder
 
 
-def build_features(params: Params) -> None:
-    """Compute decision bars, books, context, features, signals and the live service's warm start of every market."""
+def build_features(params: Params, each: Each = side_by_side) -> None:
+    """Compute decision bars, books, context, features, signals and the live service's warm start of every market.
+
+    A market is one part: its fold carries a state from each bar to the next, so a period of it has to wait for the one
+    before.
+    """
     from pipelines.data.data_version import MANIFEST, read_manifest  # pandas and Parquet take a second to import
 
     if not Path("data", MANIFEST).is_file():
@@ -82,7 +86,7 @@ def build_features(params: Params) -> None:
     version = read_manifest(Path("data"))
     shutil.rmtree(OUT / "features", ignore_errors=True)
     ensure_folder(OUT / "features")
-    found = each_of(features_of_market, [(version.market(symbol), params) for symbol in version.symbols])
+    found = each(features_of_market, [_features_job(version.market(symbol)) for symbol in version.symbols], params)
     timeframes_found = {str(facts.pop("decision_timeframe")) for facts in found}
     if len(timeframes_found) > 1:
         raise StateError(
@@ -102,16 +106,25 @@ def build_features(params: Params) -> None:
     (OUT / "features" / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
 
 
-def features_of_market(of: tuple[JsonObject, Params]) -> JsonObject:
+def _features_job(described: JsonObject) -> Job:
+    """Return the part of `build_features` that is one market, by its facts in the data version."""
+    symbol, files = str(described["symbol"]), described.get("files")
+    reads = sorted(Path("data").iterdir()) if files is None else [Path("data", name) for name in files]
+    return Job(
+        f"features {symbol}", described, tuple(path for path in reads if path.is_file()), features_of(OUT, symbol)
+    )
+
+
+def features_of_market(workspace: Path, params: Params, described: JsonObject) -> JsonObject:
     """Compute what `build_features` writes of one market of data/, and return its facts.
 
-    of  the market's facts in the data version, and the parameters
+    described  the market's facts in the data version
     """
     from pipelines.data import data_version, schemas
     from pipelines.data.sessions import grid_of
 
-    described, params = of
-    base = schemas.to_matrix(data_version.read_bars(Path("data"), described))
+    data = workspace / "data"
+    base = schemas.to_matrix(data_version.read_bars(data, described))
     base_grid = grid_of(described, base[:, OPEN_TIME])
     grid = base_grid.at(timeframes.decision_timeframe(base_grid.timeframe, params.data.decision_timeframe))
     decision = timeframes.resample(base, base_grid, grid)
@@ -119,7 +132,7 @@ def features_of_market(of: tuple[JsonObject, Params]) -> JsonObject:
     log_line(
         f"features: {len(base):,} {base_grid.timeframe} bars → {len(decision):,} {grid.timeframe} bars of {symbol}"
     )
-    books, feed = data_version.read_records(Path("data"), described)
+    books, feed = data_version.read_records(data, described)
     series, windows = series_in(described), windows_in(described)
     levels, context = align(decision[:, OPEN_TIME], grid, books, feed, ages_of(series))
     present = [name for name, values in zip(CONTEXT_FIELDS, context.T, strict=True) if not np.isnan(values).all()]
@@ -134,7 +147,7 @@ def features_of_market(of: tuple[JsonObject, Params]) -> JsonObject:
     features = FEATURES.run(rows, levels, context, feature_state)
     signals = SIGNALS.run(rows, levels, context, signal_state)
     category_scores = CategoryScores.fit(signals)
-    out = ensure_folder(features_of(OUT, symbol))
+    out = ensure_folder(features_of(workspace / OUT, symbol))
     arrays = {"base": base, "decision": decision, "books": levels, "context": context, "features": features,
               "signals": signals, "funding": funding_rates(feed)}  # fmt: skip
     for name, array in arrays.items():
@@ -173,20 +186,25 @@ def features_of_market(of: tuple[JsonObject, Params]) -> JsonObject:
     }
 
 
-def build_labels(params: Params) -> None:
+def build_labels(params: Params, each: Each = side_by_side) -> None:
     """Compute the outcomes of each family's rows of every market, in files that serving never reads."""
     shutil.rmtree(OUT / "labels", ignore_errors=True)
-    each_of(labels_of_market, [(symbol, params) for symbol in symbols_in(read_meta(OUT))])
+    each(labels_of_market, [_labels_job(symbol) for symbol in symbols_in(read_meta(OUT))], params)
 
 
-def labels_of_market(of: tuple[str, Params]) -> None:
-    """Compute the outcomes of one market; `of` is its symbol, and the parameters."""
+def _labels_job(symbol: str) -> Job:
+    """Return the part of `build_labels` that is one market; it reads no warm start."""
+    arrays = sorted(path for path in features_of(OUT, symbol).iterdir() if path.is_file())
+    return Job(f"labels {symbol}", symbol, (OUT / "features" / "meta.json", *arrays), labels_of(OUT, symbol))
+
+
+def labels_of_market(workspace: Path, params: Params, symbol: str) -> None:
+    """Compute the outcomes of one market."""
     from pipelines.family_labels import LABELS, without_broken_rows
     from pipelines.signals.events import events
     from pipelines.training.labelling import read_sources, traditional_record
 
-    symbol, params = of
-    sources, out = read_sources(OUT, symbol), ensure_folder(labels_of(OUT, symbol))
+    sources, out = read_sources(workspace / OUT, symbol), ensure_folder(labels_of(workspace / OUT, symbol))
     for name, label in LABELS.items():
         labels, left_out = without_broken_rows(label(sources, params), name, sources)
         np.savez(out / f"{name}.npz", allow_pickle=False, **labels)
@@ -230,7 +248,7 @@ def pooled_series(meta: JsonObject) -> tuple[dict[str, str], dict[str, str]]:
     return shared, unshared
 
 
-def fit_family(family: str, params: Params) -> None:
+def fit_family(family: str, params: Params, each: Each = in_order) -> None:
     """Train one family on the stage outputs and write its bundle, figures and out-of-fold rows."""
     # scikit-learn, xgboost and torch take seconds to import: only the stages that fit need them
     from pipelines.models.catalog import model_family
@@ -254,7 +272,7 @@ def fit_family(family: str, params: Params) -> None:
         digest = train(
             chosen, data, ensure_folder(OUT / family), params, context, embargo, log_line,
             references_of_history(OUT, [name for name, _ in data.by_market()], float(data.ended.max()), params),
-            unshared,
+            unshared, each,
         )  # fmt: skip
     except NotEnoughData as error:
         raise NotEnoughData(f"{family}: {error}{too_short}") from error
@@ -354,8 +372,11 @@ def _write_json(path: Path, content: object) -> None:
     draft.replace(path)
 
 
-def main(words: list[str]) -> None:
-    """Run the stage that `words` name. Raises UnknownName."""
+def main(words: list[str], each: Each | None = None) -> None:
+    """Run the stage that `words` name. Raises UnknownName.
+
+    each  who computes the parts of a stage that has several; None = this machine
+    """
     if log := os.environ.get("BELLWETHER_STAGE_LOG"):  # a quiet flow run: output goes to its file
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
@@ -363,11 +384,11 @@ def main(words: list[str]) -> None:
     params = load_params(Path("params.yaml"))
     match words:
         case ["features"]:
-            build_features(params)
+            build_features(params, each or side_by_side)
         case ["labels"]:
-            build_labels(params)
+            build_labels(params, each or side_by_side)
         case ["train", family]:
-            fit_family(family, params)
+            fit_family(family, params, each or in_order)
         case ["evaluate", family]:
             evaluate(family, params)
         case ["paired", family, through, symbols]:

@@ -17,7 +17,9 @@ from flows.support import processes
 from pipelines.permissions import restrict
 from pipelines.settings import ROOT, Settings
 
-LACKING = [name for name in ("boto3", "dvc_s3") if importlib.util.find_spec(name) is None]
+LACKING = [
+    name for name in ("boto3", "dvc_s3", "distributed", "prefect_dask") if importlib.util.find_spec(name) is None
+]
 LACKING += ["weed"] if shutil.which("weed", path=f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}") is None else []
 LACKING += ["PostgreSQL"] if programs() is None else []
 
@@ -72,8 +74,9 @@ def cluster(machine: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = tmp_path_factory.mktemp("cluster")
     while any((postgres_port := free_ports(1)[0]) + number > 31_000 for number in range(10)):
         pass
-    (s3_port,) = free_ports(1)
-    own = {"PROFILE": "cluster", "POSTGRES_PORT": str(postgres_port), "S3_PORT": str(s3_port)}
+    named = ("S3_PORT", "DASK_PORT", "DASK_WORKER_1_PORT", "DASK_WORKER_2_PORT")
+    own = {"PROFILE": "cluster", "POSTGRES_PORT": str(postgres_port)}
+    own |= dict(zip(named, map(str, free_ports(len(named))), strict=True))
     env = environment(folder / "home") | {f"BELLWETHER_{name}": value for name, value in own.items()}
     with stopped(ClusterStack(env, folder / "run.log")) as one, pytest.MonkeyPatch.context() as patch:
         command(env, "up")

@@ -23,7 +23,7 @@ from pipelines.models.base import Dataset
 from pipelines.models.calibration_and_novelty import logit
 from pipelines.models.validator import VALIDATOR, contributions, fit_trees
 from pipelines.settings import load_params
-from pipelines.training.fit import out_of_fold
+from pipelines.training.walk import out_of_fold
 
 PARAMS = load_params()
 PARAMS = PARAMS.model_copy(update={"validator": PARAMS.validator.model_copy(update={"trees": 40, "depth": 4})})

@@ -14,7 +14,7 @@ from pipelines.settings import Settings
 ELSEWHERE = {
     "store_url": "postgresql://db/ledger", "mlflow_store_url": "postgresql://db/mlflow",
     "prefect_store_url": "postgresql://db/prefect", "remote_url": "s3://theirs/dvc",
-    "mlflow_artifacts_url": "s3://theirs/mlflow",
+    "mlflow_artifacts_url": "s3://theirs/mlflow", "dask_url": "tls://theirs:8786",
 }  # fmt: skip
 
 
@@ -30,8 +30,14 @@ def test_one_word_moves_everything_and_without_it_nothing_changes(tmp_path):
     assert (ours.mlflow_artifacts, ours.remote) == (f"{home}/mlflow/artifacts", str(tmp_path / "home" / "dvc-remote"))
     assert not ours.runs_postgres
     assert not ours.runs_s3
+    assert ours.dask == "local"
     assert service_table.services_of(ours) == service_table.SERVICES
     moved = settings(tmp_path)
+    assert moved.dask == "tls://127.0.0.1:8786"
+    assert set(service_table.DASK) < set(service_table.services_of(moved))
+    assert not settings(tmp_path, dask_url="local").runs_dask
+    with pytest.raises(ValueError, match="dask_url"):
+        settings(tmp_path, dask_url="tcp://127.0.0.1:8786")  # without TLS anyone who reaches it runs code
     for url, name in ((moved.store, "ledger"), (moved.mlflow_store, "mlflow"), (moved.prefect_store, "prefect")):
         assert (make_url(url).get_backend_name(), make_url(url).database) == ("postgresql", name)
         assert make_url(url).password is None
@@ -45,7 +51,8 @@ def test_a_url_wins_over_the_profile_and_a_store_that_nothing_needs_is_not_start
     theirs = settings(tmp_path, **ELSEWHERE)
     assert (theirs.store, theirs.remote) == (ELSEWHERE["store_url"], ELSEWHERE["remote_url"])
     assert service_table.services_of(theirs) == service_table.SERVICES
-    assert stores.environment(theirs) == {}
+    assert stores.environment(theirs) == {"BELLWETHER_DASK_URL": "tls://theirs:8786"}
+    assert theirs.dask == "tls://theirs:8786"
     some = settings(tmp_path, store_url=ELSEWHERE["store_url"], remote_url=ELSEWHERE["remote_url"])
     assert {"postgres", "s3"} <= set(service_table.services_of(some))
 
@@ -55,9 +62,11 @@ def test_credentials_are_made_once_for_our_own_stores_alone_and_only_we_can_read
     assert not stores.folder(settings(tmp_path)).exists()
     ours = settings(tmp_path)
     stores.write_credentials(ours)
+    made = [file.read_bytes() for file in stores.dask_files(ours)]
     first = stores.password(ours), stores.identities(ours)
     stores.write_credentials(ours)
     assert (stores.password(ours), stores.identities(ours)) == first
+    assert [file.read_bytes() for file in stores.dask_files(ours)] == made
     assert len(first[0]) >= 32
     for file in stores.folder(ours).iterdir():
         assert file.stat().st_mode & 0o077 == 0, file
@@ -88,9 +97,9 @@ def test_only_a_postgresql_that_serves_accepts_connections(postgres_server):
 
 
 def test_services_stop_before_what_they_use():
-    names = [*service_table.STORES, *service_table.SERVICES]
+    names = [*service_table.STORES, *service_table.SERVICES, *service_table.DASK]
     order = sorted(names, key=service_table.stop_rank)
-    assert set(order[:2]) == set(service_table.WORKERS)
+    assert set(order[: len(service_table.WORKERS)]) == set(service_table.WORKERS)
     assert set(order[-2:]) == set(service_table.STORES)
 
 

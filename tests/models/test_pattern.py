@@ -30,7 +30,8 @@ from pipelines.models.views import VIEWS, select
 from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.setups import PATTERNS, setups
-from pipelines.training.fit import fit_window, train
+from pipelines.training.fit import train
+from pipelines.training.walk import fit_window
 
 MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 

@@ -38,7 +38,8 @@ from pipelines.models.recurrent_onnx import recurrent_to_onnx
 from pipelines.models.runtime import check_golden, load_bundle
 from pipelines.models.views import VIEWS
 from pipelines.settings import ROOT, load_params
-from pipelines.training.fit import fit_window, train
+from pipelines.training.fit import train
+from pipelines.training.walk import fit_window
 
 MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 

@@ -31,7 +31,8 @@ from pipelines.models.validator import VALIDATOR, expected_miss
 from pipelines.settings import ROOT, load_params, read_yaml
 from pipelines.stage_outputs import facts_of, features_of, labels_of, read_meta
 from pipelines.training import stages
-from pipelines.training.fit import complete_rows, out_of_fold
+from pipelines.training.fit import complete_rows
+from pipelines.training.walk import out_of_fold
 from serving.risk.codes import KELLY_ZERO
 
 MINUTES = Grid("1m")

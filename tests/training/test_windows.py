@@ -14,8 +14,9 @@ from pipelines.models.losses import log_losses
 from pipelines.models.runtime import load_bundle
 from pipelines.models.validator import VALIDATOR, half_life
 from pipelines.settings import load_params
-from pipelines.training.fit import decay_line, fit_window, out_of_fold, rank_among, train
+from pipelines.training.fit import decay_line, train
 from pipelines.training.paired import paired_losses
+from pipelines.training.walk import fit_window, out_of_fold, rank_among
 
 PARAMS = load_params()
 PARAMS = PARAMS.model_copy(update={"validator": PARAMS.validator.model_copy(update={"trees": 30, "depth": 3})})

@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from flows.support import work_pool
+from flows.support import stores, work_pool
 from flows.support.processes import HOME_MARK, environment, write_atomic
 from pipelines.bootstrap import step_back
 from pipelines.permissions import restrict
@@ -19,12 +19,19 @@ from serving.service import keys
 
 
 def home_of(where: Settings, name: str) -> Path:
-    """Make the worker's home and give it the keys of the home; return it. Raises StateError without a key."""
+    """Make the worker's home and give it the keys of the home, and its certificate for Dask; return it.
+
+    Raises  StateError without a key
+    """
     own = work_pool.folder(where.home.resolve(), name)
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
     if keys.configured_key(where) is None:
         _write_secret(own / keys.key_file(where).name, keys.write_key(where))
     _write_secret(own / keys.chain_key_file(where).name, keys.chain_key(where).decode())
+    for file in stores.dask_files(where):
+        if file.is_file():
+            (own / file.parent.name).mkdir(mode=0o700, exist_ok=True)
+            _write_secret(own / file.parent.name / file.name, file.read_text())
     return own
 
 

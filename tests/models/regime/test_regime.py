@@ -24,7 +24,8 @@ from pipelines.models.views import VIEWS
 from pipelines.settings import ROOT
 from pipelines.signals.regimes import rule_regime
 from pipelines.stage_outputs import read_timings
-from pipelines.training.fit import out_of_fold, train
+from pipelines.training.fit import train
+from pipelines.training.walk import out_of_fold
 
 EMBARGO_S = 500 * 900.0
 

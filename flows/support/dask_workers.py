@@ -21,7 +21,6 @@ from pipelines.training.side_by_side import Each, Job
 
 WAIT_S = 60.0  # for a scheduler, and for a worker of the coordinator's type
 LOOK_S = 1.0  # between two looks at parts that run
-AHEAD = 2  # parts a worker may hold: one that it computes and one that waits, with its files
 SCATTERS = 5  # of what the parts share, before its loss is an error: each needs the end of all workers that have it
 WORKER_TTL_S = 20  # a worker that is silent for this long has lost its parts
 
@@ -91,7 +90,11 @@ def each_on(client: Any, part: Any) -> Each:
 
 
 class _Parts:
-    """Compute the parts of one call, at most AHEAD for each worker at a time, and write what they wrote."""
+    """Compute the parts of one call, and write what they wrote.
+
+    A part is submitted when a worker is free for it. One that waited at a worker could not go to the first that is, and
+    its files would wait in memory.
+    """
 
     def __init__(
         self, client: Any, part: Any, act: Callable[[Path, Any, Any], Any], jobs: Sequence[Job], shared: Any
@@ -117,7 +120,7 @@ class _Parts:
                     seen = time.monotonic()
                 elif time.monotonic() - seen > WAIT_S:
                     raise ServiceDown(self._nobody())
-                while workers and self.waiting and len(self.running) < AHEAD * workers:
+                while workers and self.waiting and len(self.running) < workers:
                     self._submit(self.waiting.pop())
                 self._take_finished()
         except (CommClosedError, CancelledError, OSError) as error:

@@ -239,6 +239,7 @@ def test_results_of_two_types_are_refused(home, local, tmp_path):
 
 def test_a_connection_without_the_certificate_of_the_home_is_refused(home, tmp_path):
     import distributed
+    from distributed.comm import CommClosedError
     from distributed.security import Security
 
     stranger = tmp_path / "dask.pem", tmp_path / "dask_key.pem"
@@ -249,9 +250,9 @@ def test_a_connection_without_the_certificate_of_the_home_is_refused(home, tmp_p
         stranger[0],
         ours,
     ):  # it does not trust our scheduler; it does, and the scheduler does not trust it
-        with pytest.raises(OSError):
+        with pytest.raises(CommClosedError):
             distributed.Client(home.dask, security=Security(tls_ca_file=str(authority), **parts), timeout=3)
-    with pytest.raises(OSError):
+    with pytest.raises(CommClosedError):
         distributed.Client(home.dask.replace("tls", "tcp"), timeout=3)
     assert known(home) == 0  # ours is not
     for file in stores.dask_files(home):

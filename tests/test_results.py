@@ -61,6 +61,7 @@ def test_a_page_of_which_nothing_is_stored_stays_as_it_is_and_the_terminal_shows
         "serving",
         "tool-databases",
         "ledger-size",
+        "workers",
     ):
         (pages / f"{name}.md").write_text("measured elsewhere")
     monkeypatch.setattr(evidence, "ROOT", tmp_path)
@@ -81,6 +82,7 @@ def test_a_page_of_which_nothing_is_stored_stays_as_it_is_and_the_terminal_shows
             "serving",
             "tool-databases",
             "ledger-size",
+            "workers",
         )
     ]
     assert {page.read_text() for page in pages.iterdir()} == {"measured elsewhere"}

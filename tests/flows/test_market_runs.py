@@ -47,7 +47,7 @@ class Server:
 
     def run_of(self, name, state, **facts):
         """Add a run of a deployment in this state."""
-        made = {"auto_scheduled": False, "next_scheduled_start_time": None, **facts}
+        made = {"auto_scheduled": False, "next_scheduled_start_time": None, "work_pool_name": None, **facts}
         self.runs.append(SimpleNamespace(
             id=uuid4(), name=name, deployment_id=self.deployments[name].id, state_type=state, **made
         ))  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 from flows import retention
 from pipelines import versioning
 from pipelines.errors import BellwetherError
-from pipelines.settings import ROOT
+from pipelines.settings import ROOT, Settings
 
 
 @pytest.fixture
@@ -83,7 +83,9 @@ def test_what_earlier_runs_computed_goes_although_no_version_does(workspace, mon
     cache = home / "dvc-cache" / "files" / "md5" / "ab"
     cache.mkdir(parents=True, exist_ok=True)
     (cache / ("0" * 30)).write_bytes(b"columns of an earlier retrain")
-    installation = SimpleNamespace(workspace=workspace, versions=home / "versions")
+    installation = SimpleNamespace(
+        workspace=workspace, versions=home / "versions", settings=Settings(home=home, _env_file=None)
+    )
     monkeypatch.setattr(retention, "open_installation", lambda: installation)
     monkeypatch.setattr(retention, "workspace_lease", lambda _: nullcontext())
     freed = retention.remove_versions.fn(retention.VersionPlan({kept: "one of the newest 30"}, []))

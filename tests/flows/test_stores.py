@@ -50,7 +50,7 @@ def test_one_word_moves_everything_and_without_it_nothing_changes(tmp_path):
 def test_a_url_wins_over_the_profile_and_a_store_that_nothing_needs_is_not_started(tmp_path):
     theirs = settings(tmp_path, **ELSEWHERE)
     assert (theirs.store, theirs.remote) == (ELSEWHERE["store_url"], ELSEWHERE["remote_url"])
-    assert service_table.services_of(theirs) == service_table.SERVICES
+    assert service_table.services_of(theirs) == {**service_table.SERVICES, **service_table.POOL}
     assert stores.environment(theirs) == {"BELLWETHER_DASK_URL": "tls://theirs:8786"}
     assert theirs.dask == "tls://theirs:8786"
     some = settings(tmp_path, store_url=ELSEWHERE["store_url"], remote_url=ELSEWHERE["remote_url"])
@@ -97,7 +97,7 @@ def test_only_a_postgresql_that_serves_accepts_connections(postgres_server):
 
 
 def test_services_stop_before_what_they_use():
-    names = [*service_table.STORES, *service_table.SERVICES, *service_table.DASK]
+    names = [*service_table.STORES, *service_table.SERVICES, *service_table.POOL, *service_table.DASK]
     order = sorted(names, key=service_table.stop_rank)
     assert set(order[: len(service_table.WORKERS)]) == set(service_table.WORKERS)
     assert set(order[-2:]) == set(service_table.STORES)

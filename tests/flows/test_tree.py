@@ -108,9 +108,9 @@ def test_the_body_of_a_flow_reads_like_a_table_of_contents(name):
 
 def test_procfile_and_process_table_name_the_same_services():
     from flows.support.processes import parse_procfile
-    from flows.support.service_table import DASK, FRONT, SERVICES, STORES
+    from flows.support.service_table import DASK, FRONT, POOL, SERVICES, STORES
 
-    assert set(parse_procfile(ROOT / "Procfile")) == {*STORES, *SERVICES, *DASK, *FRONT}
+    assert set(parse_procfile(ROOT / "Procfile")) == {*STORES, *SERVICES, *POOL, *DASK, *FRONT}
 
 
 def test_the_makefile_turns_telemetry_off_as_the_services_do():

@@ -198,13 +198,17 @@ def test_the_parts_of_a_worker_that_hangs_go_elsewhere_when_its_lease_ends(home,
     with workers(home, 2) as running:
         process = start(home, folder, "train validator")
         until(lambda: computing(folder_of(home, 1)), 60, "a part on worker 1")
-        for one in psutil.Process(running[0].pid).children(recursive=True):
+        inside = psutil.Process(running[0].pid).children(recursive=True)
+        for one in inside:
             one.suspend()
         running[0].send_signal(signal.SIGSTOP)
         began = time.monotonic()
         shown, _ = process.communicate(timeout=120)
         took = time.monotonic() - began
         running[0].send_signal(signal.SIGCONT)
+        for one in inside:  # they end with their worker, but not while they stand still
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.resume()
         assert process.returncode == 0, shown[-6000:]
     assert took > dask_workers.WORKER_TTL_S / 2
     assert differences(local / "artifacts" / "validator", folder / "artifacts" / "validator") == []

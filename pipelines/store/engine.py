@@ -123,7 +123,10 @@ def connect_engine(url: str, durability: str, wait_ms: int = FLOW_WAIT_MS) -> En
             "connect_timeout": min(CONNECT_TIMEOUT_S, max(2, wait_ms // 1000)),  # libpq: whole seconds, at least two
             "options": f"{parsed.query.get('options', '')} -c lock_timeout={wait_ms}".strip(),
         }
-    engine = sa.create_engine(parsed, json_serializer=dump_json, pool_timeout=wait_ms / 1e3, connect_args=connect_args)
+    engine = sa.create_engine(
+        parsed, json_serializer=dump_json, pool_timeout=wait_ms / 1e3, connect_args=connect_args,
+        pool_pre_ping=bool(connect_args),  # a server that was restarted has closed the connections of the pool
+    )  # fmt: skip
     if engine.dialect.name == "sqlite":
         _tune_sqlite(engine, durability, wait_ms)
     return engine

@@ -71,7 +71,7 @@ def test_a_turn_learns_judges_and_decides_the_same_as_on_one_machine(machine, cl
 def test_models_and_data_versions_are_in_the_bucket_and_nowhere_in_the_home(cluster):
     import boto3
 
-    names = [one.key for one in boto3.resource("s3").Bucket(BUCKET).objects.all()]
+    names = [one.key for one in boto3.session.Session().resource("s3").Bucket(BUCKET).objects.all()]
     assert any(name.startswith("mlflow/") for name in names)
     assert any(name.startswith("dvc/files/md5/") for name in names)
     home = cluster.settings.home

@@ -27,7 +27,7 @@ def retrain(stack, family="validator"):
 
 def state(stack, run):
     """The type of the state of a run."""
-    return stack.prefect(f"/flow_runs/{run}")["state_type"]
+    return stack.prefect(f"flow_runs/{run}")["state_type"]
 
 
 def ended(stack, run, seconds=RETRAIN_S):
@@ -60,7 +60,7 @@ def newest_request(stack):
 
 def test_a_retrain_runs_in_a_workers_own_home_and_what_it_made_is_served(cluster):
     at = cluster.settings
-    shown = cluster.prefect("/deployments/name/retrain/retrain")
+    shown = cluster.prefect("deployments/name/retrain/retrain")
     assert shown["work_pool_name"] == work_pool.POOL
     known = {version.version for version in cluster.installation.tracking.versions("validator")}
     run = retrain(cluster)

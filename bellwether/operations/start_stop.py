@@ -83,6 +83,7 @@ def up(
         _check_ports(settings, {name: field for name in missing if (field := known[name].port_field)})
         if missing:
             keys.home_key(settings)  # before the environment is passed on
+            keys.chain_key(settings)  # workers of the pool are given both
             stores.write_credentials(settings)
         first = [name for name in missing if name in STORES]
         try:

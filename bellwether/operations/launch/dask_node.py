@@ -21,7 +21,7 @@ MEMORY_SHARE = 0.25  # of the machine's memory: what a worker holds beyond that 
 QUIET = {
     "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES": "[]",
     "DASK_DISTRIBUTED__WORKER__HTTP__ROUTES": "[]",
-    "DASK_LOGGING": "{'distributed': 'info', 'distributed.comm.tcp': 'warning'}",  # it logs every probe else
+    "DASK_LOGGING": "{'distributed': 'info', 'distributed.comm.tcp': 'warning'}",  # else it logs every probe
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
     "DASK_DISTRIBUTED__DIAGNOSTICS__NVML": "False",
     "DASK_DISTRIBUTED__ADMIN__LARGE_GRAPH_WARNING_THRESHOLD": "1GB",  # the files of a market travel with its part

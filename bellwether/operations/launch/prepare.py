@@ -17,11 +17,12 @@ from serving.service import keys
 
 
 def prepare(where: Settings, passwords: Path) -> None:
-    """Make the folders and the key of a home, and take the password file over."""
+    """Make the folders and the keys of a home, and take the password file over."""
     file = stores.password_file(where)
     for folder in (*(where.home / name for name in HOME_FOLDERS), file.parent):
         folder.mkdir(parents=True, exist_ok=True)
     keys.home_key(where)
+    keys.chain_key(where)
     write_atomic(file, passwords.read_text())
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from flows.support import stores, work_pool
 from flows.support.processes import HOME_MARK, environment, write_atomic
 from pipelines.bootstrap import step_back
+from pipelines.errors import StateError
 from pipelines.permissions import restrict
 from pipelines.settings import Settings, settings
 from serving.service import keys
@@ -21,10 +22,14 @@ from serving.service import keys
 def home_of(where: Settings, name: str) -> Path:
     """Make the worker's home and give it the keys of the home, and its certificate for Dask; return it.
 
-    Raises  StateError without a key
+    The keys are those of the home: one made here would sign lines of the ledger that nobody else can verify.
+    Raises  StateError where the home's folder lacks one
     """
     own = work_pool.folder(where.home.resolve(), name)
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
+    needed = [keys.chain_key_file(where), *([] if keys.configured_key(where) else [keys.key_file(where)])]
+    if lacking := [str(file) for file in needed if not file.is_file()]:
+        raise StateError(f"{', '.join(lacking)} is not here: copy it from the home that this worker works for")
     if keys.configured_key(where) is None:
         _write_secret(own / keys.key_file(where).name, keys.write_key(where))
     _write_secret(own / keys.chain_key_file(where).name, keys.chain_key(where).decode())
@@ -43,12 +48,15 @@ def _write_secret(file: Path, text: str) -> None:
 
 
 def main() -> None:
-    """Become the worker. Exits with 1 and one sentence for a name that is none."""
+    """Become the worker. Exits with 1 and one sentence for a name that is none, and without the keys of the home."""
     if len(sys.argv) != 2 or not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", sys.argv[1]):
         sys.exit("name the worker: small letters, digits and dashes, such as worker-1")
     restrict()
     where, (_, name) = settings(), sys.argv
-    own = home_of(where, name)
+    try:
+        own = home_of(where, name)
+    except StateError as error:
+        sys.exit(str(error))
     step_back(where.job_niceness)
     inherited = {**os.environ, **environment(where)}
     variables = {

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pipelines import dvc_files
 from pipelines.errors import NOT_ENOUGH_DATA, BellwetherError, NotEnoughData, StateError, UnreadableFile
 from pipelines.settings import read_yaml
 
@@ -55,7 +56,7 @@ def git_state(root: Path) -> GitState:
 
 
 def prepare(workspace: Path, root: Path, params_file: Path, remote: str) -> None:
-    """Lay out or refresh the private workspace; data, outputs and the lock of earlier runs stay.
+    """Lay out or refresh the private workspace; data, outputs and the lock of earlier runs stay, mended if cut off.
 
     Every copy has the mode of a new file of this process, whatever the clone's: nothing of it is open to others.
     """
@@ -66,7 +67,8 @@ def prepare(workspace: Path, root: Path, params_file: Path, remote: str) -> None
     if code.exists():
         shutil.rmtree(code)
     _copy_code(root / "pipelines", code)
-    _project(workspace, workspace.parent / "dvc-cache", remote)
+    dvc_files.make_project(workspace, workspace.parent / "dvc-cache", remote)
+    dvc_files.mend(workspace)
 
 
 def _copy_code(source: Path, target: Path) -> None:
@@ -102,44 +104,15 @@ def command(arguments: Sequence[str]) -> int:
     return int(main(list(arguments)))
 
 
-def _configure_dvc() -> None:
-    """Override what DVC sets when it is imported.
-
-    Its log level: our own progress covers its routine messages. The mode of cached files, 0444 whatever the umask. And
-    the mode of its site cache, a folder that all users may write unless it exists already.
-    """
-    from dvc_data.hashfile.db.local import LocalHashFileDB
-
-    logging.getLogger("dvc").setLevel(logging.WARNING)
-    LocalHashFileDB.CACHE_MODE = 0o400
-    if site := os.environ.get("DVC_SITE_CACHE_DIR"):
-        Path(site).mkdir(mode=0o700, parents=True, exist_ok=True)
-        (Path(site) / "repo").mkdir(mode=0o700, exist_ok=True)
-
-
 @contextlib.contextmanager
 def _repo_in(workspace: Path) -> Iterator[Any]:
     """Yield the workspace's DVC repo with the workspace as current folder. DVC resolves a stage's outputs from there,
     and a process has only one current folder: threads take turns."""
     from dvc.repo import Repo
 
-    _configure_dvc()
+    dvc_files.configure()
     with _ONE_FOLDER, contextlib.chdir(workspace), Repo() as repo:
         yield repo
-
-
-def _project(folder: Path, cache: Path, remote: str) -> None:
-    """Make `folder` a DVC project without SCM, with our cache and remote."""
-    from dvc.repo import Repo
-
-    _configure_dvc()
-    if not (folder / ".dvc").exists():
-        Repo.init(str(folder), no_scm=True).close()
-    with Repo(str(folder)) as repo, repo.config.edit() as config:
-        config["core"].update({"analytics": False, "remote": "store", "autostage": False, "check_update": False})
-        config["remote"] = {"store": {"url": remote}}
-        # one copy on disk of what workspace and cache hold; outputs are replaced, never written in place
-        config["cache"].update({"dir": str(cache), "type": "hardlink,copy"})
 
 
 def snapshot(workspace: Path) -> str:
@@ -423,7 +396,7 @@ def forget_versions(workspace: Path, versions: Path, gone: Sequence[str]) -> int
 def _pointers(workspace: Path, versions: Path, names: Sequence[str], remote: str) -> Iterator[Path]:
     """Yield a DVC project of its own next to the workspace, which holds `<hash>/data.dvc` of these versions."""
     with tempfile.TemporaryDirectory(prefix="versions-", dir=workspace.parent) as folder:
-        _project(Path(folder), workspace.parent / "dvc-cache", remote)
+        dvc_files.make_project(Path(folder), workspace.parent / "dvc-cache", remote)
         for name in names:
             (Path(folder) / name).mkdir(exist_ok=True)
             shutil.copyfile(versions / name / "data.dvc", Path(folder) / name / "data.dvc")

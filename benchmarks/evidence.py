@@ -18,14 +18,14 @@ import os
 import platform
 import tempfile
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -85,6 +85,22 @@ class Part:
     sums: Callable[[list[JsonObject]], dict[str, JsonObject]]
     jobs: int | None = None  # cases at a time, where a case measures time or takes the whole machine
     code: tuple[str, ...] = ()  # folders besides pipelines/ that its figures depend on
+    alone: bool = False  # a case reads what only this machine has
+
+    @property
+    def is_spread(self) -> bool:
+        """Return whether other machines may compute its cases: a result depends on the case and the code alone."""
+        return self.jobs is None and not self.code and not self.alone
+
+
+class Compute(Protocol):
+    """Run cases of a part, some at a time; `ended` receives each result, or the error, as soon as it is there."""
+
+    def __call__(
+        self, part: Part, cases: Sequence[str], jobs: int, ended: Callable[[str, JsonObject | str], None]
+    ) -> None:
+        """Run them all; one that fails does not stop the others."""
+        ...
 
 
 def share(name: str) -> Callable[[list[JsonObject]], dict[str, JsonObject]]:
@@ -302,7 +318,7 @@ PARTS = {
     "live_half_hour": Part("half an hour of the market at the default speed", ("half hour",), live_half_hour.half_hour,
                            live_summary.live_figures, jobs=1, code=RUNNING),
     "predictor_100_epochs": Part("log loss of the default predictor less that of the stated 100 epochs", tuple(MARKETS),
-                                 epochs_compared, gains),
+                                 epochs_compared, gains, alone=True),
     "ab_false_promotions": Part("experiments whose challenger gains nothing, promoted all the same", ab.null_cases(),
                                 ab.false_promotions, ab.null_figures),
     "ab_years": Part("years of experiments whose challengers gain nothing", seeds(ab.YEAR_SEEDS), ab.years,
@@ -330,7 +346,8 @@ PARTS = {
                         ledger_size.ledger_figures, jobs=1, code=(*RUNNING, "bellwether")),
     "workers": Part("Dask workers: a second one, and the units of a model of 1,000 symbols", workers.CASES, workers.run,
                     workers.figures, jobs=1, code=RUNNING),
-    "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
+    "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures,
+                             alone=True),
 }  # fmt: skip
 
 
@@ -410,10 +427,31 @@ def save(path: Path, part: Part, done: dict[str, JsonObject]) -> dict[str, JsonO
     return figures
 
 
+def failure(error: BaseException) -> str:
+    """Return in words why a case has no result."""
+    return f"{type(error).__name__}: {error}"
+
+
+def in_processes(part: Part, cases: Sequence[str], jobs: int, ended: Callable[[str, JsonObject | str], None]) -> None:
+    """Run cases in processes of this machine, as `Compute`."""
+    with ProcessPoolExecutor(min(jobs, len(cases)), multiprocessing.get_context("spawn")) as pool:
+        waiting = {pool.submit(part.run, case): case for case in cases}
+        for done in as_completed(waiting):
+            error = done.exception()
+            ended(waiting[done], done.result() if error is None else failure(error))
+
+
 def run(
-    name: str, part: Part, folder: Path, again: bool, jobs: int, progress: Console, only: Collection[str] = ()
+    name: str,
+    part: Part,
+    folder: Path,
+    again: bool,
+    jobs: int,
+    progress: Console,
+    only: Collection[str] = (),
+    compute: Compute = in_processes,
 ) -> dict[str, JsonObject]:
-    """Run the missing cases, `jobs` at a time, and return the figures.
+    """Run the missing cases, `jobs` at a time, and return the figures. A case that fails is repeated by the next run.
 
     With `only`, no other case is run, or forgotten by `again`.
     """
@@ -423,18 +461,18 @@ def run(
     todo = [case for case in part.cases if case not in done and case in wanted]
     todo = [case for case in todo if case not in RECORDINGS or recording(RECORDINGS[case]).is_file()]
     progress.print(f"{name}: {len(done)} of {len(part.cases)} cases stored, {len(todo)} to run")
+
+    def ended(case: str, result: JsonObject | str) -> None:
+        """Keep a result, or say why there is none."""
+        if isinstance(result, str):
+            progress.print(f"{name}: case {case} ended with {result}", markup=False)
+            return
+        done[case] = result
+        save(path, part, done)
+        progress.print(f"{name}: {len(done)} of {len(part.cases)}, case {case}")
+
     if todo:
-        with ProcessPoolExecutor(min(part.jobs or jobs, len(todo)), multiprocessing.get_context("spawn")) as pool:
-            waiting = {pool.submit(part.run, case): case for case in todo}
-            for ended in as_completed(waiting):
-                if (error := ended.exception()) is not None:  # the others continue; the next run repeats this one
-                    progress.print(
-                        f"{name}: case {waiting[ended]} ended with {type(error).__name__}: {error}", markup=False
-                    )
-                    continue
-                done[waiting[ended]] = ended.result()
-                save(path, part, done)
-                progress.print(f"{name}: {len(done)} of {len(part.cases)}, case {waiting[ended]}")
+        compute(part, todo, part.jobs or jobs, ended)
     return save(path, part, done) if done else {}
 
 
@@ -472,11 +510,21 @@ def main() -> None:
         ):
             print(results.write_page(ROOT / "docs" / "results" / f"{name}.md", folder, parts, make))
         return
+    show(
+        {
+            name: run(name, PARTS[name], folder, options.again, options.jobs, progress, options.case)
+            for name in options.names or PARTS
+        },
+        folder,
+    )
+
+
+def show(found: Mapping[str, dict[str, JsonObject]], folder: Path) -> None:
+    """Print the figures of parts as a table."""
     table = Table(title=f"evidence, in full under {folder}", title_justify="left")
     for heading in ("part", "figure", "value", "95 % interval", "n"):
         table.add_column(heading)
-    for name in options.names or PARTS:
-        figures = run(name, PARTS[name], folder, options.again, options.jobs, progress, options.case)
+    for name, figures in found.items():
         if not figures:
             table.add_row(PARTS[name].description, "not run: its recordings are not there", "", "", "0")
         for figure, e in figures.items():

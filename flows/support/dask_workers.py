@@ -75,16 +75,21 @@ def await_scheduler(settings: Settings) -> None:
         time.sleep(LOOK_S)
 
 
-def each_on(client: Any, part: Any) -> Each:
+def _nobody_waits(number: int, value: Any) -> None:
+    """Ignore that a part ended."""
+
+
+def each_on(client: Any, part: Any, ended: Callable[[int, Any], None] = _nobody_waits) -> Each:
     """Return an `Each` whose parts are tasks of Prefect on the workers of a client.
 
-    part  the task: (name, work, job, files) → Done
+    part   the task: (name, work, job, files) → Done
+    ended  called with (position, result or error) of each part as it ends
     """
 
     def each(act: Callable[[Path, Any, Any], Any], jobs: Sequence[Job], shared: Any) -> list[Any]:
         """Compute every part on workers of this process's type of CPU."""
         with client.as_current():  # `distributed.wait` needs one
-            return _Parts(client, part, act, jobs, shared).run()
+            return _Parts(client, part, act, jobs, shared, ended).run()
 
     return each
 
@@ -97,10 +102,16 @@ class _Parts:
     """
 
     def __init__(
-        self, client: Any, part: Any, act: Callable[[Path, Any, Any], Any], jobs: Sequence[Job], shared: Any
+        self,
+        client: Any,
+        part: Any,
+        act: Callable[[Path, Any, Any], Any],
+        jobs: Sequence[Job],
+        shared: Any,
+        ended: Callable[[int, Any], None],
     ) -> None:
         """Start with nothing submitted."""
-        self.client, self.part, self.jobs, self.own = client, part, jobs, numeric_cpu()
+        self.client, self.part, self.jobs, self.own, self.ended = client, part, jobs, numeric_cpu(), ended
         self.packed, self.work, self.scatters = pack_work(act, shared), None, 0
         self.scheduler = client.scheduler_info()["id"]
         self.waiting = list(range(len(jobs)))  # taken from the end: the last parts of a walk are its largest
@@ -178,6 +189,7 @@ class _Parts:
             try:
                 if future.status == "error":
                     self.faults[number] = self._fault(number, future.exception())
+                    self.ended(number, self.faults[number])
                 else:
                     self._take(number, future.result())
             except CancelledError:
@@ -192,6 +204,7 @@ class _Parts:
         for line in done.lines:  # a position in one process is none here
             print(re.sub(r"^\[\d+/\d+\]", f"{name}:", line), flush=True)
         print(f"[{len(self.results)}/{len(self.jobs)}] {name}", flush=True)
+        self.ended(number, done.value)
 
     def _fault(self, number: int, error: BaseException) -> BaseException:
         """Return what a failed part raises here."""

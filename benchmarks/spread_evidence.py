@@ -19,6 +19,7 @@ if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,10 @@ def result_of(_: Path, case_of: Callable[[str], JsonObject], case: str) -> JsonO
     return case_of(case)
 
 
-def on_workers(part: Part, cases: Sequence[str], _: int, ended: Callable[[str, JsonObject | str], None]) -> None:
-    """Run cases on workers, as `evidence.Compute`. Raises SchedulerLost, ServiceDown without a worker."""
+def on_workers(
+    client: Any, part: Part, cases: Sequence[str], _: int, ended: Callable[[str, JsonObject | str], None]
+) -> None:
+    """Run cases on the workers of a client, as `evidence.Compute`. Raises SchedulerLost, ServiceDown without one."""
     failed: list[BaseException] = []
 
     def take(number: int, result: Any) -> None:
@@ -52,19 +55,22 @@ def on_workers(part: Part, cases: Sequence[str], _: int, ended: Callable[[str, J
             failed.append(result)
         ended(cases[number], failure(result) if isinstance(result, BaseException) else result)
 
-    @flow(name="evidence", persist_result=False)
-    def evidence() -> None:
-        """Run the cases as tasks."""
-        context = FlowRunContext.get()
-        assert context is not None
-        each = dask_workers.each_on(context.task_runner.client, task_of_part, take)
-        try:
-            each(result_of, [Job(case, case) for case in cases], part.run)
-        except BaseException as error:
-            if error not in failed:  # a case that failed was named, and the next run repeats it
-                raise
+    each = dask_workers.each_on(client, task_of_part, take)
+    try:
+        each(result_of, [Job(case, case) for case in cases], part.run)
+    except BaseException as error:
+        if error not in failed:  # a case that failed was named, and the next run repeats it
+            raise
 
-    evidence.with_options(task_runner=dask_workers.runner(settings()), flow_run_name=part.description)()
+
+@flow(name="evidence", persist_result=False)
+def evidence(names: list[str], again: bool, only: list[str]) -> None:
+    """Run the missing cases of parts on the workers of the flow's task runner, and print the figures."""
+    context = FlowRunContext.get()
+    assert context is not None
+    folder, progress = settings().home / "evidence", Console(stderr=True)
+    compute = partial(on_workers, context.task_runner.client)
+    show({name: run(name, PARTS[name], folder, again, 0, progress, only, compute) for name in names}, folder)
 
 
 def main() -> None:
@@ -85,14 +91,11 @@ def main() -> None:
             "no Dask workers: BELLWETHER_DASK_URL is `local`. Name a scheduler, or set BELLWETHER_PROFILE=cluster; "
             "`python -m benchmarks.evidence` computes on this machine"
         )
-    folder, progress = settings().home / "evidence", Console(stderr=True)
     try:
-        found = {
-            name: run(name, PARTS[name], folder, options.again, 0, progress, options.case, on_workers) for name in names
-        }
+        runner = dask_workers.runner(settings())
+        evidence.with_options(task_runner=runner)(list(names), options.again, options.case)
     except BellwetherError as error:
         sys.exit(f"{error}. What ended is stored; the same command goes on from there.")
-    show(found, folder)
 
 
 if __name__ == "__main__":

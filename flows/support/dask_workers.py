@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.support import stores
-from pipelines.cpu import numeric_cpu
+from pipelines.cpu import code_digest, numeric_cpu
 from pipelines.errors import BellwetherError, MissingPackage, ServiceDown
 from pipelines.settings import Settings
 from pipelines.training.elsewhere import Done, check_cpu, pack_work, packed, unpack
@@ -29,9 +29,9 @@ class SchedulerLost(ServiceDown):
     """Signal that the scheduler ended, and with it the parts that it had."""
 
 
-def cpu_resource(cpu: str) -> str:
-    """Return the resource of Dask that a worker on this type of CPU announces, and its parts demand."""
-    return f"cpu-{cpu}"
+def resources(cpu: str) -> dict[str, float]:
+    """Return what a worker on this type of CPU announces to Dask, and a part demands: its CPU, and its code."""
+    return {f"cpu-{cpu}": 1.0, f"code-{code_digest()}": 1.0}
 
 
 def runner(settings: Settings) -> Any:
@@ -148,16 +148,17 @@ class _Parts:
         found = self.client.scheduler_info()
         if found.get("id") != self.scheduler:
             raise SchedulerLost(_lost(self.client))
-        return sum(cpu_resource(self.own) in worker["resources"] for worker in found["workers"].values())
+        wanted = resources(self.own).keys()
+        return sum(wanted <= worker["resources"].keys() for worker in found["workers"].values())
 
     def _nobody(self) -> str:
         """Return why nothing can be computed."""
-        workers = self.client.scheduler_info()["workers"].values()
-        types = sorted({name.removeprefix("cpu-") for worker in workers for name in worker["resources"]})
+        wanted = resources(self.own).keys()
+        found = {" ".join(sorted(worker["resources"])) for worker in self.client.scheduler_info()["workers"].values()}
         return (
-            f"no Dask worker on {self.own} for {WAIT_S:.0f} s, and one candidate is computed on one type of CPU; "
-            f"there are workers on {', '.join(types) or 'none'}. Start one on such a machine, or set "
-            "BELLWETHER_DASK_URL=local"
+            f"no Dask worker with {' '.join(sorted(wanted))} for {WAIT_S:.0f} s, and one candidate is computed by one "
+            f"release on one type of CPU; there are workers with {'; '.join(sorted(found)) or 'none'}. Install this "
+            "release on such a machine and start one there, or set BELLWETHER_DASK_URL=local"
         )
 
     def _submit(self, number: int) -> None:
@@ -169,7 +170,7 @@ class _Parts:
         (self.files[number],) = self.client.scatter([packed(Path(), job.reads)], hash=False)  # past the scheduler
         parameters = {"name": job.name, "work": self.work, "job": job, "files": self.files[number]}
         self.running[number] = self.client.submit(
-            self.part, parameters=parameters, resources={cpu_resource(self.own): 1}, pure=False
+            self.part, parameters=parameters, resources=resources(self.own), pure=False
         )
 
     def _take_finished(self) -> None:

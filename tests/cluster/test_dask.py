@@ -4,6 +4,7 @@ may connect. With the scheduler, workers and Prefect server of a home."""
 import contextlib
 import filecmp
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -18,11 +19,12 @@ from support.command_line import environment
 from support.stack import until
 
 from bellwether.operations import start_stop
+from benchmarks import evidence
 from benchmarks.fixture import MINUTES, simulated, universe
 from benchmarks.ports import free_ports
 from flows.support import dask_workers, processes, stores
 from flows.support.stage_command import HERE, ON_WORKERS
-from pipelines.cpu import numeric_cpu
+from pipelines.cpu import code_digest, numeric_cpu
 from pipelines.settings import ROOT, Settings, load_params, read_yaml
 
 LACKING = [name for name in ("distributed", "prefect_dask") if importlib.util.find_spec(name) is None]
@@ -41,6 +43,11 @@ LIAR = (  # announces the coordinator's type, and computes on another
     "import sys; from bellwether.operations.launch import dask_node; dask_node.numeric_cpu = lambda: sys.argv.pop(); "
     "dask_node.main()"
 )
+OTHER_CODE = (  # of a release that computes otherwise
+    "import sys; from flows.support import dask_workers; dask_workers.code_digest = lambda: 'other'; "
+    "from bellwether.operations.launch import dask_node; dask_node.main()"
+)
+EVIDENCE = "gate_leaks"
 
 
 @pytest.fixture(scope="module")
@@ -227,8 +234,43 @@ def test_a_worker_on_another_type_of_cpu_computes_nothing(home, local, tmp_path)
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, check=False,
         )  # fmt: skip
     assert done.returncode == 1
-    assert f"no Dask worker on {numeric_cpu()} for 3 s" in done.stdout
+    assert f"no Dask worker with code-{code_digest()} cpu-{numeric_cpu()} for 3 s" in done.stdout
     assert "BELLWETHER_DASK_URL=local" in done.stdout.splitlines()[-1]
+
+
+def test_a_worker_of_another_release_computes_nothing(home, local, tmp_path):
+    folder = workspace(local, tmp_path / "workspace")
+    with workers(home, 1), workers(home, 1, first=2, command=("-c", OTHER_CODE)):
+        run(home, folder, "features")
+        assert list(folder_of(home, 2).glob("work-*")) == list(folder_of(home, 2).glob("part-*")) == []
+    assert differences(local / "artifacts" / "features", folder / "artifacts" / "features") == []
+
+
+def test_cases_of_evidence_are_the_same_on_workers_also_where_one_is_killed(home, tmp_path):
+    part = evidence.PARTS[EVIDENCE]
+    cases = part.cases[:4]
+    env = variables(home) | {"BELLWETHER_HOME": str(home.home)}
+    words = [sys.executable, "-m", "benchmarks.spread_evidence", EVIDENCE, "--again"]
+    words += [word for case in cases for word in ("--case", case)]
+    file = home.home / "evidence" / f"{EVIDENCE}.json"
+    with workers(home, 2) as running:
+        process = subprocess.Popen(
+            words, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        until(lambda: computing(folder_of(home, 1)) or process.poll() is not None, 60, "a case on worker 1")
+        assert process.poll() is None, process.communicate()[0]
+        running[0].send_signal(signal.SIGKILL)
+        running[0].wait()
+        shown, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, shown[-6000:]
+    found = json.loads(file.read_text())["cases"]
+    assert found == {case: json.loads(json.dumps(part.run(case))) for case in cases}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.spread_evidence", "crashes"], cwd=ROOT, env=env, text=True, check=False,
+        capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "no evidence crashes for workers" in done.stderr  # it times services of one machine
 
 
 def test_results_of_two_types_are_refused(home, local, tmp_path):

@@ -42,7 +42,7 @@ def words(where: Settings, role: str, number: str, folder: Path) -> list[str]:
         return [
             "distributed.cli.dask_worker", own, f"--worker-port={port}", *common, "--no-nanny", "--nthreads=1",
             f"--name={folder.name}", f"--memory-limit={MEMORY_SHARE}", f"--local-directory={folder}",
-            f"--resources={dask_workers.cpu_resource(numeric_cpu())}=1",
+            f"--resources={' '.join(f'{name}=1' for name in dask_workers.resources(numeric_cpu()))}",
         ]  # fmt: skip
     sys.exit("name `scheduler` or `worker NUMBER`")
 

@@ -258,7 +258,7 @@ def fits(family: str, tiny: bool) -> JsonObject:
                 began = time.perf_counter()
                 fit_part(Path(), walk, FINAL)
                 took.append(time.perf_counter() - began)
-            sizes.append({"rows": len(rows), "seconds": median(took), "sent": len(pack_work(fit_part, walk))})
+            sizes.append({"rows": len(rows), "seconds": median(took), "sent": len(pack_work(fit_part, walk)[1])})
         return {"family": family, "folds": len(whole.splits), "sizes": sizes, "days": TINY_DAYS if tiny else DAYS}
 
 

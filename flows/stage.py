@@ -28,7 +28,7 @@ from pipelines.training.side_by_side import Job
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def part(name: str, work: bytes, job: Job, files: Mapping[str, bytes]) -> Done:
+def part(name: str, work: tuple[str, bytes], job: Job, files: Mapping[str, bytes]) -> Done:
     """Compute one part of a stage, on a worker: see `elsewhere.apart`."""
     return apart(work, job, files)
 

@@ -24,6 +24,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pipelines import dvc_files
+from pipelines.bootstrap import of_a_job
 from pipelines.errors import NOT_ENOUGH_DATA, BellwetherError, NotEnoughData, StateError, UnreadableFile
 from pipelines.settings import read_yaml
 
@@ -204,6 +205,8 @@ def reproduce(workspace: Path, targets: list[str] | None = None) -> list[str]:
     os.environ[STAGE_LOG] = str(log)
     # stages call `python`: it has to be this one
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for name in os.environ.keys() - of_a_job(os.environ).keys():
+        del os.environ[name]
     try:
         before = _locked(workspace)
         with _repo_in(workspace) as repo:
@@ -286,7 +289,7 @@ def run_command(
             longer than `timeout_s` seconds
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {name: value for name, value in os.environ.items() if name != STAGE_LOG}
+    environment = {name: value for name, value in of_a_job(os.environ).items() if name != STAGE_LOG}
     threads = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PATH": path}  # one core a stage: they share few
     last_lines: deque[str] = deque(maxlen=LOG_LINES)
     with subprocess.Popen(

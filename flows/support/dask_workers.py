@@ -166,7 +166,8 @@ class _Parts:
         job = self.jobs[number]
         if self.work is None:
             self.scatters += 1
-            self.work = self.client.scatter(self.packed, broadcast=True, hash=self.scatters == 1)
+            key = f"work-{self.packed[0]}-{self.scatters}"  # Dask's own would be the digest of a text of all the bytes
+            self.work = self.client.scatter({key: self.packed}, broadcast=True)[key]
         (self.files[number],) = self.client.scatter([packed(Path(), job.reads)], hash=False)  # past the scheduler
         parameters = {"name": job.name, "work": self.work, "job": job, "files": self.files[number]}
         self.running[number] = self.client.submit(

@@ -83,13 +83,13 @@ def compute(
     return Done(value, tuple(printed.getvalue().splitlines()), made, numeric_cpu())
 
 
-def apart(work: bytes, job: Job, files: Mapping[str, bytes]) -> Done:
+def apart(work: tuple[str, bytes], job: Job, files: Mapping[str, bytes]) -> Done:
     """Compute one part in the process that this one has for it; one that dies is replaced once.
 
     work    `act` and what the parts share, as `pack_work` returns them
     Raises  what the part raises; BellwetherError if its process dies again and again
     """
-    kept = _kept(work)
+    kept = _kept(*work)
     for _ in range(DEATHS):
         try:
             return _process().submit(_compute_kept, str(kept), job, files).result()
@@ -100,19 +100,21 @@ def apart(work: bytes, job: Job, files: Mapping[str, bytes]) -> Done:
     )
 
 
-def pack_work(act: Callable[[Path, Any, Any], Any], shared: Any) -> bytes:
-    """Return a function and what its parts share as bytes; equal ones give equal bytes within one process."""
-    return bytes(cloudpickle.dumps((act, shared)))
+def pack_work(act: Callable[[Path, Any, Any], Any], shared: Any) -> tuple[str, bytes]:
+    """Return a function and what its parts share as bytes, and their digest; equal ones give equal bytes within one
+    process."""
+    content = bytes(cloudpickle.dumps((act, shared)))
+    return hashlib.sha256(content).hexdigest(), content
 
 
-def _kept(work: bytes) -> Path:
+def _kept(digest: str, content: bytes) -> Path:
     """Return a file of this machine with these bytes, named by their digest: they come to each worker once."""
-    file = Path(tempfile.gettempdir()) / f"work-{hashlib.sha256(work).hexdigest()}"
+    file = Path(tempfile.gettempdir()) / f"work-{digest}"
     if not file.exists():
         for older in sorted(file.parent.glob("work-*"), key=lambda one: one.stat().st_mtime)[: 1 - KEPT]:
             older.unlink()
         draft = file.with_name(f"draft-{os.getpid()}")
-        draft.write_bytes(work)
+        draft.write_bytes(content)
         draft.replace(file)
     return file
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pipelines import versioning
+from pipelines.bootstrap import GIVES_MEMORY_BACK
 from pipelines.errors import BellwetherError, NotEnoughData, StateError
 from pipelines.settings import ROOT, load_params
 
@@ -100,6 +101,20 @@ def test_stages_run_in_parallel_are_not_stale_once_recorded_until_their_input_ch
     assert versioning.stale(graph, BOTH) == BOTH
     assert versioning.reproduce(graph, BOTH) == BOTH  # DVC's own run agrees with what was recorded
     assert (graph / "out" / "calm" / "w").read_text() == "2"
+
+
+@pytest.mark.parametrize("how", ["by DVC", "by us"])
+def test_a_stage_keeps_its_memory_where_the_service_that_starts_it_gives_it_back(graph, monkeypatch, how):
+    for name, value in GIVES_MEMORY_BACK.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "7")  # a person's own choice stays
+    given = "import os, pathlib; pathlib.Path('given').write_text(str({n for n in os.environ if 'MALLOC' in n}))"
+    (graph / "dvc.yaml").write_text(json.dumps({"stages": {"see": {"cmd": f'python -c "{given}"', "outs": ["given"]}}}))
+    if how == "by DVC":
+        versioning.reproduce(graph, ["see"])
+    else:
+        versioning.run_stage(graph, "see", 60.0, lambda line: None)
+    assert (graph / "given").read_text() == "{'MALLOC_ARENA_MAX'}"
 
 
 def status(workspace):

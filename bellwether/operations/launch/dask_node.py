@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from flows.support import dask_workers, stores
-from pipelines.bootstrap import step_back
+from pipelines.bootstrap import of_a_job, step_back
 from pipelines.cpu import numeric_cpu
 from pipelines.errors import MissingPackage
 from pipelines.permissions import restrict
@@ -61,8 +61,8 @@ def main() -> None:
     if role == "worker":
         step_back(where.job_niceness)
     # DASK_CONFIG: no file of this user or machine changes what is set here
-    os.environ.update(QUIET | {"TMPDIR": str(folder), "DASK_CONFIG": str(folder)})
-    os.execv(sys.executable, [sys.executable, "-m", *called])
+    given = of_a_job(os.environ) | QUIET | {"TMPDIR": str(folder), "DASK_CONFIG": str(folder)}
+    os.execve(sys.executable, [sys.executable, "-m", *called], given)
 
 
 if __name__ == "__main__":

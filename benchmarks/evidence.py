@@ -373,7 +373,7 @@ OTHERS = (
 HARD = (  # under benchmarks/
     *("hardship.py", "faults.py", "probes.py", "services.py", "upgrade.py", "inputs.py"),
     *("four_families.py", "open_loop.py", "serving_load.py", "tool_databases.py", "ledger_size.py", "postgres.py"),
-    "workers.py",
+    *("workers.py", "workers_timed.py"),
 )
 
 

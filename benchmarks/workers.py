@@ -27,23 +27,22 @@ from benchmarks.fixture import MINUTES, simulated, universe
 from benchmarks.ports import free_ports
 from benchmarks.results import machines, table
 from benchmarks.serving_page import shown
-from flows.support import processes
+from flows.support import backtest, processes
 from pipelines.contracts import JsonObject
 from pipelines.models.catalog import MODEL_FAMILIES, model_family
 from pipelines.params import Params
-from pipelines.settings import Settings, load_params
+from pipelines.settings import ROOT, Settings, load_params
 from pipelines.stage_outputs import features_of, labels_of, read_meta
 from pipelines.training import stages
 from pipelines.training.fit import prepare
 from pipelines.training.side_by_side import in_order
 from pipelines.training.walk import FINAL, Walk, fit_part, jobs_of, plan_walk
 
-FAMILY = "regime"  # of the speed-up: each of its parts takes a second or more
 SYMBOL = "SIM/USDT"
 DAYS, ROUNDS = 365, 5
 TINY_DAYS, TINY_ROUNDS = 60, 1
 TARGET = 0.9  # least gain of a second worker, as a share of that of a second copy
-CASES = ("speed-up", "folding", *(f"fits {family}" for family in MODEL_FAMILIES))
+CASES = ("speed-up", "folding", "backtest", *(f"fits {family}" for family in MODEL_FAMILIES))
 COPY = "import sys; from pathlib import Path; from benchmarks import workers; workers.copy_of(Path(sys.argv[1]))"
 # the model's assumptions, none of them measured
 SYMBOLS, YEARS = 1000, 5
@@ -104,14 +103,21 @@ def _silent(_: str) -> None:
     """Discard a line of progress."""
 
 
+def walks_of(folder: Path) -> list[Walk]:
+    """Return the walks of all families: what a retrain of all of them computes."""
+    return [walk_of(folder, family, load_params()) for family in MODEL_FAMILIES]
+
+
 def copy_of(folder: Path) -> None:
-    """Compute every part of the walk in this process, once to warm up and once timed; print the seconds."""
-    walk = walk_of(folder, FAMILY, load_params())
-    fit_part(Path(), walk, 1)
+    """Compute every part of every walk in this process, after some to warm up; print the seconds."""
+    walks = walks_of(folder)
+    for walk in walks:
+        fit_part(Path(), walk, 1)
     print("ready", flush=True)
     sys.stdin.readline()
     began = time.perf_counter()
-    in_order(fit_part, jobs_of(walk), walk)
+    for walk in walks:
+        in_order(fit_part, jobs_of(walk), walk)
     print("seconds", time.perf_counter() - began, flush=True)
 
 
@@ -156,33 +162,6 @@ def home() -> Iterator[Settings]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-TIMED = """
-import json, os, sys, time
-from pathlib import Path
-from prefect import flow
-from benchmarks import workers
-from flows.stage import part
-from flows.support import dask_workers
-from pipelines.settings import load_params, settings
-from pipelines.training.walk import fit_part, jobs_of
-from prefect.context import FlowRunContext
-
-walk = workers.walk_of(Path(sys.argv[1]), workers.FAMILY, load_params())
-
-@flow
-def timed():
-    client = FlowRunContext.get().task_runner.client
-    one = workers.OneWorker(client, sorted(client.scheduler_info()["workers"])[0])
-    dask_workers.each_on(client, part)(fit_part, jobs_of(walk), walk)
-    for line in sys.stdin:
-        chosen, began = (one if line == "1\\n" else client), time.perf_counter()
-        dask_workers.each_on(chosen, part)(fit_part, jobs_of(walk), walk)
-        print("seconds", time.perf_counter() - began, flush=True)
-
-timed.with_options(task_runner=dask_workers.runner(settings()))()
-"""
-
-
 def speed_up(tiny: bool) -> JsonObject:
     """Measure one copy, two copies, one worker and two workers in turn, ROUNDS times; seconds, and the load of each."""
     with tempfile.TemporaryDirectory(prefix="bellwether-workers-") as scratch, home() as settings:
@@ -190,7 +169,7 @@ def speed_up(tiny: bool) -> JsonObject:
         workspace(folder, TINY_DAYS if tiny else DAYS)
         env = os.environ | processes.environment(settings) | ONE_THREAD | {"PREFECT_LOGGING_LEVEL": "WARNING"}
         mapped = subprocess.Popen(
-            [sys.executable, "-c", TIMED, str(folder)],
+            [sys.executable, "-m", "benchmarks.workers_timed", str(folder)],
             env=env,
             text=True,
             stdin=subprocess.PIPE,
@@ -215,7 +194,7 @@ def speed_up(tiny: bool) -> JsonObject:
             for name, act in acts:
                 found[name].append(act())
         mapped.communicate()
-        return found | {"family": FAMILY, "rows": len(walk_of(folder, FAMILY, load_params()).data)}
+        return found | {"parts": sum(len(jobs_of(walk)) for walk in walks_of(folder))}
 
 
 def folding(tiny: bool) -> JsonObject:
@@ -234,6 +213,22 @@ def folding(tiny: bool) -> JsonObject:
                    "labels": labels_of(folder / "artifacts", SYMBOL)}  # fmt: skip
         return {"days": days, "bars": days * 1440, "seconds": took,
                 "bytes": {name: bytes_in(path) for name, path in folders.items()}}  # fmt: skip
+
+
+def backtests(tiny: bool) -> JsonObject:
+    """Measure the backtest of the validator on one market: seconds of each after the first, which loads code."""
+    days, took = TINY_DAYS if tiny else DAYS, []
+    with tempfile.TemporaryDirectory(prefix="bellwether-workers-") as scratch:
+        folder = Path(scratch) / "workspace"
+        params = workspace(folder, days)
+        shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
+        with contextlib.chdir(folder), contextlib.redirect_stdout(sys.stderr):
+            stages.main(["train", "validator"])
+        for _ in range(TINY_ROUNDS + 1 if tiny else ROUNDS + 1):
+            began = time.perf_counter()
+            backtest.of_markets(folder / "artifacts", "validator", {}, params)
+            took.append(time.perf_counter() - began)
+    return {"days": days, "seconds": took[1:]}
 
 
 def bytes_in(folder: Path) -> int:
@@ -266,6 +261,8 @@ def run(case: str, tiny: bool = False) -> JsonObject:
     """Measure one case."""
     if case == "speed-up":
         return speed_up(tiny)
+    if case == "backtest":
+        return backtests(tiny)
     return folding(tiny) if case == "folding" else fits(case.partition(" ")[2], tiny)
 
 
@@ -299,6 +296,8 @@ def figures(found: list[JsonObject]) -> dict[str, JsonObject]:
             add(f"{name}, µs a 1-minute bar", [1e6 * seconds / one["bars"]])
         for name, size in one["bytes"].items():
             add(f"{name}, GB a symbol-year", [size / 1e9 * 365 / one["days"]])
+    if one := by_case.get("backtest"):
+        add("backtest, s a symbol-year", [seconds * 365 / one["days"] for seconds in one["seconds"]])
     for name in MODEL_FAMILIES:
         if one := by_case.get(f"fits {name}"):
             large = one["sizes"][1]
@@ -318,6 +317,8 @@ def model(by_case: dict[str, JsonObject]) -> dict[str, float]:
     years, fold = SYMBOLS * YEARS, by_case["folding"]
     bars = years * 365 * 1440
     found = {"folding, core-hours": sum(fold["seconds"].values()) / fold["bars"] * bars / 3600}
+    found["backtests, core-hours"] = median(by_case["backtest"]["seconds"]) * 365 / by_case["backtest"]["days"]
+    found["backtests, core-hours"] *= years / 3600
     for name in MODEL_FAMILIES:
         one = by_case[f"fits {name}"]
         large, grows = one["sizes"][1], max(1.0, exponent(one["sizes"]))
@@ -348,9 +349,10 @@ def page_of(found: JsonObject, incomplete: Sequence[str]) -> str:
         "Made by `python -m benchmarks.evidence --write` from what `python -m benchmarks.evidence workers` stored; "
         "nothing here was typed in.",
         *machines(found),
-        f"The task is every fold and the final fit of the {FAMILY} on a simulated year, its parts as large as they "
-        "come. One copy, one worker, two copies and two workers take turns; a figure is the median of the rounds, in "
-        "brackets the least and the most. Two workers share what two copies share: caches, turbo, and what else runs.",
+        "The task is every fold and the final fit of all four families on a simulated year, as a retrain of all of "
+        "them has it, its parts as large as they come. One copy, one worker, two copies and two workers take turns; a "
+        "figure is the median of the rounds, in brackets the least and the most. Two workers share what two copies "
+        "share: caches, turbo, and what else runs.",
         table(["figure", "value", "n"], rows),
         "## The model and its assumptions",
         f"Core-hours, GB and dollars are of {SYMBOLS:,} symbols × {YEARS} years, from the units above and these "

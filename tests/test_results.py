@@ -177,6 +177,7 @@ def test_the_page_of_workers_names_what_it_assumes_and_models_only_what_is_measu
              "load": [0.1, 0.2]}  # fmt: skip
     part = evidence.PARTS["workers"]
     cases = {case: fit for case in part.cases if case.startswith("fits ")} | {"folding": folded}
+    cases["backtest"] = {"days": 365, "seconds": [0.1, 0.3, 0.1]}
     assert "a retrain, dollars" in evidence.save(tmp_path / "workers.json", part, {"speed-up": times, **cases})
     results.write_page(tmp_path / "page.md", tmp_path, ("workers",), workers.page_of)
     page = (tmp_path / "page.md").read_text()
@@ -184,6 +185,7 @@ def test_the_page_of_workers_names_what_it_assumes_and_models_only_what_is_measu
     assert "| share of what two copies reach (target 0.9) | 0.958 [0.917, 1] | 2 |" in page
     assert "| validator, exponent of its rows | 1.5 | 1 |" in page
     assert "| folding, core-hours | 4.17 | 1 |" in page
+    assert "| backtests, core-hours | 0.139 | 1 |" in page
     assert all(line in page for line in workers.ASSUMED)
     made = evidence.save(tmp_path / "workers.json", part, {"speed-up": times})
     assert not [name for name in made if "retrain" in name]

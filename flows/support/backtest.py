@@ -7,6 +7,7 @@ the probability on each event is the one the walk-forward model gave before seei
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from pipelines.params import Params
 from pipelines.signals.category_scores import CategoryScores
 from pipelines.signals.events import Events, events
 from pipelines.signals.regimes import market_state
-from pipelines.stage_outputs import features_of, grids_of
+from pipelines.stage_outputs import facts_of, features_of, grids_of, read_meta
 from pipelines.tails import ewma_volatility
 from pipelines.training.labelling import read_funding
 from serving.policy import decision_row
@@ -49,38 +50,34 @@ ATR = FEATURES.index["atr_14"]
 
 
 def run(installation: Installation, family: str) -> dict[str, Backtest]:
-    """Return market → the backtest of the family's out-of-fold predictions on the newest snapshot.
+    """Return market → the backtest of the family's out-of-fold predictions on the newest snapshot."""
+    artifacts = installation.workspace / "artifacts"
+    return of_markets(artifacts, family, served_regimes(installation), installation.params)
+
+
+def of_markets(artifacts: Path, family: str, regimes: Mapping[str, Floats], params: Params) -> dict[str, Backtest]:
+    """Return the same of the outputs of the stages in `artifacts`: a tenth of a second a market and year.
 
     Of every market with a scored event; each decides by itself, with an account of its own.
+    regimes  market → (m,) codes, as `served_regimes` returns them
     """
-    artifacts = installation.workspace / "artifacts"
-    events_found = pooled_labels(artifacts, "events")
+    events_found, meta = pooled_labels(artifacts, "events"), read_meta(artifacts)
     with np.load(artifacts / family / "oof.npz", allow_pickle=False) as f:
         row, p, p_low, miss_atr = f["row"], f["p"], f["p_low"], missed(f)
-    regimes, found = served_regimes(installation), {}
+    found = {}
     for code, symbol in enumerate(events_found.symbols):
         of = events_found.symbol[row] == code
         if of.any():
-            bars = events_found.arrays["index"][row[of]]
-            model_regime = regimes.get(symbol)
-            found[symbol] = _of_market(installation, symbol, bars, p[of], p_low[of], miss_atr[of], model_regime)
+            folder, facts = features_of(artifacts, symbol), facts_of(meta, symbol)
+            arrays = {name: np.load(folder / f"{name}.npy") for name in ("base", "decision", "features", "signals")}
+            grid, base_grid = grids_of(facts)
+            found[symbol] = backtest_policy(
+                **arrays, funding=read_funding(folder, facts), bars=events_found.arrays["index"][row[of]], p=p[of],
+                p_low=p_low[of], miss_atr=miss_atr[of], grid=grid, base_grid=base_grid, params=params,
+                model_regime=regimes.get(symbol), costs=costs_of(params.costs, *venue_of(facts)),
+                windows=windows_in(facts),
+            )  # fmt: skip
     return found
-
-
-def _of_market(
-    installation: Installation, symbol: str, bars: Ints, p: Floats, p_low: Floats, miss_atr: Floats,
-    model_regime: Floats | None,
-) -> Backtest:  # fmt: skip
-    """Return the backtest of one market; arguments as of `backtest_policy`."""
-    folder = features_of(installation.workspace / "artifacts", symbol)
-    arrays = {name: np.load(folder / f"{name}.npy") for name in ("base", "decision", "features", "signals")}
-    meta, params = installation.meta_of(symbol), installation.params
-    grid, base_grid = grids_of(meta)
-    return backtest_policy(
-        **arrays, funding=read_funding(folder, meta), bars=bars, p=p, p_low=p_low, miss_atr=miss_atr,
-        grid=grid, base_grid=base_grid, params=params, model_regime=model_regime,
-        costs=costs_of(params.costs, *venue_of(meta)), windows=windows_in(meta),
-    )  # fmt: skip
 
 
 def missed(oof: Mapping[str, Floats]) -> Floats:

@@ -11,7 +11,7 @@ from sqlalchemy.types import TypeDecorator
 
 from pipelines.errors import BadTimes
 
-SCHEMA = "0016"  # the revision these tables belong to
+SCHEMA = "0017"  # the revision these tables belong to
 
 
 class NaiveTime(BadTimes, DontWrapMixin):
@@ -90,8 +90,9 @@ decisions = sa.Table(
     sa.Column("signals", sa.LargeBinary, nullable=False),
     sa.Column("record", sa.LargeBinary),  # all three, as `pipelines.record_codec` writes them
     sa.Column("seq", sa.BigInteger),  # 1, 2, 3 … in the order in which they became durable; NULL before revision 0014
-    sa.Index("decisions_symbol_as_of", "symbol", "as_of"),
-    sa.Index("decisions_as_of", "as_of", "ingested_at"),  # a listing as known at a moment reads what it shows alone
+    # with the time of storing, a listing as known at a moment reads what it shows alone
+    sa.Index("decisions_symbol_as_of", "symbol", "as_of", "ingested_at"),
+    sa.Index("decisions_as_of", "as_of", "ingested_at"),
     sa.Index("decisions_ingested_at", "ingested_at"),  # a root of the chain is over those that came in a span
     sa.Index("decisions_seq", "seq", unique=True),
     sa.Index("decisions_emitted", "as_of", sqlite_where=EMITTED, postgresql_where=EMITTED),

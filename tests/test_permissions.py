@@ -124,10 +124,10 @@ def test_a_new_home_has_nothing_others_can_open(tmp_path):
 VERSIONED = """
 import sys
 from pathlib import Path
-from pipelines import permissions, versioning
+from pipelines import dvc_files, permissions, versioning
 permissions.restrict()  # before DVC is imported: it reads the umask once
 at = Path(sys.argv[1])
-versioning._project(at / "workspace", at / "dvc-cache", str(at / "remote"))
+dvc_files.make_project(at / "workspace", at / "dvc-cache", str(at / "remote"))
 with versioning._repo_in(at / "workspace") as repo:
     (at / "workspace" / "data").mkdir()
     (at / "workspace" / "data" / "bars").write_text("1")

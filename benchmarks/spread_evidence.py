@@ -27,6 +27,7 @@ from prefect import flow
 from prefect.context import FlowRunContext
 from rich.console import Console
 
+from bellwether.cli.connection import require_services
 from benchmarks.evidence import PARTS, Part, failure, run, show
 from flows.stage import part as task_of_part
 from flows.support import dask_workers
@@ -92,6 +93,7 @@ def main() -> None:
             "`python -m benchmarks.evidence` computes on this machine"
         )
     try:
+        require_services("prefect")
         runner = dask_workers.runner(settings())
         evidence.with_options(task_runner=runner)(list(names), options.again, options.case)
     except BellwetherError as error:

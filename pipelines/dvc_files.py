@@ -1,4 +1,4 @@
-"""The files that DVC writes in place: its settings, written once, and what a killed process left of others, mended.
+"""The files that DVC writes in place: its settings, written once, and what a killed process left of others, repaired.
 
 DVC truncates a file and writes it again. A process killed in between leaves it empty, and every later command of DVC
 fails on it. Only what the next run writes again by itself is removed here.
@@ -66,7 +66,7 @@ def _settings(dvc_folder: Path) -> dict[str, dict[str, object]]:
         return {}
 
 
-def mend(workspace: Path) -> None:
+def repair(workspace: Path) -> None:
     """Remove what a killed process left of DVC's files, so that the next run goes on by itself.
 
     Called by the only writer. `dvc.lock` and `data.dvc` are removed if they are cut off: stages without an entry run
@@ -77,7 +77,7 @@ def mend(workspace: Path) -> None:
         file = workspace / name
         if file.is_file() and not _is_mapping(file):
             _remove(file)
-    _mend_files_in_use(workspace / ".dvc" / "tmp")
+    _repair_files_in_use(workspace / ".dvc" / "tmp")
 
 
 def _is_mapping(file: Path) -> bool:
@@ -88,7 +88,7 @@ def _is_mapping(file: Path) -> bool:
         return False
 
 
-def _mend_files_in_use(folder: Path) -> None:
+def _repair_files_in_use(folder: Path) -> None:
     """Remove DVC's list of files in use if it is cut off, or if a process in it began after the list was written."""
     from dvc.lock import make_lock
 

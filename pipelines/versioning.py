@@ -57,7 +57,7 @@ def git_state(root: Path) -> GitState:
 
 
 def prepare(workspace: Path, root: Path, params_file: Path, remote: str) -> None:
-    """Lay out or refresh the private workspace; data, outputs and the lock of earlier runs stay, mended if cut off.
+    """Lay out or refresh the private workspace; data, outputs and the lock of earlier runs stay, repaired if cut off.
 
     Every copy has the mode of a new file of this process, whatever the clone's: nothing of it is open to others.
     """
@@ -69,7 +69,7 @@ def prepare(workspace: Path, root: Path, params_file: Path, remote: str) -> None
         shutil.rmtree(code)
     _copy_code(root / "pipelines", code)
     dvc_files.make_project(workspace, workspace.parent / "dvc-cache", remote)
-    dvc_files.mend(workspace)
+    dvc_files.repair(workspace)
 
 
 def _copy_code(source: Path, target: Path) -> None:
@@ -202,20 +202,39 @@ def reproduce(workspace: Path, targets: list[str] | None = None) -> list[str]:
 
     log = workspace / "stages.log"
     log.unlink(missing_ok=True)
-    os.environ[STAGE_LOG] = str(log)
-    # stages call `python`: it has to be this one
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for name in os.environ.keys() - of_a_job(os.environ).keys():
-        del os.environ[name]
     try:
         before = _locked(workspace)
-        with _repo_in(workspace) as repo:
+        with _repo_in(workspace) as repo, _variables_of_stages(log):
             repo.reproduce(targets)
     except DvcException as error:
         lines = log.read_text().splitlines()[-LOG_LINES:] if log.is_file() else []
         raise BellwetherError("\n".join([f"build graph: {error}. End of {log}:", *lines])) from error
     after = _locked(workspace)
     return [name for name, entry in after.items() if before.get(name) != entry]
+
+
+@contextlib.contextmanager
+def _variables_of_stages(log: Path) -> Iterator[None]:
+    """Give this process the variables that DVC's stages inherit from it, and take them back."""
+    # stages call `python`: it has to be this one
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    not_theirs = dict.fromkeys(os.environ.keys() - of_a_job(os.environ).keys())
+    theirs: dict[str, str | None] = {STAGE_LOG: str(log), "PATH": path, **not_theirs}
+    before = {name: os.environ.get(name) for name in theirs}
+    _set_variables(theirs)
+    try:
+        yield
+    finally:
+        _set_variables(before)
+
+
+def _set_variables(values: Mapping[str, str | None]) -> None:
+    """Set variables of this process; None removes one."""
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def settle(workspace: Path) -> None:

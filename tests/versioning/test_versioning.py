@@ -1,6 +1,7 @@
 """The private workspace and its DVC versions: real DVC, a remote in a folder, the repository untouched."""
 
 import json
+import os
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -110,11 +111,13 @@ def test_a_stage_keeps_its_memory_where_the_service_that_starts_it_gives_it_back
     monkeypatch.setenv("MALLOC_ARENA_MAX", "7")  # a person's own choice stays
     given = "import os, pathlib; pathlib.Path('given').write_text(str({n for n in os.environ if 'MALLOC' in n}))"
     (graph / "dvc.yaml").write_text(json.dumps({"stages": {"see": {"cmd": f'python -c "{given}"', "outs": ["given"]}}}))
+    before = dict(os.environ)
     if how == "by DVC":
         versioning.reproduce(graph, ["see"])
     else:
         versioning.run_stage(graph, "see", 60.0, lambda line: None)
     assert (graph / "given").read_text() == "{'MALLOC_ARENA_MAX'}"
+    assert dict(os.environ) == before
 
 
 def status(workspace):

@@ -29,7 +29,7 @@ from pipelines.models.calibration import raw
 from pipelines.models.runtime import load_bundle
 from pipelines.params import ModelsParams, Params
 from pipelines.settings import Settings
-from serving.client import bar_json
+from serving.client import bars_json
 from serving.service.answers import answer, decisions_response, observations_answer
 from serving.service.decision_engine import DecisionEngine
 from serving.service.schemas import DecideRequest, ObserveBatchRequest, ObserveRequest
@@ -94,7 +94,7 @@ async def closes_ms(
     await engine.start()
     took = []
     for rows in bars:
-        bodies: list[JsonObject] = [{"symbol": name, "bars": [bar_json(row) for row in rows]} for name in symbols]
+        bodies: list[JsonObject] = [{"symbol": name, "bars": bars_json(rows)} for name in symbols]
         sent = [msgspec.json.encode(body) for body in bodies]
         took.append(await close(engine, symbols, sent))
     await engine.stop()

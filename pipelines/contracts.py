@@ -298,7 +298,7 @@ class EnsembleVote:
         return cls(record["p"], record["phase"], dict(record["weights"]), tuple(record["missing"]))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # nothing changes one; frozen ones, a thousand of which are made a close, take thrice as long
 class ModelAnswer:
     """Hold the prediction of one arm of one family for one decision: numbers, or None and the reason for it.
 

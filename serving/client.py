@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from math import isfinite
+from itertools import compress
 from types import TracebackType
 from typing import Literal
 
@@ -28,6 +28,7 @@ TIMEOUT_SECONDS = 30.0
 READY_SECONDS = 3.0
 AGAIN = ("ServiceDown", "StoreFault", "ClockJumped")  # kinds of a refusal that the same request may not meet again
 Observed = tuple[str, Floats, Books | None, ContextFeed | None]  # symbol, bars (n, 9), books, context
+_BAR_VALUES = BAR_FIELDS[1:]  # all that follows the time of a bar
 _JSON = {"Content-Type": "application/json"}
 _MAX_BATCH_BYTES = MAX_OBSERVE_BODY - 1024  # without the braces around the observations
 BATCH_SIZE = 300  # records of a kind in one request: 300 books of five levels a side and a whole tape take about 500 kB
@@ -205,7 +206,7 @@ def _no_answer(service: str, url: str, error: Exception) -> ServiceDown:
 def observations(
     symbol: str, bars: Floats, books: Books | None, feed: ContextFeed | None, most_bars: int | None = None
 ) -> list[JsonObject]:
-    """Return the bodies of `/observe`, in order, that carry bars (n, 9) and records of one symbol.
+    """Return the bodies of `/observe` for msgspec, in order, that carry bars (n, 9) and records of one symbol.
 
     Of more than BATCH_SIZE records of a kind, the others go ahead of the bars. most_bars: in one body; None = all.
     """
@@ -215,7 +216,7 @@ def observations(
     while len(book_rows) > BATCH_SIZE or len(values) > BATCH_SIZE:
         bodies.append({"symbol": symbol, "books": book_rows[:BATCH_SIZE], "context": values[:BATCH_SIZE]})
         book_rows, values = book_rows[BATCH_SIZE:], values[BATCH_SIZE:]
-    rows = [bar_json(bar) for bar in bars]
+    rows = bars_json(bars)
     bodies.append({"symbol": symbol, "bars": rows[:most_bars], "books": book_rows, "context": values})
     if most_bars is not None:
         bodies += [{"symbol": symbol, "bars": rows[i : i + most_bars]} for i in range(most_bars, len(rows), most_bars)]
@@ -267,8 +268,10 @@ def context_json(feed: ContextFeed) -> list[JsonObject]:
     ]
 
 
-def bar_json(bar: Floats) -> JsonObject:
-    """Return a bar (9,) as `/observe` reads it; NaN is left out."""
-    open_time, *values = bar.tolist()
-    finite = {name: v for name, v in zip(BAR_FIELDS[1:], values, strict=True) if isfinite(v)}
-    return {"open_time": utc(open_time).isoformat(), **finite}
+def bars_json(bars: Floats) -> list[JsonObject]:
+    """Return bars (n, 9) as `/observe` reads them, their times as datetimes; what is not finite is left out."""
+    known = np.isfinite(bars[:, 1:]).tolist()
+    return [
+        {"open_time": utc(opened), **dict(compress(zip(_BAR_VALUES, values, strict=True), kept))}
+        for (opened, *values), kept in zip(bars.tolist(), known, strict=True)
+    ]

@@ -1,6 +1,7 @@
 """Decisions, what became of them (outcomes), and what was filled of their orders (fills)."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Literal, NamedTuple
@@ -12,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from pipelines.contracts import Outcome
 from pipelines.errors import BadValues, StoredAlready, UnknownName
 from pipelines.migrations import tables as t
-from pipelines.record_codec import DecisionRecord, kind_of, message_of, part_digest, read_record, record_of
+from pipelines.record_codec import DecisionRecord, Part, kind_of, message_of, part_digest, read_record, record_of
 from pipelines.store.chain_lines import chain_row
 from pipelines.store.codec import decision_of
 from pipelines.store.engine import LOOKUP, between, known, lock_row
@@ -23,6 +24,8 @@ _NEWEST_NUMBER = f"SELECT max(seq) FROM {t.decisions.name}"
 _NUMBERING_LOCK = 0x64656369  # any fixed number: two PostgreSQL clients must not number decisions at once
 _OUTCOME = [t.outcomes.c[f.name] for f in fields(Outcome)]
 _RECEIVED = sa.func.coalesce(t.outcomes.c.ingested_at, t.outcomes.c.resolved_at, type_=t.UtcTime())
+TOGETHER_FROM = 16  # decisions; zlib lets other threads run, and a few are written sooner than a thread is woken
+_DEFLATING = ThreadPoolExecutor(1, thread_name_prefix="deflate")
 _DECISION_COLUMNS = tuple(c.name for c in t.decisions.columns if c.name not in (*_IN_RECORD, "record", "seq"))
 
 
@@ -54,6 +57,15 @@ class Fill:
     source: Literal["reported", "ledger"] = "reported"
 
 
+def _deflated(messages: Sequence[bytes], parts: Sequence[Part]) -> list[bytes]:
+    """Return the record of each message against its part; of many, a second thread writes half."""
+    if len(messages) < TOGETHER_FROM:
+        return list(map(record_of, messages, parts))
+    half = len(messages) // 2
+    later = _DEFLATING.submit(lambda: list(map(record_of, messages[half:], parts[half:])))
+    return [*map(record_of, messages[:half], parts[:half]), *later.result()]
+
+
 class ReceivedOutcome(NamedTuple):
     """Hold an outcome and when it was stored; of one that an earlier release stored, when it was resolved."""
 
@@ -80,10 +92,8 @@ class DecisionStore(RecordParts):
                 newest = self._newest_number(connection)
                 numbers = [newest + 1 + i for i in range(len(records))]
                 rows = [
-                    {c: getattr(r.decision, c) for c in _DECISION_COLUMNS}
-                    | _IN_RECORD
-                    | {"record": record_of(message, part), "seq": seq}
-                    for r, (_, message), part, seq in zip(records, messages, parts, numbers, strict=True)
+                    {c: getattr(r.decision, c) for c in _DECISION_COLUMNS} | _IN_RECORD | {"record": record, "seq": seq}
+                    for r, record, seq in zip(records, _deflated([m for _, m in messages], parts), numbers, strict=True)
                 ]
                 connection.execute(sa.insert(t.decisions), rows)
                 self._numbering = connection.get_transaction(), numbers[-1]

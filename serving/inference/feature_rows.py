@@ -62,7 +62,7 @@ def predict_on_features(slot: Slot, seen: Mapping[str, Any]) -> Predictions:
 def _family(snapshot: Snapshot, symbol: Symbol, raised: Events | None, unseen: Unseen, family: str) -> JsonObject:
     """Return the values that a family sees, or why there are none, and who reads them."""
     reason = _nothing_to_see(symbol, raised, family)
-    request = None if raised is None or reason is not None else requests_of(family, [(symbol, raised)])[0]
+    request = None if raised is None or reason is not None else requests_of(family, [(symbol, raised, ())])[0]
     found: JsonObject = {
         "steps": 1 if family == DECISION_FAMILY else VIEWS[family].steps,
         "event": None if request is None else request.event,

@@ -65,6 +65,7 @@ THREADS_FROM = 16  # requests: a row of one symbol and family
 _THREADS = ThreadPoolExecutor(2, thread_name_prefix="models")
 
 RowOrFault = Row | str
+Identity = tuple[str, str, str, str, str]  # family, version, digest, verdict and role, as in ModelAnswer
 Answers = Mapping[tuple[str, str], RowOrFault]  # by (family, arm)
 Timed = Callable[[str, str, float], object]  # family, arm, ms of its answer
 
@@ -151,9 +152,9 @@ def inference_requests(
             else:
                 closes[i].abstaining[family, arm] = why
     for family, answering in arms.items():
-        of = [(symbols[i], events) for i in answering if (events := raised[i]) is not None]
-        for (i, some), request in zip(answering.items(), requests_of(family, of), strict=True):
-            closes[i].requests.append(replace(request, arms=tuple(some)))
+        of = [(symbols[i], events, tuple(some)) for i, some in answering.items() if (events := raised[i]) is not None]
+        for i, request in zip(answering, requests_of(family, of), strict=True):
+            closes[i].requests.append(request)
     return closes
 
 
@@ -299,19 +300,29 @@ def predict(model: Model, rows: Floats, name: str) -> PredictionsOrFault:
         return f"{MODEL_FAULT}{type(error).__name__}: {error}"[:300]
 
 
-def prediction_records(snapshot: Snapshot, close: CloseRequests, answers: Iterable[Answers]) -> ModelAnswers:
-    """Return the answer of every served model at this close: its numbers, or None and the reason for it.
+def prediction_records(
+    snapshot: Snapshot, closes: Sequence[CloseRequests], answers: Iterable[Answers]
+) -> list[ModelAnswers]:
+    """Return, for each close, the answer of every served model: its numbers, or None and the reason for it.
 
-    answers  of `close.requests`, in the same order
+    answers  of the requests of all closes, in their order
     """
-    records: ModelAnswers = {}
-    for at, why in close.abstaining.items():
-        records.setdefault(at[0], {})[at[1]] = ModelAnswer(*_identity(snapshot.slots[at]), reason=why)
-    for request, answered in zip(close.requests, answers, strict=True):
-        for arm in request.arms:
-            slot = snapshot.slots[request.family, arm]
-            records.setdefault(request.family, {})[arm] = _answer(slot, request, answered[request.family, arm])
-    return records
+    about = {at: _identity(slot) for at, slot in snapshot.slots.items()}
+    abstained: dict[tuple[tuple[str, str], str], ModelAnswer] = {}  # the same of every symbol it is given to
+    found, made = iter(answers), list[ModelAnswers]()
+    for close in closes:
+        records: ModelAnswers = {}
+        for at, why in close.abstaining.items():
+            if (answer := abstained.get((at, why))) is None:
+                answer = abstained[at, why] = ModelAnswer(*about[at], reason=why)
+            records.setdefault(at[0], {})[at[1]] = answer
+        for request in close.requests:
+            answered, arms = next(found), records.setdefault(request.family, {})
+            for arm in request.arms:
+                at = request.family, arm
+                arms[arm] = _answer(about[at], request, answered[at])
+        made.append(records)
+    return made
 
 
 def faulty(answer: ModelAnswer) -> str | None:
@@ -348,53 +359,50 @@ def not_applicable(slot: Slot, symbol: Symbol, raised: Events | None, unseen: Un
     )
 
 
-def requests_of(family: str, closes: Sequence[tuple[Symbol, Events]]) -> list[InferenceRequest]:
-    """Return the row of each last closed bar for the models of one family; no arm is named yet.
+def requests_of(family: str, closes: Sequence[tuple[Symbol, Events, tuple[str, ...]]]) -> list[InferenceRequest]:
+    """Return the row of each last closed bar for the models of one family.
 
-    closes  symbols with their events there
+    closes  symbols with their events there and the arms that answer
     """
     if family == DECISION_FAMILY:
-        sides = [int(raised.direction[0]) for _, raised in closes]
+        sides = [int(raised.direction[0]) for _, raised, _ in closes]
         rows = np.stack(
             [
                 event_row(symbol.closed.features, symbol.closed.signals, side)
-                for (symbol, _), side in zip(closes, sides, strict=True)
+                for (symbol, _, _), side in zip(closes, sides, strict=True)
             ]
         )
-        kinds = [str(raised.kind[0]) for _, raised in closes]
         return [
-            InferenceRequest(family, (), rows[i : i + 1], VALIDATOR_COLUMNS, kind, side, rows, i)
-            for i, (kind, side) in enumerate(zip(kinds, sides, strict=True))
+            InferenceRequest(family, arms, rows[i : i + 1], VALIDATOR_COLUMNS, str(raised.kind[0]), sides[i], rows, i)
+            for i, (_, raised, arms) in enumerate(closes)
         ]
     view = VIEWS[family]
-    rows = view.newest([symbol.history for symbol, _ in closes])
+    rows = view.newest([symbol.history for symbol, _, _ in closes])
     rows = rows if view.steps > 1 else rows[:, 0]
-    return [InferenceRequest(family, (), rows[i : i + 1], view.columns, None, 0, rows, i) for i in range(len(closes))]
+    return [
+        InferenceRequest(family, arms, rows[i : i + 1], view.columns, None, 0, rows, i)
+        for i, (_, _, arms) in enumerate(closes)
+    ]
 
 
-def _identity(slot: Slot) -> tuple[str, str, str, str, str]:
-    """Return the first fields of the answer of a slot's model: family, version, digest, verdict, role."""
+def _identity(slot: Slot) -> Identity:
+    """Return the first fields of the answer of a slot's model."""
     return slot.family, slot.version, slot.digest, slot.verdict, "active" if slot.arm == "champion" else "shadow"
 
 
-def _answer(slot: Slot, request: InferenceRequest, row: RowOrFault) -> ModelAnswer:
+def _answer(about: Identity, request: InferenceRequest, row: RowOrFault) -> ModelAnswer:
     """Return the answer of one arm to a request; OK without a finite p is a fault of the model."""
-    about = *_identity(slot), request.event, request.direction
     if isinstance(row, str):
-        return ModelAnswer(*about, reason=row)
-    ok = row.status == "OK"
-    if ok and (None in row.p.values() if isinstance(row.p, dict) else row.p is None):
+        return ModelAnswer(*about, request.event, request.direction, reason=row)
+    p, p_low, status, reason, novelty, label, members, device, fallback = row
+    if status != "OK":
+        p = p_low = None
+    elif p is None or (isinstance(p, dict) and None in p.values()):
         why = f"{MODEL_FAULT}NaN: the model says OK and gives no number"
-        return ModelAnswer(*about, reason=why, members=row.members, device=row.device, fallback=row.fallback)
-    return ModelAnswer(
-        *about,
-        p=row.p if ok else None,
-        p_low=row.p_low if ok else None,
-        label=row.label,
-        status=row.status,
-        reason=row.reason,
-        novelty=finite_or_none(row.novelty),
-        members=row.members,
-        device=row.device,
-        fallback=row.fallback,
-    )
+        return ModelAnswer(
+            *about, request.event, request.direction, reason=why, members=members, device=device, fallback=fallback
+        )
+    return ModelAnswer(  # by place: a thousand of them a close
+        *about, request.event, request.direction, p, p_low, label, status, reason, finite_or_none(novelty), members,
+        None, device, fallback,
+    )  # fmt: skip

@@ -91,8 +91,8 @@ def predict_together(
     """Return, for each symbol, the answers of the models in this process; each model is called once for all."""
     raised = [events_at_close(symbol) for symbol in symbols]
     closes = inference_requests(snapshot, symbols, raised, unseen)
-    answers = iter(predict_local(snapshot, [request for close in closes for request in close.requests], timed))
-    return [prediction_records(snapshot, close, [next(answers) for _ in close.requests]) for close in closes]
+    answers = predict_local(snapshot, [request for close in closes for request in close.requests], timed)
+    return prediction_records(snapshot, closes, answers)
 
 
 def market_of(symbol: Symbol) -> dict[str, float | None]:

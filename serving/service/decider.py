@@ -7,6 +7,7 @@ symbol is a batch of one.
 import asyncio
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AsyncExitStack, contextmanager
 from datetime import datetime
 from time import perf_counter
@@ -68,18 +69,23 @@ async def _durable(
     made  those handed to the ledger last come last: once the last has ended there is hardly one to wait for, and the
           ledger wakes the event loop once instead of once a decision
     """
-    pending = {name: one for name, one in made.items() if isinstance(one, PendingDecision)}
-    for i, one in enumerate(reversed(pending.values())):
-        if i == 0 or not one.stored.done():
-            await asyncio.gather(asyncio.wrap_future(one.stored), return_exceptions=True)
-    found: dict[str, Decision | BellwetherError] = {
-        name: one for name, one in made.items() if isinstance(one, BellwetherError)
-    }
-    for name, one in pending.items():
-        error = one.stored.exception()
+    found: dict[str, Decision | BellwetherError] = {}
+    writing: dict[str, Future[Decision]] = {}
+    for name, one in made.items():
+        if isinstance(one, BellwetherError):
+            found[name] = one
+        elif one.stored is None:
+            found[name] = one.decision
+        else:
+            writing[name] = one.stored
+    for i, stored in enumerate(reversed(writing.values())):
+        if i == 0 or not stored.done():
+            await asyncio.gather(asyncio.wrap_future(stored), return_exceptions=True)
+    for name, stored in writing.items():
+        error = stored.exception()
         if error is not None and not isinstance(error, InputError):
             raise error
-        found[name] = one.stored.result() if error is None else error
+        found[name] = stored.result() if error is None else error
     return found
 
 
@@ -184,11 +190,8 @@ class Decider:
             found: Sequence[Answers] = await client.predict(snapshot, requests)
             if self._params.models.fallback == "local":
                 found = answered_here(snapshot, requests, found)
-        answers = iter(found)
-        return {
-            symbol.name: prediction_records(snapshot, close, [next(answers) for _ in close.requests])
-            for symbol, close in zip(undecided, closes, strict=True)
-        }
+        answers = prediction_records(snapshot, closes, found)
+        return {symbol.name: made for symbol, made in zip(undecided, answers, strict=True)}
 
     def _undecided(self, names: Sequence[str], now: datetime, snapshot: Snapshot) -> list[Symbol]:
         """Return the symbols whose newest close has no decision yet, without those that nothing can be decided on."""
@@ -324,13 +327,13 @@ class Decider:
             for one in new:
                 self._account.remove_decision(one.record.decision)
             raise
-        pending = {
-            one.name: PendingDecision(one.record.decision, self._memory.stored(one.record.decision, done))
-            for one, done in zip(new, written, strict=True)
-        }
-        self._memory.add_all([(one.key, one.subject, pending[one.name]) for one in new])
-        self._meter.follow([one.record.decision for one in new], written)
-        return pending
+        decisions = [one.record.decision for one in new]
+        stored = [self._memory.stored(decision, done) for decision, done in zip(decisions, written, strict=True)]
+        self._memory.add_all(
+            [(one.key, one.subject, decision, its) for one, decision, its in zip(new, decisions, stored, strict=True)]
+        )
+        self._meter.follow(decisions, written)
+        return {one.name: PendingDecision(one.record.decision, its) for one, its in zip(new, stored, strict=True)}
 
     def _key(self, symbol: Symbol, age_bars: float, snapshot: Snapshot) -> DecisionKey:
         """Return everything a decision on this symbol would rest on now."""

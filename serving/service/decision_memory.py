@@ -49,10 +49,10 @@ class Subject(NamedTuple):
 
 
 class PendingDecision(NamedTuple):
-    """Hold a decision and the future of the one that is durable under its id."""
+    """Hold a decision and the future of the one that is durable under its id; None = it is this one, and durable."""
 
     decision: Decision
-    stored: "Future[Decision]"
+    stored: "Future[Decision] | None" = None
 
 
 def subject_of(symbol: Symbol, snapshot: Snapshot) -> Subject:
@@ -78,13 +78,6 @@ def id_of(key: DecisionKey, served: str) -> str:
     return f"{int(key.close_time):08x}{digest[:24]}"
 
 
-def stored_already(decision: Decision) -> PendingDecision:
-    """Return a decision that is durable."""
-    done: Future[Decision] = Future()
-    done.set_result(decision)
-    return PendingDecision(decision, done)
-
-
 class DecisionMemory:
     """Hold the decisions made, those being written, and those whose write failed. One event loop owns it."""
 
@@ -101,27 +94,28 @@ class DecisionMemory:
     def find(self, subject: Subject) -> PendingDecision | None:
         """Return the decision on this subject that was found late or is being written; None if there is none."""
         if (late := self._late.get(subject)) is not None:
-            return stored_already(late)
+            return PendingDecision(late)
         return self._pending.get(subject)
 
-    def add_all(self, new: Sequence[tuple[DecisionKey, Subject, PendingDecision]]) -> None:
+    def add_all(self, new: "Sequence[tuple[DecisionKey, Subject, Decision, Future[Decision]]]") -> None:
         """Remember decisions that were handed to the ledger, and settle them when it has answered.
 
-        new  of one transaction, in its order: the last one ends last, and wakes the event loop once for all
+        new  with the future of `stored`, of one transaction, in its order: the last one ends last, and wakes the event
+             loop once for all
         """
-        for key, subject, made in new:
-            self.made[key] = self._pending[subject] = made
+        for key, subject, decision, stored in new:
+            self.made[key] = self._pending[subject] = PendingDecision(decision, stored)
         self._forget_oldest()
         if not new:
             return
-        loop, about = asyncio.get_running_loop(), [(key, subject, made.decision) for key, subject, made in new]
-        before = [made.stored for _, _, made in new[:-1]]
+        loop, about = asyncio.get_running_loop(), [(key, subject, decision) for key, subject, decision, _ in new]
+        before = [stored for *_, stored in new[:-1]]
 
         def ended(last: "Future[Decision]") -> None:
             """Settle all; a future that held itself would keep its batch until a search for cycles."""
             loop.call_soon_threadsafe(self._settle_all, about, [*before, last])
 
-        new[-1][2].stored.add_done_callback(ended)
+        new[-1][-1].add_done_callback(ended)
 
     def mark_uncertain(self, names: Collection[str]) -> None:
         """Note that the decisions pending on these symbols were reported to a caller as failed."""
@@ -173,8 +167,8 @@ class DecisionMemory:
         if (stored := ended.result()) is not decision:
             self._account.remove_decision(decision)
             self._account.add_decision(stored)
-        if key in self.made:  # a future of its own: that of the write keeps all that was written, 20 kB, as long as it
-            self.made[key] = stored_already(stored)
+        if key in self.made:  # without its future: that keeps all that was written, 20 kB, as long as it is there
+            self.made[key] = PendingDecision(stored)
         if is_uncertain:
             self._add_late(subject, stored)
 
@@ -200,7 +194,7 @@ class DecisionMemory:
     def restore(self, decisions: Iterable[tuple[DecisionKey, Decision]]) -> None:
         """Remember decisions of a process before this one: the same request gives the same answer, not a second one."""
         for key, decision in decisions:
-            self.made.setdefault(key, stored_already(decision))
+            self.made.setdefault(key, PendingDecision(decision))
         self._forget_oldest()
 
     def _forget_oldest(self) -> None:

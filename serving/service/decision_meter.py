@@ -55,9 +55,8 @@ class DecisionMeter:
                 for arm, answer in arms.items():
                     if answer.status != "OK":
                         abstained[family, arm, metrics.code_of(answer.reason)] += 1
-            waited_s = self._level.decided(one.symbol, one.as_of.timestamp(), at)
-            if waited_s is not None:
-                metrics.observe(metrics.CLOSE, waited_s)
+        for waited_s in self._level.decided([(one.symbol, one.as_of.timestamp()) for one in durable], at):
+            metrics.observe(metrics.CLOSE, waited_s)
         for labels, n in decided.items():
             metrics.count(metrics.DECISIONS, *labels, n=n)
         for labels, n in abstained.items():

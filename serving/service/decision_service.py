@@ -32,6 +32,7 @@ from serving.service.fair_queue import decision_lanes
 from serving.service.http_guard import json_response
 from serving.service.http_stack import add_http_stack
 from serving.service.metrics_folder import keep_in_memory
+from serving.service.observe_call import ObserveCall
 from serving.service.openapi import QUERIES
 from serving.service.schemas import (
     MAX_OBSERVE_BODY,
@@ -40,7 +41,6 @@ from serving.service.schemas import (
     FeaturesRequest,
     FillRequest,
     ObserveBatchRequest,
-    ObserveCall,
     ObserveRequest,
     OutcomeRequest,
 )

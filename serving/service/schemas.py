@@ -18,8 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    ModelWrapValidatorHandler,
+    PrivateAttr,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WithJsonSchema,
@@ -29,7 +28,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX, TAPE_FIELDS
-from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, BOOK_LEVELS, Books, ContextFeed, Floats, JsonObject
+from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, BOOK_LEVELS, Books, ContextFeed, Floats
 from pipelines.data.admission import LARGEST, SMALLEST_ABOVE_0
 from pipelines.data.alignment import book_fault
 from pipelines.data.symbols import parse_symbol
@@ -153,7 +152,7 @@ class Bar(Request):
     half_spread: Amount | None = None
 
 
-_VALUES = attrgetter(*BAR_FIELDS[1:])  # all that follows the time of a Bar
+VALUES = attrgetter(*BAR_FIELDS[1:])  # all that follows the time of a Bar
 Level = Annotated[list[Amount | None], Field(min_length=2, max_length=3)]  # price, size, orders where known
 Side = Annotated[list[Level], Field(min_length=1, max_length=BOOK_LEVELS)]
 
@@ -190,6 +189,7 @@ class ObserveRequest(Request):
     bars: Annotated[list[Bar], Field(max_length=MAX_BARS)] = []
     books: Annotated[list[BookRecord], Field(max_length=MAX_BARS)] = []
     context: Annotated[list[ContextRecord], Field(max_length=MAX_BARS)] = []
+    _rows: Floats | None = PrivateAttr(None)  # what `matrix` returns, of bars that were read without a Bar for each
 
     @model_validator(mode="after")
     def _something(self) -> "ObserveRequest":
@@ -198,13 +198,22 @@ class ObserveRequest(Request):
             raise ValueError("give at least one of bars, books and context")
         return self
 
+    @classmethod
+    def of_rows(cls, symbol: str, rows: Floats) -> "ObserveRequest":
+        """Return a request of bars (n, 9) that are valid already, as `matrix` returns them."""
+        made = cls.model_construct(symbol=symbol)
+        made._rows = rows
+        return made
+
     def records(self) -> tuple[Books | None, ContextFeed | None]:
         """Return books and context in the order they became known; None = none sent. Raises BadValues."""
         return _books(self.books), _feed(self.context)
 
     def matrix(self) -> Floats:
         """Return the bars, (n, 9) float64 in contracts.BAR_FIELDS order; NaN = the source has none."""
-        rows = [(bar.open_time.timestamp(), *_VALUES(bar)) for bar in self.bars]
+        if self._rows is not None:
+            return self._rows
+        rows = [(bar.open_time.timestamp(), *VALUES(bar)) for bar in self.bars]
         return np.array(rows, dtype=np.float64).reshape(-1, BAR_WIDTH)  # None becomes NaN
 
 
@@ -256,30 +265,6 @@ class ObserveBatchRequest(Request):
                 "too_long", f"{records:,} bars, books and values of context, at most {MAX_BATCH_RECORDS:,} a batch"
             )
         return body
-
-
-class ObserveCall(ObserveRequest):
-    """What `/observe` takes: one observation, or a batch of them."""
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _one_or_many(cls, body: Any, read: ModelWrapValidatorHandler["ObserveCall"]) -> Any:
-        """Return an ObserveBatchRequest for a body with `observations`, else the observation."""
-        if isinstance(body, dict) and "observations" in body:
-            return ObserveBatchRequest.model_validate(body)
-        return read(body)
-
-    @classmethod
-    def of_fields(cls, fields: Mapping[str, Any]) -> Request:
-        """Return the batch or the observation that these fields are of."""
-        return (ObserveBatchRequest if "observations" in fields else ObserveRequest).model_construct(**fields)
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonObject:
-        """Return the fields of both, none required: BentoML's client sends no argument that is not among them."""
-        schema = handler(core_schema)
-        batch: JsonObject = {"observations": {"type": "array", "items": {"type": "object"}}}
-        return {**schema, "properties": schema["properties"] | batch, "required": []}
 
 
 def _books(sent: list[BookRecord]) -> Books | None:

@@ -14,7 +14,7 @@ that none falls then. The counts live in one file that survives restarts; a cras
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import inf
@@ -134,20 +134,26 @@ class ServiceLevel:
         self.unsaved = True
         return True
 
-    def decided(self, symbol: str, close: float, at: float) -> float | None:
-        """Take a decision that became durable at `at`; return the seconds since its close was due.
+    def decided(self, closes: Iterable[tuple[str, float]], at: float) -> list[float]:
+        """Take decisions on (symbol, close) that became durable at `at`; return the seconds since each close was due.
 
-        None for a close that does not wait for one: it was decided before, or the symbol counts from the next one on.
+        Without those of closes that do not wait for one: decided before, or the symbol counts from the next one on.
         """
+        waited = [s for symbol, close in closes if (s := self._waited(symbol, close, at)) is not None]
+        late = sum(s > LIMIT_S for s in waited)
+        self._add("met", len(waited) - late, at)
+        self._add("late", late, at)
+        return waited
+
+    def _waited(self, symbol: str, close: float, at: float) -> float | None:
+        """Return the seconds since a close was due; None for one that does not wait."""
         if symbol not in self._newest:
             self._newest[symbol] = close
             self.unsaved = True
         if self._waiting.get(symbol, (None,))[0] != close:
             return None
         _, due = self._waiting.pop(symbol)
-        waited = max(at - due, 0.0)
-        self._add("met" if waited <= LIMIT_S else "late", 1, at)
-        return waited
+        return max(at - due, 0.0)
 
     def _add(self, result: Result, n: int, at: float) -> None:
         """Add to the counts of the day; days out of every window go."""

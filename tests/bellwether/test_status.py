@@ -99,11 +99,11 @@ def test_the_whole_status_keeps_its_keys_and_shows_what_is_frozen(installation, 
 def test_the_service_level_is_shown_from_its_file_with_counts_share_and_budget(installation, capsys):
     serving, at = installation.settings.serving_dir, WALL.timestamp()
     level = ServiceLevel(serving / SERVICE_LEVEL_FILE, lambda *_: None)
-    level.decided("A/USD", 0.0, at)
+    level.decided([("A/USD", 0.0)], at)
     for day, n in ((2, 1500), (0, 500)):
         for close in range(n):
             level.closed("A/USD", [10_000.0 * (3 - day) + close], at - 86_400.0 * day)
-            level.decided("A/USD", 10_000.0 * (3 - day) + close, at - 86_400.0 * day + (3.0 if close == 0 else 0.1))
+            level.decided([("A/USD", 10_000.0 * (3 - day) + close)], at - 86_400.0 * day + (3.0 if close == 0 else 0.1))
     level.save()
     found = json.loads(json.dumps(status.stored_status()))
     assert found["service_level"]["windows"]["30d"]["due"] == 2000

@@ -5,11 +5,13 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import msgspec
+import numpy as np
 import pandas as pd
 import pytest
 
 from pipelines.contracts import OPEN_TIME
-from serving.client import bar_json
+from serving.client import bars_json
 from serving.service.keys import write_key
 
 pytestmark = pytest.mark.stack
@@ -23,7 +25,7 @@ def bars(stack):
     later = [last.copy(), last.copy()]
     for i, bar in enumerate(later, 1):
         bar[OPEN_TIME] += 60.0 * i
-    return [bar_json(bar) for bar in (last, *later)]
+    return json.loads(msgspec.json.encode(bars_json(np.stack([last, *later]))))
 
 
 def one(**changes):

@@ -22,7 +22,7 @@ from pipelines.store import Store
 from serving.service.alarm_queue import AlarmQueue, report_poll
 from serving.service.answers import BriefDecision, brief, decisions_answer
 from serving.service.decision_engine import DecisionEngine
-from serving.service.decision_memory import DecisionKey, DecisionMemory, PendingDecision, Subject, id_of, served_in
+from serving.service.decision_memory import DecisionKey, DecisionMemory, Subject, id_of, served_in
 from serving.service.schemas import DecideRequest, ObserveRequest
 from serving.service.store_executor import StoreExecutor
 from serving.service.store_monitor import StoreMonitor
@@ -181,7 +181,7 @@ def remembered(stored, *outcomes, doubt=False):
         executor = StoreExecutor()
         memory = DecisionMemory(Stored(stored), executor, Account())
         made, written = decision("d"), Future()
-        memory.add_all([(KEY, SUBJECT, PendingDecision(made, memory.stored(made, written)))])
+        memory.add_all([(KEY, SUBJECT, made, memory.stored(made, written))])
         assert memory.find(SUBJECT).decision is made
         if doubt:
             memory.mark_uncertain(["A"])

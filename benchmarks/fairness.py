@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.hardship import serving_fixture
 from pipelines.contracts import JsonObject
-from serving.client import bar_json
+from serving.client import bars_json
 from serving.service.keys import write_key
 
 OBSERVE_EVERY_S = 0.01  # a feed pauses; clients that decide here do not
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0)
     options = parser.parse_args()
     with serving_fixture(tiny=True) as (at, settings):
-        bars = iter([bar_json(bar) for bar in at.live])
+        bars = iter(bars_json(at.live))
         symbol, key = at.params.simulator.symbol, write_key(settings)
         for deciders in (0, 1, options.deciders):
             figures = asyncio.run(

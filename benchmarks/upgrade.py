@@ -35,7 +35,7 @@ from pipelines.contracts import OPEN_TIME, Floats, JsonObject, utc
 from pipelines.errors import ServiceDown
 from pipelines.settings import ROOT, Settings, load_params
 from pipelines.store import Store, decision_of, decision_payload
-from serving.client import bar_json
+from serving.client import bars_json
 
 FIRST = "d51897f"  # release 0.5.0, used where git has no earlier tag
 BARS_BEFORE, BARS_AFTER = 60, 100  # decision bars answered by the old release, and by this one
@@ -121,7 +121,7 @@ class Caller:
         headers = {"Authorization": f"Bearer {self.key}"}
         with httpx.Client(base_url=self.settings.decision_url, headers=headers, timeout=10.0) as http:
             for group in self.groups:
-                bars = [bar_json(bar) for bar in group]
+                bars = bars_json(group)
                 self._retry(http, "/observe", {"symbol": self.symbol, "bars": bars})
                 decision = self._retry(
                     http, "/decide", {"symbol": self.symbol}, utc(group[0, OPEN_TIME] + step_s).isoformat()

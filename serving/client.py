@@ -206,7 +206,7 @@ def _no_answer(service: str, url: str, error: Exception) -> ServiceDown:
 def observations(
     symbol: str, bars: Floats, books: Books | None, feed: ContextFeed | None, most_bars: int | None = None
 ) -> list[JsonObject]:
-    """Return the bodies of `/observe` for msgspec, in order, that carry bars (n, 9) and records of one symbol.
+    """Return the bodies of `/observe`, in order, that carry bars (n, 9) and records of one symbol.
 
     Of more than BATCH_SIZE records of a kind, the others go ahead of the bars. most_bars: in one body; None = all.
     """
@@ -269,9 +269,9 @@ def context_json(feed: ContextFeed) -> list[JsonObject]:
 
 
 def bars_json(bars: Floats) -> list[JsonObject]:
-    """Return bars (n, 9) as `/observe` reads them, their times as datetimes; what is not finite is left out."""
+    """Return bars (n, 9) as `/observe` reads them; what is not finite is left out."""
     known = np.isfinite(bars[:, 1:]).tolist()
     return [
-        {"open_time": utc(opened), **dict(compress(zip(_BAR_VALUES, values, strict=True), kept))}
+        {"open_time": utc(opened).isoformat(), **dict(compress(zip(_BAR_VALUES, values, strict=True), kept))}
         for (opened, *values), kept in zip(bars.tolist(), known, strict=True)
     ]

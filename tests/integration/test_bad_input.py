@@ -5,7 +5,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,7 +24,7 @@ def bars(stack):
     later = [last.copy(), last.copy()]
     for i, bar in enumerate(later, 1):
         bar[OPEN_TIME] += 60.0 * i
-    return json.loads(msgspec.json.encode(bars_json(np.stack([last, *later]))))
+    return bars_json(np.stack([last, *later]))
 
 
 def one(**changes):

@@ -18,6 +18,10 @@ from websockets.sync.client import ClientConnection, connect
 SECONDS = 30.0
 
 
+class Navigated(Exception):
+    """Raise where the page was left while an expression ran in it."""
+
+
 class Page:
     """Drive one page of the browser."""
 
@@ -31,6 +35,8 @@ class Page:
         while True:  # the browser sends events in between
             message = json.loads(self._socket.recv(timeout=SECONDS))
             if message.get("id") == number:
+                if "navigated" in message.get("error", {}).get("message", ""):
+                    raise Navigated(message)
                 assert "error" not in message, message
                 return message["result"]
 
@@ -50,11 +56,18 @@ class Page:
         guarded = (
             f"(() => {{ try {{ const v = {code}; return v instanceof Node || v }} catch (e) {{ return null }} }})()"
         )
-        while not (found := self.run(guarded)):
+        while not (found := self._run_unless_left(guarded)):
             if time.monotonic() > deadline:
                 pytest.fail(f"waited for {code} at {self.run('document.URL')}: {self.run('document.body.innerText')}")
             time.sleep(0.1)
         return found
+
+    def _run_unless_left(self, code: str) -> Any:
+        """Return what `run` does; None where the page was left meanwhile."""
+        try:
+            return self.run(code)
+        except Navigated:
+            return None
 
     def fill(self, selector: str, text: str) -> None:
         """Type a text into a field once it is there, in a way that React notices."""
@@ -66,8 +79,8 @@ class Page:
         )
 
     def click(self, selector: str) -> None:
-        """Click an element once it is there."""
-        self.until(f"(e => e && (e.click(), true))(document.querySelector({json.dumps(selector)}))")
+        """Click an element once it is there; after the answer, as a click may leave the page."""
+        self.until(f"(e => e && (setTimeout(() => e.click()), true))(document.querySelector({json.dumps(selector)}))")
 
     def picture(self, file: Path) -> None:
         """Save a screenshot."""

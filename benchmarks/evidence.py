@@ -32,6 +32,7 @@ from benchmarks import (
     ab,
     ab_end_to_end,
     ab_guardrails,
+    earlier,
     faults,
     file_turns,
     graph_repro,
@@ -238,6 +239,8 @@ PARTS = {
                       serving_load.isolation, serving_load.load_figures, jobs=1, code=RUNNING),
     "soak": Part("an hour at half of the capacity", ("an hour",), serving_load.soak, serving_load.load_figures,
                  jobs=1, code=RUNNING),
+    "earlier": Part("a decision and a live bar against the release before batches, in turn", earlier.CASES,
+                    earlier.in_turn, earlier.figures, jobs=1, code=RUNNING),
     "tool_databases": Part("Prefect and MLflow on SQLite and on PostgreSQL", tuple(tool_databases.PROFILES),
                            tool_databases.run, tool_databases.figures, jobs=1, code=RUNNING),
     "ledger_size": Part("the ledger at 10,000 to 1,000,000 decisions", ledger_size.CASES, ledger_size.ledger,
@@ -272,7 +275,7 @@ OTHERS = (
 HARD = (  # under benchmarks/
     *("hardship.py", "faults.py", "probes.py", "services.py", "upgrade.py", "inputs.py"),
     *("four_families.py", "open_loop.py", "serving_load.py", "tool_databases.py", "ledger_size.py", "postgres.py"),
-    *("workers.py", "workers_timed.py"),
+    *("workers.py", "workers_timed.py", "earlier.py"),
 )
 
 

@@ -205,12 +205,12 @@ def upgraded(scratch: Path, revision: str, other_feature: bool) -> JsonObject:
     if other_feature:
         source = old / OTHER_FEATURE
         source.write_text(source.read_text() + "\n_OF_AN_EARLIER_RELEASE = 1\n")
-    env = _environment(home)
+    env = environment_of(home)
     packages = install_missing(old / "requirements.lock", scratch / "packages")
     old_env = env | {"PYTHONPATH": f"{old}{os.pathsep}{packages}"}
     with _umask(0o022):
-        _python(old, old_env, MAKE, str(home), str(scratch / "live.npy"))
-        _python(old, old_env, UP)
+        run_python(old, old_env, MAKE, str(home), str(scratch / "live.npy"))
+        run_python(old, old_env, UP)
     settings = Settings(home=home, **_ports(env))
     params = load_params(old / "params.yaml")
     live = np.load(scratch / "live.npy")
@@ -221,10 +221,10 @@ def upgraded(scratch: Path, revision: str, other_feature: bool) -> JsonObject:
     try:
         caller.wait(BARS_BEFORE, PATIENCE_S)
         loose_before = loose(home)
-        _python(old, old_env, DOWN)
+        run_python(old, old_env, DOWN)
         stopped, answered = time.monotonic(), caller.fed
         last = caller.good[-1]
-        output = _python(ROOT, env | {"PYTHONPATH": str(ROOT)}, THIS_UP, "up")
+        output = run_python(ROOT, env | {"PYTHONPATH": str(ROOT)}, THIS_UP, "up")
         caller.wait(answered + BARS_AFTER, PATIENCE_S)
         first = next(at for at in caller.good if at > stopped)
     finally:
@@ -291,7 +291,7 @@ def loose(home: Path) -> int:
     return sum(bool(path.lstat().st_mode & 0o077) for path in (home, *home.rglob("*")) if not path.is_symlink())
 
 
-def _environment(home: Path) -> dict[str, str]:
+def environment_of(home: Path) -> dict[str, str]:
     """Return the environment of an installation of its own; of ours only the kernel cache counts."""
     outside = {k: v for k, v in os.environ.items() if not k.startswith("BELLWETHER_") and k != "PYTHONPATH"}
     kernels = {k: v for k, v in os.environ.items() if k == "BELLWETHER_KERNEL_CACHE"}
@@ -308,7 +308,7 @@ def _ports(env: dict[str, str]) -> JsonObject:
     }
 
 
-def _python(tree: Path, env: dict[str, str], code: str, *words: str) -> str:
+def run_python(tree: Path, env: dict[str, str], code: str, *words: str) -> str:
     """Run code of one tree; return its output. Raises ServiceDown with the end of it if it fails."""
     done = subprocess.run(
         [sys.executable, "-c", code, *words], cwd=tree, env=env, text=True,

@@ -1,0 +1,188 @@
+"""One decision and one live bar against the release before this service decided in batches, in turn on one machine.
+
+The earlier code is read from git and runs from a folder of its own, as this code does, in processes of their own. Each
+trains its four families in both arms on the same simulated market and serves them; each then takes the same closes, a
+few hundred at a time in turn. Measured in the process of the service, without HTTP: the fifteen base bars of a close are
+stored and folded, every model answers, fusion, risk, and the decision is durable.
+
+Run: python -m benchmarks.evidence earlier
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.fixture import RECORDED
+from benchmarks.four_families import SHORTER
+from benchmarks.upgrade import check_out, environment_of, install_missing, run_python
+from pipelines.compiled import cache_dir
+from pipelines.contracts import Floats, JsonObject
+from pipelines.settings import ROOT
+
+EARLIER = "c06b7184"  # the last commit whose service decides symbol by symbol and whose trees run in ONNX Runtime
+CASES = ("in turn",)
+ROUNDS, CLOSES, WARM = 3, 600, 12  # closes of a round that are timed, and those before them, which load code
+SIDES = ("earlier", "now")
+
+# Both codes read these; what differs between them is stated by `side`.
+MAKE = """
+import contextlib, json, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from pipelines.bootstrap import bootstrap
+bootstrap()
+import numpy as np
+from benchmarks import four_families as made
+from pipelines.settings import Settings
+side, into = sys.argv[1], Path(sys.argv[2])
+into.mkdir()
+made.SHORTER = json.loads(sys.argv[3])
+if side == "now":
+    at = made.four_families(False)
+    made.of_symbols(at, (at.params.simulator.symbol,), into / "home")
+else:
+    from benchmarks.fixture import put_on_ledger
+    from serving.service.home_store import open_store
+    at = made.four_families(into)
+    arms = json.loads((at.home / "serving" / "generation.json").read_text())["families"]
+    with contextlib.closing(open_store(Settings(home=at.home, store_url=""))) as store:
+        put_on_ledger(store, arms, datetime.now(UTC))
+np.save(into / "live.npy", at.live)
+(into / "warm.json").write_text(json.dumps(at.warm))
+"""
+DECIDE = """
+import asyncio, json, sys
+from pathlib import Path
+from time import perf_counter
+from pipelines.bootstrap import bootstrap
+bootstrap()
+import numpy as np
+from pipelines.contracts import BAR_FIELDS, utc
+from pipelines.settings import Settings, load_params
+from serving.service.decision_engine import DecisionEngine
+from serving.service.schemas import ObserveRequest
+into, first, closes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+params = load_params()
+name, live = params.simulator.symbol, np.load(into / "live.npy")
+groups = np.split(live, np.flatnonzero(np.diff(live[:, 0] // 900)) + 1)[:-1][first:first + closes]
+def body(rows):
+    bars = [
+        {"open_time": utc(row[0]).isoformat()} | {k: v for k, v in zip(BAR_FIELDS[1:], row[1:]) if v == v}
+        for row in rows.tolist()
+    ]
+    return json.dumps({"symbol": name, "bars": bars})
+sent = [body(rows) for rows in groups]
+async def decided():
+    engine, took = DecisionEngine(Settings(home=into / "home", store_url=""), params), []
+    await engine.start()
+    for one in sent:
+        began = perf_counter()
+        await engine.intake.observe(ObserveRequest.model_validate_json(one))
+        between = perf_counter()
+        (made,) = await engine.decider.decide([name])
+        took.append((between - began, perf_counter() - between))
+        answered = [answer for arms in made.models.values() for answer in arms.values()]
+    await engine.stop()
+    return took, sorted({answer.reason or "OK" for answer in answered}), len(answered)
+took, reasons, answers = asyncio.run(decided())
+print(json.dumps({"s": took, "reasons": reasons, "answers": answers}))
+"""
+BARS = """
+import json, sys
+from pathlib import Path
+from time import perf_counter
+from pipelines.bootstrap import bootstrap
+bootstrap()
+import numpy as np
+from benchmarks.features import WINDOW, market
+from benchmarks.signals_speed import everything_live
+from pipelines.data.timeframes import Grid, resample
+from pipelines.warm_start import read_warm_start
+from serving.state.symbols import Symbol
+into = Path(sys.argv[1])
+window, single = everything_live(market(False)[0])
+window()
+alone = [single(i) for _ in range(4) for i in range(WINDOW)]
+warm = json.loads((into / "warm.json").read_text())
+symbol, took = Symbol(read_warm_start(Path(warm["path"]), warm["digest"])), []
+for bar in resample(np.load(into / "live.npy"), Grid("1m"), Grid("15m")):
+    began = perf_counter()
+    symbol.on_bar(bar)
+    took.append(perf_counter() - began)
+print(json.dumps({"fold_s": alone, "close_s": took[12:]}))
+"""
+
+
+def in_turn(case: str) -> JsonObject:
+    """Return seconds of each side and round: of the closes (ROUNDS, CLOSES, observe or decide), and of live bars."""
+    with tempfile.TemporaryDirectory(prefix="bellwether-earlier-") as scratch:
+        tree = Path(scratch) / "code"
+        release = check_out(EARLIER, tree)
+        packages = install_missing(tree / "requirements.lock", Path(scratch) / "packages")
+        trees = {"earlier": tree, "now": ROOT}
+        into = {side: Path(scratch) / side for side in SIDES}
+        env = {side: environment_of(into[side] / "home") | {"BELLWETHER_RECORDED": str(RECORDED)} for side in SIDES}
+        env["earlier"] |= {
+            "PYTHONPATH": f"{tree}{os.pathsep}{packages}",
+            "BELLWETHER_KERNEL_CACHE": str(Path(scratch) / "kernels"),
+        }
+        env["now"] |= {"PYTHONPATH": str(ROOT), "BELLWETHER_KERNEL_CACHE": str(cache_dir())}
+
+        def run(side: str, code: str, *words: str) -> str:
+            """Run code of one side; return the last line that it printed."""
+            return run_python(trees[side], env[side], code, *words).strip().splitlines()[-1]
+
+        for side in SIDES:
+            _say(f"{side}: training four families in both arms")
+            run_python(trees[side], env[side], MAKE, side, str(into[side]), json.dumps(SHORTER))
+        found: dict[str, dict[str, list[object]]] = {side: {"closes": [], "bars": []} for side in SIDES}
+        for i in range(ROUNDS):
+            for side in SIDES:
+                _say(f"round {i + 1} of {ROUNDS}, {side}")
+                at = str(i * (WARM + CLOSES)), str(WARM + CLOSES)
+                closes = json.loads(run(side, DECIDE, str(into[side]), *at))
+                found[side]["closes"].append(closes | {"s": closes["s"][WARM:]})
+                found[side]["bars"].append(json.loads(run(side, BARS, str(into[side]))))
+        return {"release": release, "revision": EARLIER, "found": found}
+
+
+def _say(text: str) -> None:
+    """Print what is done now."""
+    print(f"earlier: {text}", file=sys.stderr, flush=True)
+
+
+def figures(found: list[JsonObject]) -> dict[str, JsonObject]:
+    """Return p50 and p99 of both sides, in brackets the least and the most of a round, and the ratios now / earlier."""
+    made: dict[str, JsonObject] = {}
+    for case in found:
+        sides = {side: _of_side(case["found"][side]) for side in SIDES}
+        for what in sides["now"]:
+            unit = "ms" if what.startswith("a close") else "µs"
+            scale = {"ms": 1e3, "µs": 1e6}[unit]
+            for name, level in (("p50", 50), ("p99", 99)):
+                each = {side: [float(np.percentile(s, level)) for s in rounds[what]] for side, rounds in sides.items()}
+                whole = {side: float(np.percentile(np.concatenate(sides[side][what]), level)) for side in SIDES}
+                n = sum(map(len, sides["now"][what]))
+                for side, label in (("earlier", case["release"]), ("now", "now")):
+                    value, low, high = (scale * x for x in (whole[side], min(each[side]), max(each[side])))
+                    made[f"{what}, {label}, {name}, {unit}"] = {"value": value, "low": low, "high": high, "n": n}
+                ratios = [now / before for now, before in zip(each["now"], each["earlier"], strict=True)]
+                made[f"{what}, {name}: now / {case['release']}"] = {
+                    "value": whole["now"] / whole["earlier"], "low": min(ratios), "high": max(ratios), "n": ROUNDS,
+                }  # fmt: skip
+    return made
+
+
+def _of_side(found: JsonObject) -> dict[str, list[Floats]]:
+    """Return what was timed → seconds of each round."""
+    closes = [np.array(one["s"]) for one in found["closes"]]
+    return {
+        "a close observed and decided": [s.sum(axis=1) for s in closes],
+        "a close decided": [s[:, 1] for s in closes],
+        "a closing bar in the service": [np.array(one["close_s"]) for one in found["bars"]],
+        "all columns of a bar, CPU": [np.array(one["fold_s"]) for one in found["bars"]],
+    }

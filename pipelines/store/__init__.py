@@ -13,7 +13,9 @@ from pipelines.store.day import DayStore, StoredDay, StoredDecision
 from pipelines.store.decisions import DecisionStore, Fill, ReceivedOutcome
 from pipelines.store.dump import nonempty_tables, open_dump, refuse_nonempty, refuse_unknown
 from pipelines.store.engine import (
+    COPIED_LOG_BYTES,
     FLOW_WAIT_MS,
+    LOG_BYTES,
     OUTAGES,
     SERVICE_WAIT_MS,
     PageCheck,
@@ -33,7 +35,9 @@ from pipelines.store.retrain_queue import ATTEMPTS, RetrainAnswer, RetrainQueue,
 
 __all__ = [
     "ATTEMPTS",
+    "COPIED_LOG_BYTES",
     "FLOW_WAIT_MS",
+    "LOG_BYTES",
     "NO_ARM",
     "OUTAGES",
     "RUNNING",

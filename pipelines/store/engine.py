@@ -30,6 +30,8 @@ FLOW_WAIT_MS = 30_000  # a flow waits this long for another writer before it giv
 SERVICE_WAIT_MS = 500  # a service waits this long: its caller gets an error at once and retries
 PAGE_BYTES = 2048  # of a new file: a record of four families fits, and a new entry of an index writes a whole page
 LOG_BYTES = 32 * 1024 * 1024  # of write-ahead log are copied into the file at a time: a page written often, once
+# … by a commit, which takes fifty times as long then. Where `copy_log` is called each second, no commit should have to:
+COPIED_LOG_BYTES = 4 * LOG_BYTES
 LOOKUP = 500  # values in one IN (...): under every database's parameter limit
 MIGRATIONS = Path(migrations.__file__).parent
 _MIGRATION_LOCK = 0x62656C6C  # any fixed number: two PostgreSQL clients must not migrate at once
@@ -55,7 +57,7 @@ class Database:
     @classmethod
     def open(
         cls, url: str, durability: Literal["process", "power"] = "process", wait_ms: int = FLOW_WAIT_MS,
-        chain_key: bytes | None = None,
+        chain_key: bytes | None = None, log_bytes: int = LOG_BYTES,
     ) -> Self:  # fmt: skip
         """Open `url` and migrate it to the current schema. A new SQLite file is created, with its folder.
 
@@ -63,9 +65,10 @@ class Database:
                     flush a commit
         wait_ms     how long a call waits for another connection's lock, or for a connection
         chain_key   under which the chain's lines are written; None writes none, which `verify` finds
+        log_bytes   SQLite only: of write-ahead log from which on a commit copies it into the file
         Raises      StateError if a newer release wrote the database
         """
-        engine = connect_engine(url, durability, wait_ms)
+        engine = connect_engine(url, durability, wait_ms, log_bytes)
         store = cls(engine, chain_key)
         try:
             with engine.connect() as connection:
@@ -99,6 +102,18 @@ class Database:
             if connection.dialect.name == "postgresql":  # the lock that every insert takes
                 connection.exec_driver_sql("LOCK TABLE bars, decisions, outcomes, latches IN ROW EXCLUSIVE MODE")
 
+    def copy_log(self) -> None:
+        """Copy SQLite's write-ahead log into the file if it is longer than LOG_BYTES; no writer waits for it.
+
+        The next writer starts the log again if all of it was copied, else the next call copies the rest.
+        """
+        if self._engine.dialect.name != "sqlite":
+            return
+        log = Path(f"{self._engine.url.database}-wal")
+        if log.is_file() and log.stat().st_size > LOG_BYTES:
+            with self._engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+
     def _rows(self, query: sa.Select[Any]) -> Sequence[RowMapping]:
         """Return all rows of a query, column → value."""
         with self._engine.connect() as connection:
@@ -108,8 +123,10 @@ class Database:
 # ---- connections ----------------------------------------------------------------------------------------------------
 
 
-def connect_engine(url: str, durability: str, wait_ms: int = FLOW_WAIT_MS) -> Engine:
-    """Return an engine for `url`, waiting `wait_ms` for locks. Raises BadValues for a SQLite database in memory."""
+def connect_engine(
+    url: str, durability: str, wait_ms: int = FLOW_WAIT_MS, log_bytes: int = LOG_BYTES
+) -> Engine:  # fmt: skip
+    """Return an engine for `url`, waiting `wait_ms` for locks; arguments as of `Database.open`. Raises BadValues for a SQLite database in memory."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         if not parsed.database or parsed.database == ":memory:":
@@ -128,11 +145,11 @@ def connect_engine(url: str, durability: str, wait_ms: int = FLOW_WAIT_MS) -> En
         pool_pre_ping=bool(connect_args),  # a server that was restarted has closed the connections of the pool
     )  # fmt: skip
     if engine.dialect.name == "sqlite":
-        _tune_sqlite(engine, durability, wait_ms)
+        _tune_sqlite(engine, durability, wait_ms, log_bytes)
     return engine
 
 
-def _tune_sqlite(engine: Engine, durability: str, wait_ms: int) -> None:
+def _tune_sqlite(engine: Engine, durability: str, wait_ms: int, log_bytes: int) -> None:
     """Set pragmas on connect; use BEGIN IMMEDIATE for writers, so that no read lock is upgraded under contention."""
     synchronous = {"process": "NORMAL", "power": "FULL"}[durability]
 
@@ -145,11 +162,12 @@ def _tune_sqlite(engine: Engine, durability: str, wait_ms: int) -> None:
             f"page_size={PAGE_BYTES}",  # before the log: a file that exists keeps its own
             "journal_mode=WAL",
             f"synchronous={synchronous}",
+            f"journal_size_limit={LOG_BYTES}",  # a log that begins again is cut to it, so that its size says what is new
             "foreign_keys=ON",
         ):
             connection.execute(f"PRAGMA {pragma}")
         ((page_bytes,),) = connection.execute("PRAGMA page_size")
-        connection.execute(f"PRAGMA wal_autocheckpoint={LOG_BYTES // page_bytes}")
+        connection.execute(f"PRAGMA wal_autocheckpoint={log_bytes // page_bytes}")
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:

@@ -8,7 +8,7 @@ from pipelines.bootstrap import serve_from_now_on
 from pipelines.contracts import Floats, JsonObject, utc
 from pipelines.params import Params
 from pipelines.settings import Settings
-from pipelines.store import SERVICE_WAIT_MS
+from pipelines.store import COPIED_LOG_BYTES, SERVICE_WAIT_MS
 from serving.inference.device import predicts_remotely
 from serving.inference.feature_rows import feature_rows
 from serving.inference.generation_watcher import GenerationWatcher
@@ -63,7 +63,7 @@ class DecisionEngine:
         self._params, self._policy = params, policy_of(params)
         metrics.make_all()
         self._level = level = ServiceLevel(where.serving_dir / SERVICE_LEVEL_FILE, count_close)
-        self._store = open_store(where, SERVICE_WAIT_MS)
+        self._store = open_store(where, SERVICE_WAIT_MS, COPIED_LOG_BYTES)
         self._store.add_parameters(self._policy.digest, self._policy.content, utc_now())
         self._account = Account.restore(self._store, params.account.source, params.costs.default.taker_bps)
         weights = OnlineWeightsStore(where.serving_dir / ONLINE_WEIGHTS_FILE, params)

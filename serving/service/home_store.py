@@ -5,15 +5,15 @@ import os
 from pathlib import Path
 
 from pipelines.settings import Settings
-from pipelines.store import FLOW_WAIT_MS, Anchor, Store
+from pipelines.store import FLOW_WAIT_MS, LOG_BYTES, Anchor, Store
 from serving.service import keys
 
 ANCHOR_FILE = "chain_anchors.jsonl"  # under the home: one anchor a line, oldest first
 
 
-def open_store(where: Settings, wait_ms: int = FLOW_WAIT_MS) -> Store:
-    """Open the store of a home; its chain begins here if neither it nor an anchor is there. Raises as `Store.open`."""
-    store = Store.open(where.store, where.durability, wait_ms, keys.chain_key(where))
+def open_store(where: Settings, wait_ms: int = FLOW_WAIT_MS, log_bytes: int = LOG_BYTES) -> Store:
+    """Open the store of a home; its chain begins here if neither it nor an anchor is there. As `Store.open`."""
+    store = Store.open(where.store, where.durability, wait_ms, keys.chain_key(where), log_bytes)
     if not read_anchors(where.home):
         store.begin_chain()
     return store

@@ -2,8 +2,8 @@
 
 The earlier code is read from git and runs from a folder of its own, as this code does, in processes of their own. Each
 trains its four families in both arms on the same simulated market and serves them; each then takes the same closes, a
-few hundred at a time in turn. Measured in the process of the service, without HTTP: the fifteen base bars of a close are
-stored and folded, every model answers, fusion, risk, and the decision is durable.
+few hundred at a time in turn. Measured in the process of the service, without HTTP: the fifteen base bars of a close
+are stored and folded, every model answers, fusion, risk, and the decision is durable.
 
 Run: python -m benchmarks.evidence earlier
 """

@@ -45,7 +45,8 @@ minutes, with the least and the most of its minutes.""",
 Both releases from their source, on this machine, in turn: {ROUNDS} rounds of {CLOSES} closes each. Each trains its four
 families in both arms on the same simulated market, with as many trees, layers and states, and decides in a process of
 its own, without HTTP; one symbol, durable. A closing bar is what the service folds at a close, without a book; all
-columns are features and signals of one live bar with book and context. In brackets the least and the most of a round.""",
+columns are features and signals of one live bar with book and context. In brackets the least and the most of a
+round.""",
 }
 TARGETS = {
     "CPU of the decision worker, % of a core": "at most 70",

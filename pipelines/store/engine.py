@@ -123,10 +123,8 @@ class Database:
 # ---- connections ----------------------------------------------------------------------------------------------------
 
 
-def connect_engine(
-    url: str, durability: str, wait_ms: int = FLOW_WAIT_MS, log_bytes: int = LOG_BYTES
-) -> Engine:  # fmt: skip
-    """Return an engine for `url`, waiting `wait_ms` for locks; arguments as of `Database.open`. Raises BadValues for a SQLite database in memory."""
+def connect_engine(url: str, durability: str, wait_ms: int = FLOW_WAIT_MS, log_bytes: int = LOG_BYTES) -> Engine:
+    """Return an engine for `url`; arguments as of `Database.open`. Raises BadValues for a SQLite database in memory."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         if not parsed.database or parsed.database == ":memory:":
@@ -162,7 +160,7 @@ def _tune_sqlite(engine: Engine, durability: str, wait_ms: int, log_bytes: int) 
             f"page_size={PAGE_BYTES}",  # before the log: a file that exists keeps its own
             "journal_mode=WAL",
             f"synchronous={synchronous}",
-            f"journal_size_limit={LOG_BYTES}",  # a log that begins again is cut to it, so that its size says what is new
+            f"journal_size_limit={LOG_BYTES}",  # a log that begins again is cut to it: `copy_log` reads its size
             "foreign_keys=ON",
         ):
             connection.execute(f"PRAGMA {pragma}")

@@ -44,25 +44,28 @@ class OpenBars:
 class RecentBars:
     """Hold the newest RETAINED_BARS bars as views of rows written once: a new bar copies only its own row."""
 
-    def __init__(self, history: History) -> None:
-        """Copy the newest bars of the history."""
-        self._begin(history)
+    def __init__(self, history: History, spare: int = SPARE_BARS) -> None:
+        """Copy the newest bars of the history.
+
+        spare  bars until the first buffer is full: symbols that close together should not copy together
+        """
+        self._begin(history, spare)
 
     def with_bar(self, bar: Floats, features: Floats, signals: Floats, levels: Floats, context: Floats) -> History:
         """Return the newest bars, this one the last; earlier results stay unchanged."""
-        if self._end == RETAINED_BARS + SPARE_BARS:
-            self._begin(self._view())
+        if self._end == len(self._rows.bars):
+            self._begin(self._view(), SPARE_BARS)
         at, rows = self._end, self._rows
         rows.bars[at], rows.features[at], rows.signals[at] = bar, features, signals
         rows.levels[at], rows.context[at] = levels, context
         self._end += 1
         return self._view()
 
-    def _begin(self, history: History) -> None:
-        """Copy the newest bars into a new buffer."""
+    def _begin(self, history: History, spare: int) -> None:
+        """Copy the newest bars into a new buffer, with room for `spare` more than are retained."""
         newest = [getattr(history, part.name)[-RETAINED_BARS:] for part in fields(History)]
         self._end = len(newest[0])
-        rooms = [np.empty((RETAINED_BARS + SPARE_BARS, *rows.shape[1:])) for rows in newest]
+        rooms = [np.empty((RETAINED_BARS + spare, *rows.shape[1:])) for rows in newest]
         for room, rows in zip(rooms, newest, strict=True):
             room[: self._end] = rows
         self._rows = History(*rooms)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from zlib import crc32
 
 import numpy as np
 
@@ -45,7 +46,7 @@ from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import Events, events
 from pipelines.store import HeldBar, packed, unpacked
 from pipelines.warm_start import WarmStart
-from serving.state.recent_bars import OpenBars, RecentBars
+from serving.state.recent_bars import SPARE_BARS, OpenBars, RecentBars
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class Symbol:
         self.last_open_time = warm.last_open_time
         self._open, self._ages = OpenBars(warm.tail), ages_of(warm.series)
         self._features, self._signals = warm.feature_state.copy(), warm.signal_state.copy()
-        self._recent = RecentBars(warm.history)
+        self._recent = RecentBars(warm.history, spare=1 + crc32(warm.symbol.encode()) % SPARE_BARS)
         self.history = warm.history  # the newest closed bars, input of models over many bars; the last is `closed`
         self.books, self.feed = warm.books, warm.feed
         self.closed = _newest(warm.history, self.grid)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import evidence, open_loop, results, serving_load, serving_page
+from benchmarks import earlier, evidence, open_loop, results, serving_load, serving_page
 from benchmarks.arms import serve_arms
 from benchmarks.open_loop import CLOSE, DECIDE, DUE, LATE, Close, Load, Outcomes, closes_in_turn, paced
 from benchmarks.serving_load import CLIENT, PARENT, WORKER
@@ -198,7 +198,7 @@ def test_the_page_states_what_is_wanted_and_found_and_which_part_is_missing(tmp_
     results.write_page(page, tmp_path, serving_page.PARTS, serving_page.page_of)
     text = page.read_text()
     assert "| CPU of the decision worker, % of a core | at most 70 | 50 [50, 50] | 6 |" in text
-    assert "**Not run, or not to its end: isolation, soak.**" in text
+    assert "**Not run, or not to its end: isolation, soak, earlier.**" in text
     assert "The first faults: decide was refused" in text
     soak = serving_load.soak_figures(times, samples_of(361), 3600.0, 10.0, 16)
     windows = [{"condition": name, "p50_ms": 1.0, "p99_ms": 1.0, "closes": 1, "due": 1, "done": 1, "served": 1}
@@ -206,3 +206,18 @@ def test_the_page_states_what_is_wanted_and_found_and_which_part_is_missing(tmp_
     load = load_on(Service())
     known = {*figures, *soak, *serving_load.isolation_figures(windows, 1.0), *serving_load.counts(load)}
     assert set(serving_page.TARGETS) <= known
+
+
+def test_two_releases_in_turn_are_compared_round_by_round():
+    def side(ms):
+        return {
+            "closes": [{"s": [[ms * 1e-3, k * ms * 1e-3]] * 50} for k in (1, 3)],
+            "bars": [{"close_s": [ms * 1e-6] * 50, "fold_s": [ms * 1e-6] * 50} for _ in range(2)],
+        }
+
+    found = earlier.figures([{"release": "0.13.0", "found": {"earlier": side(4.0), "now": side(2.0)}}])
+    assert found["a close observed and decided, now, p50, ms"] == {"value": 6.0, "low": 4.0, "high": 8.0, "n": 100}
+    assert found["a close decided, 0.13.0, p99, ms"]["high"] == pytest.approx(12.0)
+    assert found["all columns of a bar, CPU, now, p50, µs"]["value"] == pytest.approx(2.0)
+    wanted = {name for name in serving_page.TARGETS if name.endswith("/ 0.13.0")}
+    assert {found[name]["value"] for name in wanted} == {0.5}  # every target names a figure

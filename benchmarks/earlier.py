@@ -17,42 +17,28 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.fixture import RECORDED
-from benchmarks.four_families import SHORTER
 from benchmarks.upgrade import check_out, environment_of, install_missing, run_python
 from pipelines.compiled import cache_dir
 from pipelines.contracts import Floats, JsonObject
 from pipelines.settings import ROOT
 
-EARLIER = "c06b7184"  # the last commit whose service decides symbol by symbol and whose trees run in ONNX Runtime
+EARLIER = "d9adf560"  # the service of 0.13.0, which decides symbol by symbol, with the benchmarks that measure it
 CASES = ("in turn",)
 ROUNDS, CLOSES, WARM = 3, 600, 12  # closes of a round that are timed, and those before them, which load code
 SIDES = ("earlier", "now")
 
-# Both codes read these; what differs between them is stated by `side`.
+# Both releases run the same three pieces.
 MAKE = """
-import contextlib, json, sys
-from datetime import UTC, datetime
+import sys
 from pathlib import Path
 from pipelines.bootstrap import bootstrap
 bootstrap()
 import numpy as np
-from benchmarks import four_families as made
-from pipelines.settings import Settings
-side, into = sys.argv[1], Path(sys.argv[2])
-into.mkdir()
-made.SHORTER = json.loads(sys.argv[3])
-if side == "now":
-    at = made.four_families(False)
-    made.of_symbols(at, (at.params.simulator.symbol,), into / "home")
-else:
-    from benchmarks.fixture import put_on_ledger
-    from serving.service.home_store import open_store
-    at = made.four_families(into)
-    arms = json.loads((at.home / "serving" / "generation.json").read_text())["families"]
-    with contextlib.closing(open_store(Settings(home=at.home, store_url=""))) as store:
-        put_on_ledger(store, arms, datetime.now(UTC))
+from benchmarks.four_families import four_families, of_symbols
+into = Path(sys.argv[1])
+at = four_families(False)
+of_symbols(at, (at.params.simulator.symbol,), into / "home")
 np.save(into / "live.npy", at.live)
-(into / "warm.json").write_text(json.dumps(at.warm))
 """
 DECIDE = """
 import asyncio, json, sys
@@ -107,8 +93,8 @@ into = Path(sys.argv[1])
 window, single = everything_live(market(False)[0])
 window()
 alone = [single(i) for _ in range(4) for i in range(WINDOW)]
-warm = json.loads((into / "warm.json").read_text())
-symbol, took = Symbol(read_warm_start(Path(warm["path"]), warm["digest"])), []
+(warm,) = (into / "home" / "serving" / "warm").iterdir()
+symbol, took = Symbol(read_warm_start(warm, warm.name)), []
 for bar in resample(np.load(into / "live.npy"), Grid("1m"), Grid("15m")):
     began = perf_counter()
     symbol.on_bar(bar)
@@ -133,12 +119,12 @@ def in_turn(case: str) -> JsonObject:
         env["now"] |= {"PYTHONPATH": str(ROOT), "BELLWETHER_KERNEL_CACHE": str(cache_dir())}
 
         def run(side: str, code: str, *words: str) -> str:
-            """Run code of one side; return the last line that it printed."""
-            return run_python(trees[side], env[side], code, *words).strip().splitlines()[-1]
+            """Run code of one side; return the last line that it printed, if it printed any."""
+            return run_python(trees[side], env[side], code, *words).strip().rpartition("\n")[2]
 
         for side in SIDES:
             _say(f"{side}: training four families in both arms")
-            run_python(trees[side], env[side], MAKE, side, str(into[side]), json.dumps(SHORTER))
+            run(side, MAKE, str(into[side]))
         found: dict[str, dict[str, list[object]]] = {side: {"closes": [], "bars": []} for side in SIDES}
         for i in range(ROUNDS):
             for side in SIDES:

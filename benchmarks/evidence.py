@@ -406,6 +406,7 @@ def main() -> None:
             ("ab-live", ab_live_page.PARTS, ab_live_page.live_page),
             ("standing-arms", ("standing_arms",), standing_arms.page_of),
             ("serving", serving_page.PARTS, serving_page.page_of),
+            ("soak", serving_page.SOAK, serving_page.soak_page),
             ("tool-databases", ("tool_databases",), tool_databases.page_of),
             ("ledger-size", ledger_size_page.PARTS, ledger_size_page.page_of),
             ("workers", ("workers",), workers.page_of),

@@ -1,4 +1,4 @@
-"""The page of the decision service under load: one table a part, with what is wanted and what was found."""
+"""The pages of the decision service under load: one table a part, with what is wanted and what was found."""
 
 from collections.abc import Sequence
 from textwrap import fill
@@ -8,7 +8,7 @@ from benchmarks.results import machines, table
 from benchmarks.serving_load import BATCH, CAPACITY_S, IN_TURN, SHARE, SOAK_SHARE, WINDOW_S, WINDOWS
 from pipelines.contracts import JsonObject
 
-PARTS = ("hundred_symbols", "isolation", "soak", "earlier")
+PARTS, SOAK = ("hundred_symbols", "isolation", "earlier"), ("soak",)
 TITLES = {
     "hundred_symbols": "A hundred symbols on one process",
     "isolation": "Isolation from swaps and from a retrain",
@@ -66,16 +66,26 @@ TARGETS = {
 
 def page_of(found: JsonObject, incomplete: Sequence[str]) -> str:
     """Return the page of what was stored; `incomplete` names the parts that were not run to their end."""
+    return _page("The decision service under load", PARTS, found, incomplete)
+
+
+def soak_page(found: JsonObject, incomplete: Sequence[str]) -> str:
+    """Return the page of the hour's soak, as `page_of`: it takes an hour, so it may be of an earlier day."""
+    return _page("The decision service for an hour", SOAK, found, incomplete)
+
+
+def _page(title: str, parts: Sequence[str], found: JsonObject, incomplete: Sequence[str]) -> str:
+    """Return a page of these parts, as `page_of`."""
     blocks = [
-        "# The decision service under load",
+        f"# {title}",
         "Made by `python -m benchmarks.evidence --write` from what `python -m benchmarks.evidence "
-        f"{' '.join(PARTS)}` stored; nothing here was typed in.",
+        f"{' '.join(parts)}` stored; nothing here was typed in.",
         *machines(found),
         ALL.replace("\n", " "),
     ]
     if incomplete:
         blocks.append(f"**Not run, or not to its end: {', '.join(incomplete)}.**")
-    for name in [name for name in PARTS if name in found]:
+    for name in [name for name in parts if name in found]:
         blocks += [f"## {TITLES[name]}", TEXTS[name].replace("\n", " ")]
         rows = [
             [figure, TARGETS.get(figure, ""), shown(e), f"{e['n']:,}"] for figure, e in found[name]["figures"].items()

@@ -198,7 +198,7 @@ def test_the_page_states_what_is_wanted_and_found_and_which_part_is_missing(tmp_
     results.write_page(page, tmp_path, serving_page.PARTS, serving_page.page_of)
     text = page.read_text()
     assert "| CPU of the decision worker, % of a core | at most 70 | 50 [50, 50] | 6 |" in text
-    assert "**Not run, or not to its end: isolation, soak, earlier.**" in text
+    assert "**Not run, or not to its end: isolation, earlier.**" in text
     assert "The first faults: decide was refused" in text
     soak = serving_load.soak_figures(times, samples_of(361), 3600.0, 10.0, 16)
     windows = [{"condition": name, "p50_ms": 1.0, "p99_ms": 1.0, "closes": 1, "due": 1, "done": 1, "served": 1}

@@ -63,7 +63,7 @@ def body(rows):
     return json.dumps({"symbol": name, "bars": bars})
 sent = [body(rows) for rows in groups]
 async def decided():
-    engine, took = DecisionEngine(Settings(home=into / "home", store_url=""), params), []
+    engine, took, answers = DecisionEngine(Settings(home=into / "home", store_url=""), params), [], []
     await engine.start()
     for one in sent:
         began = perf_counter()
@@ -71,11 +71,11 @@ async def decided():
         between = perf_counter()
         (made,) = await engine.decider.decide([name])
         took.append((between - began, perf_counter() - between))
-        answered = [answer for arms in made.models.values() for answer in arms.values()]
+        answers.append(sum(answer.status == "OK" for arms in made.models.values() for answer in arms.values()))
     await engine.stop()
-    return took, sorted({answer.reason or "OK" for answer in answered}), len(answered)
-took, reasons, answers = asyncio.run(decided())
-print(json.dumps({"s": took, "reasons": reasons, "answers": answers}))
+    return took, answers
+took, answers = asyncio.run(decided())
+print(json.dumps({"s": took, "answers": answers}))
 """
 BARS = """
 import json, sys
@@ -131,9 +131,9 @@ def in_turn(case: str) -> JsonObject:
                 _say(f"round {i + 1} of {ROUNDS}, {side}")
                 at = str(i * (WARM + CLOSES)), str(WARM + CLOSES)
                 closes = json.loads(run(side, DECIDE, str(into[side]), *at))
-                found[side]["closes"].append(closes | {"s": closes["s"][WARM:]})
+                found[side]["closes"].append({name: values[WARM:] for name, values in closes.items()})
                 found[side]["bars"].append(json.loads(run(side, BARS, str(into[side]))))
-        return {"release": release, "revision": EARLIER, "found": found}
+        return {"release": release, "found": found}
 
 
 def _say(text: str) -> None:
@@ -142,7 +142,9 @@ def _say(text: str) -> None:
 
 
 def figures(found: list[JsonObject]) -> dict[str, JsonObject]:
-    """Return p50 and p99 of both sides, in brackets the least and the most of a round, and the ratios now / earlier."""
+    """Return p50 and p99 of both sides, all rounds together, with the least and the most of a round; the median of the
+    rounds' ratios, now / earlier; and how many models answered a close, which has to be the same.
+    """
     made: dict[str, JsonObject] = {}
     for case in found:
         sides = {side: _of_side(case["found"][side]) for side in SIDES}
@@ -158,8 +160,13 @@ def figures(found: list[JsonObject]) -> dict[str, JsonObject]:
                     made[f"{what}, {label}, {name}, {unit}"] = {"value": value, "low": low, "high": high, "n": n}
                 ratios = [now / before for now, before in zip(each["now"], each["earlier"], strict=True)]
                 made[f"{what}, {name}: now / {case['release']}"] = {
-                    "value": whole["now"] / whole["earlier"], "low": min(ratios), "high": max(ratios), "n": ROUNDS,
+                    "value": float(np.median(ratios)), "low": min(ratios), "high": max(ratios), "n": len(ratios),
                 }  # fmt: skip
+        for side, label in (("earlier", case["release"]), ("now", "now")):
+            counts = np.concatenate([one["answers"] for one in case["found"][side]["closes"]])
+            made[f"answers of models a close, {label}, mean"] = {
+                "value": float(counts.mean()), "low": float(counts.min()), "high": float(counts.max()), "n": len(counts)
+            }  # fmt: skip
     return made
 
 

@@ -46,7 +46,7 @@ Both releases from their source, on this machine, in turn: {ROUNDS} rounds of {C
 families in both arms on the same simulated market, with as many trees, layers and states, and decides in a process of
 its own, without HTTP; one symbol, durable. A closing bar is what the service folds at a close, without a book; all
 columns are features and signals of one live bar with book and context. In brackets the least and the most of a
-round.""",
+round; a ratio is the median of those of the rounds.""",
 }
 TARGETS = {
     "CPU of the decision worker, % of a core": "at most 70",

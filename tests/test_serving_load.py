@@ -194,7 +194,7 @@ def compared():
 
     def side(ms):
         return {
-            "closes": [{"s": [[ms * 1e-3, k * ms * 1e-3]] * 50} for k in (1, 3)],
+            "closes": [{"s": [[ms * 1e-3, k * ms * 1e-3]] * 50, "answers": [6, 8] * 25} for k in (1, 3)],
             "bars": [{"close_s": [ms * 1e-6] * 50, "fold_s": [ms * 1e-6] * 50} for _ in range(2)],
         }
 
@@ -227,3 +227,4 @@ def test_two_releases_in_turn_are_compared_round_by_round():
     assert found["a close decided, 0.13.0, p99, ms"]["high"] == pytest.approx(12.0)
     assert found["all columns of a bar, CPU, now, p50, µs"]["value"] == pytest.approx(2.0)
     assert found["a close observed and decided, p99: now / 0.13.0"]["value"] == pytest.approx(0.5)
+    assert found["answers of models a close, now, mean"] == {"value": 7.0, "low": 6.0, "high": 8.0, "n": 100}

@@ -1,12 +1,18 @@
 """SQLite's write-ahead log: by whom it is copied into the file, and that it begins again."""
 
+import sqlite3
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 from support.records import DECISION
 
+from pipelines.settings import Settings
 from pipelines.store import DecisionRecord, Store, engine
+from serving.service.alarm_queue import AlarmQueue
+from serving.service.store_monitor import StoreMonitor
 
 
 def records(first, n):
@@ -30,7 +36,30 @@ def test_a_log_that_no_commit_copies_is_copied_during_a_write_and_begins_again(t
     store.copy_log()
     store.add_decisions(records(n, 1))
     assert log.stat().st_size == pytest.approx(limit, abs=2 * engine.PAGE_BYTES)  # cut, and written from its beginning
-    copied = file.stat().st_mtime_ns
-    store.copy_log()  # short enough
-    assert (file.stat().st_mtime_ns, store.count_decisions()[0]) == (copied, n + 1)
+    assert (store.log_is_long, store.count_decisions()[0]) == (False, n + 1)
+    store.close()
+
+
+def test_the_monitor_copies_a_long_log_alone_once_at_a_time_and_reports_what_fails(tmp_path, monkeypatch):
+    store = Store.open(f"sqlite:///{tmp_path / 'store.db'}", log_bytes=engine.COPIED_LOG_BYTES)
+    monitor = StoreMonitor(store, None, Settings(home=tmp_path), AlarmQueue())
+    began, may_end, copied = threading.Event(), threading.Event(), []
+
+    def copy_log():
+        copied.append(None)
+        began.set()
+        assert may_end.wait(30.0)
+        raise OperationalError("PRAGMA", {}, sqlite3.OperationalError("disk I/O error"))
+
+    monkeypatch.setattr(store, "copy_log", copy_log)
+    monitor.start_log_copy()
+    assert copied == []  # the log is short
+    monkeypatch.setattr(engine, "LOG_BYTES", 0)
+    monitor.start_log_copy()
+    assert began.wait(30.0)
+    monitor.start_log_copy()
+    assert (len(copied), monitor.fault) == (1, None)
+    may_end.set()
+    monitor._copying.join(30.0)
+    assert "disk I/O error" in monitor.fault
     store.close()

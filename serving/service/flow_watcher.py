@@ -80,8 +80,8 @@ class FlowWatcher:
         self._clock.check(utc_now())
         self._store_monitor.check_disk()
         await self._executor.run(self._store_monitor.next_check())
-        await self._executor.run_long(self._store.copy_log)
         self._store_monitor.start_page_check()
+        self._store_monitor.start_log_copy()
         await self._follow_generation()
         await self._live.follow_corrections()
         if self._breakers.retry_writes():  # refused before: a fault only if it is refused again

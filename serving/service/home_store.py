@@ -12,7 +12,7 @@ ANCHOR_FILE = "chain_anchors.jsonl"  # under the home: one anchor a line, oldest
 
 
 def open_store(where: Settings, wait_ms: int = FLOW_WAIT_MS, log_bytes: int = LOG_BYTES) -> Store:
-    """Open the store of a home; its chain begins here if neither it nor an anchor is there. As `Store.open`."""
+    """Open the store of a home; its chain begins here if neither it nor an anchor is there. Raises as `Store.open`."""
     store = Store.open(where.store, where.durability, wait_ms, keys.chain_key(where), log_bytes)
     if not read_anchors(where.home):
         store.begin_chain()

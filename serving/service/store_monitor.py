@@ -9,7 +9,7 @@ from pipelines import disk
 from pipelines.contracts import DAY_S
 from pipelines.errors import ServiceDown
 from pipelines.settings import Settings
-from pipelines.store import PageCheck, Store
+from pipelines.store import PageCheck, Store, StoreFault
 from serving.service.alarm_queue import AlarmQueue
 from serving.service.system_clock import steady_s, utc_now
 from serving.state.tiers import TierStore
@@ -31,6 +31,7 @@ class StoreMonitor:
         self.damage: str | None = None  # what the last check of the pages found
         self.disk = disk.DiskState("ok", 0, "not checked yet")
         self._page_check: PageCheck | None = None  # the check that runs now
+        self._copying: threading.Thread | None = None  # that copies the log, or did last
         self._checked_at_s: float | None = None  # steady time at which the last check of the pages ended
 
     def report(self, error: BaseException) -> None:
@@ -85,6 +86,19 @@ class StoreMonitor:
         elif self.damage is not None:
             self._alarms.close_alarm("store_damaged", f"{SUBJECT}whole again", SUBJECT)
         self.damage, self._checked_at_s, self._page_check = damage, steady_s(), None
+
+    def start_log_copy(self) -> None:
+        """Copy a long log of the store in a thread, unless one does so now; no call, no writer and no poll waits."""
+        if self._store.log_is_long and (self._copying is None or not self._copying.is_alive()):
+            self._copying = threading.Thread(target=self._copy_log, name="log", daemon=True)
+            self._copying.start()
+
+    def _copy_log(self) -> None:
+        """Copy the log; a fault means that the file cannot be written."""
+        try:
+            self._store.copy_log()
+        except StoreFault as error:
+            self.report(error)
 
     @property
     def page_state(self) -> str:

@@ -19,7 +19,7 @@ SECONDS = 30.0
 
 
 class Navigated(Exception):
-    """Raise where the page was left while an expression ran in it."""
+    """Signal that the page was left while an expression ran in it."""
 
 
 class Page:

@@ -134,9 +134,17 @@ def holder() -> str:
 
 
 def is_gone(holder: str) -> bool:
-    """Return whether this holder ran on this machine and has ended; it cannot release its leases any more."""
+    """Return whether this holder ran on this machine and has ended; it cannot release its leases any more.
+
+    One that was killed has ended before its parent takes note; where the parent was killed too, perhaps nobody does.
+    """
     host, _, pid = holder.rpartition(":")
-    return host == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid))
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        return not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it ended between the two
+        return True
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Leases of dead processes are released, dead retrains restarted, faults isolated; without a server."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import time
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import psutil
 import pytest
 
+from bellwether.operations.feed import learning
 from flows import reconciler
 from flows.reconciler import is_behind_ledger, recover_dead_retrains, registry_answers
 from flows.support import promotion
@@ -41,6 +44,21 @@ def test_only_a_process_of_this_machine_that_has_ended_is_gone(dead):
     assert not is_gone(holder())
     assert not is_gone(f"elsewhere:{dead.rpartition(':')[2]}")
     assert not is_gone("somebody else")
+
+
+def test_a_killed_process_is_gone_before_its_parent_takes_note(installation):
+    killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    name = f"{socket.gethostname()}:{killed.pid}"
+    installation.store.acquire_lease("promotion", name, now(), timedelta(hours=1))
+    assert not is_gone(name)
+    assert learning(installation.store) == "a promotion runs"
+    killed.kill()
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is still listed
+    assert psutil.pid_exists(killed.pid)
+    assert is_gone(name)
+    assert learning(installation.store) is None
+    with hold_lease(installation, "promotion", timedelta(minutes=1), timeout_s=0.0):
+        killed.wait()
 
 
 def test_the_lease_of_the_dead_is_taken_at_once_and_that_of_the_living_is_not(installation, dead):

@@ -1,12 +1,14 @@
 """Feed, service and flows are each killed once while the market goes: no bar lost, no decision doubled, by itself."""
 
+import time
 from collections import Counter
+from dataclasses import dataclass, field
 
 import numpy as np
 import psutil
 import pytest
 import yaml
-from support.stack import until
+from support.stack import Stack, until
 
 from flows.support import processes
 from pipelines.contracts import OPEN_TIME, utc
@@ -36,24 +38,45 @@ def home(stack):
         stack.json("unfreeze", "retrain")
 
 
-def closes_since(running, first):
-    """Return how many decision bars of a symbol have closed since `first` (epoch s), of the one that is behind."""
-    newest = [running.store.newest_bar(symbol) or first for symbol in SYMBOLS]
-    return int((min(newest) - first) // STEP_S)
+@dataclass
+class Market:
+    """Follow the market of a home from `first` (epoch s) on, and remember how its feed was at each look."""
+
+    home: Stack
+    first: float
+    looks: Counter[str] = field(default_factory=Counter)
+
+    def closes(self) -> int:
+        """Return how many decision bars of a symbol have closed since `first`, of the one that is behind."""
+        feed = read_feed_state(self.home.settings.serving_dir)
+        self.looks[feed.condition(utc(time.time())) if feed else "no feed"] += 1
+        newest = [self.home.store.newest_bar(symbol) or self.first for symbol in SYMBOLS]
+        return int((min(newest) - self.first) // STEP_S)
+
+    def goes_on(self, closes, seconds, what):
+        """Wait for so many closes more. Fails with how the feed was meanwhile, and what the services logged last."""
+        begins, self.looks = self.closes(), Counter()
+        until(lambda: self.closes() >= begins + closes, seconds, what, lambda: self.seen(begins))
+
+    def seen(self, begins):
+        """Return what happened since the close number `begins`, in words."""
+        states = {name: found["state"] for name, found in processes.services(self.home.settings).items()}
+        running = [request for request in self.home.store.retrain_requests(last=20) if request.state == "running"]
+        facts = [f"{self.closes() - begins} closes came; the feed was: {dict(self.looks)}", f"services: {states}"]
+        facts += [f"running retrains: {running}", f"promotion: {self.home.store.lease('promotion')}"]
+        return "\n".join([*facts, *(processes.log_tail(self.home.settings, n) for n in ("feed", "decision", "flows"))])
 
 
 def test_each_is_killed_once_and_the_market_goes_on_by_itself(home):
     before = {symbol: home.store.newest_bar(symbol) for symbol in SYMBOLS}
-    first = min(before.values())
+    market = Market(home, min(before.values()))
     home.json("feed", "start")
-    until(lambda: closes_since(home, first) > 4, 60.0, "the feed to begin")
+    market.goes_on(5, 60.0, "the feed to begin")
     for name in ("feed", "decision", "flows"):
-        since = closes_since(home, first)
-        until(lambda since=since: closes_since(home, first) >= since + BETWEEN, 60.0, "the market to go on")
+        market.goes_on(BETWEEN, 60.0, f"the market to go on before {name} is killed")
         pid = processes.services(home.settings)[name]["pid"]
         psutil.Process(pid).kill()
-        killed_at = closes_since(home, first)
-        until(lambda at=killed_at: closes_since(home, first) > at + 8, 90.0, f"the market to go on without {name}")
+        market.goes_on(9, 90.0, f"the market to go on without {name}")
         until(
             lambda one=name, old=pid: (
                 (found := processes.services(home.settings)[one])["state"] == "up" and found["pid"] != old
@@ -61,8 +84,7 @@ def test_each_is_killed_once_and_the_market_goes_on_by_itself(home):
             120.0,
             f"{name} to be started again",
         )
-    last = closes_since(home, first)
-    until(lambda: closes_since(home, first) >= last + AFTER, 60.0, "the market to go on after all were killed")
+    market.goes_on(AFTER, 60.0, "the market to go on after all were killed")
     assert not home.json("feed", "stop")["wanted"]
     until(lambda: read_feed_state(home.settings.serving_dir).stopped, 10.0, "the feed to stop")
     for symbol in SYMBOLS:

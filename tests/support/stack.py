@@ -69,11 +69,12 @@ def environment(home: Path) -> dict[str, str]:
     return outside | kernels | own | {f"BELLWETHER_{name.upper()}": str(port) for name, port in ports}
 
 
-def until(holds: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Return the first true answer of `holds`. Fails after `seconds`, naming what was awaited."""
+def until(holds: Callable[[], Any], seconds: float, what: str, seen: Callable[[], str] | None = None) -> Any:
+    """Return the first true answer of `holds`. Fails after `seconds`, naming what was awaited and what was `seen`."""
     deadline = time.monotonic() + seconds
     while not (found := holds()):
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {seconds:.0f} s for {what}" + (f"\n{seen()}" if seen else ""))
         time.sleep(0.25)
     return found
 

@@ -22,7 +22,8 @@ def test_every_server_that_is_killed_is_started_again_by_itself_while_decisions_
     decision = stack.json("decide")  # goes on without registry, Prefect and Evidently
     assert decision["id"]
     assert set(decision["models"]) <= set(FAMILIES)
-    assert stack.json("status")["services"]["mlflow"]["state"] in ("down", "starting")
+    registry = stack.json("status")["services"]["mlflow"]  # on a busy machine it may be back before it is looked at
+    assert registry["state"] in ("down", "starting") or registry["pid"] != before["mlflow"]["pid"]
 
     def back() -> bool:
         now = processes.services(stack.settings)

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from flows.support.processes import is_alive
 from pipelines import versioning
 from pipelines.data.symbols import slug_of
 from pipelines.data.timeframes import Grid
@@ -141,10 +142,9 @@ def is_gone(holder: str) -> bool:
     host, _, pid = holder.rpartition(":")
     if host != socket.gethostname() or not pid.isdigit():
         return False
-    try:
-        return not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:  # it ended between the two
-        return True
+    with suppress(psutil.NoSuchProcess):
+        return not (psutil.pid_exists(int(pid)) and is_alive(psutil.Process(int(pid))))
+    return True  # it ended between the two
 
 
 @contextmanager

@@ -160,6 +160,18 @@ def test_bars_are_stored_as_sqlalchemy_would_store_them(store, url):
     assert repr(ours[1:]) == repr(theirs[1:])
 
 
+def test_decisions_are_stored_as_sqlalchemy_would_store_them(store, url):
+    """Rows of decisions go to SQLite's driver as they are, past SQLAlchemy."""
+    store.add_decisions([record("ours", event="fvg", as_of=T0.astimezone(timezone(HOUR)))])
+    with closing(Store.open(url)) as other, other.writing() as connection:
+        theirs = [dict(row) for row in connection.execute(sa.select(tables.decisions)).mappings()]
+        connection.execute(sa.insert(tables.decisions), [row | {"id": "theirs", "seq": 2} for row in theirs])
+        query = sa.text("SELECT * FROM decisions ORDER BY seq")
+        ours, theirs = (dict(row) for row in connection.execute(query).mappings())
+    assert ours | {"id": None, "seq": None} == theirs | {"id": None, "seq": None}
+    assert {name: type(value) for name, value in ours.items()} == {name: type(value) for name, value in theirs.items()}
+
+
 def test_sending_bars_again_changes_nothing_and_adds_only_what_is_new(store):
     store.add_bars(batch(3))
     assert store.add_bars(batch(3)) == 0

@@ -28,6 +28,7 @@ from pipelines.store.experiments import RUNNING, BlockScore, Experiment, Experim
 from pipelines.store.family_outcomes import FamilyOutcome, FamilyOutcomeStore
 from pipelines.store.home_files import HomeFile, HomeFileStore
 from pipelines.store.leases import Lease, LeaseStore
+from pipelines.store.marks import Marks, MarkStore
 from pipelines.store.parameters import ParameterStore
 from pipelines.store.promotions import NO_ARM, LedgerSlots, Promotion, PromotionStore
 from pipelines.store.retention import Retention
@@ -61,6 +62,7 @@ __all__ = [
     "Lease",
     "LedgerSlots",
     "Line",
+    "Marks",
     "PageCheck",
     "Promotion",
     "Quarantined",
@@ -99,6 +101,7 @@ class Store(
     RetrainQueue,
     LeaseStore,
     HomeFileStore,
+    MarkStore,
     BreakerStore,
     AlarmStore,
     ParameterStore,

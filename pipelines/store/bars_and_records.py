@@ -1,6 +1,6 @@
 """Observed bars, order books and context values. What was observed is never rewritten."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import repeat
@@ -15,12 +15,16 @@ from pipelines.errors import BadShape, BadTimes, BadValues
 from pipelines.migrations import tables as t
 from pipelines.store.codec import context_value, packed, padded, unpacked
 from pipelines.store.corrections import HeldBar, corrections_by, hold, opening_in, read_with, withdraw_held
-from pipelines.store.engine import LOOKUP, Database, known, lock_table
+from pipelines.store.engine import LOOKUP, Bind, Database, binds, insert_text, known, lock_table
 
 ADMISSION = "admission"  # who put a bar into quarantine, if no person did
 Row = tuple[object, ...]  # of the table of bars, as _COLUMNS
-BoundTime = Callable[[datetime], object]  # a time as the database's driver takes it
 _COLUMNS = tuple(column.name for column in t.bars.columns)
+# as text: SQLAlchemy would build and look up the statement for longer than SQLite reads
+_STORED = sa.text(
+    f"SELECT symbol, {', '.join(BAR_FIELDS)} FROM {t.bars.name} "
+    "WHERE symbol IN :symbols AND open_time BETWEEN :first AND :last"
+).bindparams(sa.bindparam("symbols", expanding=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +241,7 @@ def _fresh_bars(batches: Sequence[BarBatch], connection: Connection) -> list[lis
         for span, symbols in spans.items()  # bars that close together are one question
         for symbol, row in _stored_bars(connection, symbols, *span)
     }
-    as_bound = cast(BoundTime, t.UtcTime().dialect_impl(connection.dialect).bind_processor(connection.dialect))
+    as_bound = cast(Bind, dict(binds(t.bars, connection.dialect))["ingested_at"])
     fresh: list[list[Row]] = []
     for batch in batches:
         rows = _rows_of(batch, as_bound)
@@ -247,7 +251,7 @@ def _fresh_bars(batches: Sequence[BarBatch], connection: Connection) -> list[lis
     return fresh
 
 
-def _rows_of(batch: BarBatch, as_bound: BoundTime) -> list[Row]:
+def _rows_of(batch: BarBatch, as_bound: Bind) -> list[Row]:
     """Return the bars of a batch as rows that a driver takes, in the table's order of columns; None = not recorded."""
     bars = batch.bars.T.tolist()
     columns: dict[str, Iterable[object]] = {
@@ -269,11 +273,10 @@ def _is_fresh(symbol: str, bar: Floats, stored: Mapping[tuple[str, float], tuple
 
 def _insert_bars(rows: Sequence[Row], connection: Connection) -> None:
     """Insert rows of `_rows_of`; of many bars, SQLAlchemy binds values for longer than SQLite takes to write them."""
-    insert = sa.insert(t.bars)
     if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql(str(insert.compile(dialect=connection.dialect)), list(rows))
+        connection.exec_driver_sql(insert_text(t.bars, connection.dialect), list(rows))
     else:  # PostgreSQL's driver would send row by row
-        connection.execute(insert, [dict(zip(_COLUMNS, row, strict=True)) for row in rows])
+        connection.execute(sa.insert(t.bars), [dict(zip(_COLUMNS, row, strict=True)) for row in rows])
 
 
 def _stored_bars(
@@ -281,10 +284,8 @@ def _stored_bars(
 ) -> Iterator[tuple[str, tuple[float, ...]]]:
     """Yield (symbol, bar) of stored bars with first <= open_time <= last, in BAR_FIELDS order; NaN = not recorded."""
     for i in range(0, len(symbols), LOOKUP):
-        query = sa.select(t.bars.c.symbol, *(t.bars.c[name] for name in BAR_FIELDS)).where(
-            t.bars.c.symbol.in_(symbols[i : i + LOOKUP]), t.bars.c.open_time.between(first, last)
-        )
-        for symbol, *row in connection.execute(query):
+        span = {"symbols": symbols[i : i + LOOKUP], "first": first, "last": last}
+        for symbol, *row in connection.execute(_STORED, span):
             yield symbol, tuple(float("nan") if value is None else float(value) for value in row)
 
 

@@ -16,7 +16,7 @@ from pipelines.migrations import tables as t
 from pipelines.record_codec import DecisionRecord, Part, kind_of, message_of, part_digest, read_record, record_of
 from pipelines.store.chain_lines import chain_row
 from pipelines.store.codec import decision_of
-from pipelines.store.engine import LOOKUP, between, known, lock_row
+from pipelines.store.engine import LOOKUP, between, insert_rows, known, lock_row
 from pipelines.store.record_parts import RecordParts
 
 _IN_RECORD = {"payload": {}, "features": b"", "signals": b""}  # columns of rows before revision 0008
@@ -95,7 +95,7 @@ class DecisionStore(RecordParts):
                     {c: getattr(r.decision, c) for c in _DECISION_COLUMNS} | _IN_RECORD | {"record": record, "seq": seq}
                     for r, record, seq in zip(records, _deflated([m for _, m in messages], parts), numbers, strict=True)
                 ]
-                connection.execute(sa.insert(t.decisions), rows)
+                insert_rows(connection, t.decisions, rows)
                 self._numbering = connection.get_transaction(), numbers[-1]
         except IntegrityError as error:
             raise StoredAlready("a decision with this id is stored already; ids are never reused") from error

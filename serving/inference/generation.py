@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines.contracts import JsonObject
@@ -226,7 +227,7 @@ def write_atomically(file: Path, content: object) -> None:
     """Replace `file` by `content` as JSON, durable on return; a reader sees the old or the new file, whole."""
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     with draft.open("w") as handle:
-        json.dump(content, handle, indent=1)
+        handle.write(msgspec.json.format(json.dumps(content), indent=1))  # `json.dump` indents entry by entry
         handle.flush()
         os.fsync(handle.fileno())
     os.replace(draft, file)

@@ -40,6 +40,11 @@ class AlarmQueue:
         """Queue the end of a fault: its open alarms about `subject` are cleared, and `detail` is recorded."""
         self._add(QueuedAlarm(kind, "info", detail, subject, is_over=True))
 
+    @property
+    def waiting(self) -> int:
+        """Return how many alarms are not in the store yet."""
+        return len(self._waiting)
+
     def flush(self, store: Store) -> None:
         """Write what waits, oldest first. An alarm that the store refuses stays in the queue; the error is raised."""
         while self._waiting:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from pipelines.params import Params
-from pipelines.store import Store
+from pipelines.store import Marks, Store
 from serving.risk.breaker_monitor import BreakerMonitor, account_inputs, bar_inputs, fill_inputs
 from serving.risk.breakers import ACCOUNT_MISMATCH, BreakerInputs
 from serving.service import metrics
@@ -34,6 +34,7 @@ class BreakerWatch:
         self._store, self._executor, self._account, self._alarms = store, executor, account, alarms
         self._evaluated: dict[str, float] = {}  # symbol → close of the newest bar evaluated, epoch s
         self._fills_evaluated = False  # those of a process before this one
+        self._trips: object = None  # mark of the trips that were taken over last
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,14 +78,20 @@ class BreakerWatch:
         if not self._fills_evaluated:
             await self.evaluate_fills()
 
-    async def follow_store(self) -> None:
-        """Take over trips and resets that others wrote, and count losses from the resets on."""
+    async def follow_store(self, marks: Marks) -> None:
+        """Take over trips and resets that others wrote, and count losses from the resets on.
+
+        marks  of the store; what was taken over is not read again before they move
+        """
+        if marks.trips == self._trips:
+            return
         confirmed = self._monitor.confirmed_writes()
         trips = await self._executor.run(self._store.breaker_trips, tripped_only=False)
         for name, reason in self._monitor.sync(trips, confirmed).items():
             self._raise_tripped(name, reason)
         for trip in trips:
             self._account.apply_reset(trip)
+        self._trips = marks.trips
 
     def retry_writes(self) -> bool:
         """Hand trips that the store refused to the ledger again; return whether there were any."""

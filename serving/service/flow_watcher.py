@@ -5,7 +5,7 @@ import logging
 import time
 
 from pipelines.errors import ServiceDown
-from pipelines.store import Store, StoreFault
+from pipelines.store import Marks, Store, StoreFault
 from serving.inference.model_client import ModelClient
 from serving.inference.model_slots import ModelSlots, Snapshot
 from serving.service import metrics
@@ -59,6 +59,7 @@ class FlowWatcher:
         self._alarms, self._fills, self._level, self._gauges = alarms, fills, level, gauges
         self._level_fault: str | None = None  # why the counts of the service level could not be written last
         self._loaded: Snapshot | None = None  # a generation that is loaded and not served yet
+        self._learned: object = None  # mark of the outcomes that were learned from last
 
     async def poll(self) -> None:
         """Follow everything once; whatever fails, tiers follow what is known and alarms go out."""
@@ -70,7 +71,8 @@ class FlowWatcher:
             self._tiers.poll(utc_now())
             try:
                 await self._tiers.save()
-                await self._executor.run(self._alarms.flush, self._store)
+                if self._alarms.waiting:
+                    await self._executor.run(self._alarms.flush, self._store)
             except (StoreFault, ServiceDown) as error:
                 self._store_monitor.report(error)
             await self.save_level()
@@ -79,16 +81,16 @@ class FlowWatcher:
         """Check clock, disk and store, then follow the generation, the store and the model service."""
         self._clock.check(utc_now())
         self._store_monitor.check_disk()
-        await self._executor.run(self._store_monitor.next_check())
+        marks = await self._executor.run(self._store_monitor.check, self._weights.since)
         self._store_monitor.start_page_check()
         self._store_monitor.start_log_copy()
         await self._follow_generation()
-        await self._live.follow_corrections()
+        await self._live.follow_corrections(marks)
         if self._breakers.retry_writes():  # refused before: a fault only if it is refused again
             await wait_for_write(self._ledger, self._breakers.writes_done())
         await self._memory.find_late(self._live.symbols)
-        await self._breakers.follow_store()
-        await self._follow_outcomes()
+        await self._breakers.follow_store(marks)
+        await self._follow_outcomes(marks)
         await self._breakers.evaluate_earlier_fills()
         await self._gauges.follow()
         if self._model_client is not None:
@@ -119,14 +121,15 @@ class FlowWatcher:
                 log.error("the counts of the service level cannot be written: %s; the next poll tries again", error)
             self._level_fault = str(error)
 
-    async def _follow_outcomes(self) -> None:
+    async def _follow_outcomes(self, marks: Marks) -> None:
         """Learn from new outcomes, book those of open positions, and evaluate the losses."""
-        resolved = await self._executor.run_long(self._store.resolved, None, None, self._weights.since)
-        if self._store_monitor.disk.level != "stop":  # learnt from the store once there is room again
+        if marks.outcomes != self._learned and self._store_monitor.disk.level != "stop":  # learnt once there is room
+            resolved = await self._executor.run_long(self._store.resolved, None, None, self._weights.since)
             try:
                 await asyncio.to_thread(self._weights.update, resolved)
             except OSError as error:
                 raise ServiceDown(f"{ONLINE_WEIGHTS_FILE} cannot be written: {error}. Make room on the disk") from error
+            self._learned = marks.outcomes
         if self._account.sizes:
             found = await self._executor.run_long(self._store.outcomes_of, list(self._account.sizes))
             for outcome in sorted(found, key=lambda one: one.resolved_at):

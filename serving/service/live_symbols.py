@@ -17,7 +17,7 @@ from pipelines.data.admission import CLOCK_SKEW
 from pipelines.errors import BellwetherError, ServiceDown, StateError
 from pipelines.families import DECISION_FAMILY
 from pipelines.settings import Settings
-from pipelines.store import DecisionRecord, Store
+from pipelines.store import DecisionRecord, Marks, Store
 from pipelines.warm_start import WarmStart, read_warm_start
 from serving.inference.generation import UNREADABLE
 from serving.inference.model_slots import ModelSlots, Snapshot
@@ -62,6 +62,7 @@ class LiveSymbols:
         self._store, self._executor, self._slots, self._tiers = store, executor, slots, tiers
         self._account, self._memory, self._alarms, self._level = account, memory, alarms, level
         self._refused: set[str] = set()  # symbols with an open alarm for their warm start
+        self._corrections = 0  # mark of the corrections that every live symbol was folded with
         # one at a time: CPython 3.11 counts the depth of what it parses for all threads together, and NumPy parses the
         # header of each array; two at once ended with `SystemError: AST constructor recursion depth mismatch`
         self._reading = asyncio.Lock()
@@ -167,8 +168,13 @@ class LiveSymbols:
         await self._restore(self.symbols[name].warm, self._slots.snapshot)
         self._account.scenarios = await asyncio.to_thread(self._scenarios, dict(self.symbols))
 
-    async def follow_corrections(self) -> None:
-        """Fold every symbol again, from its warm start, whose observed bars were corrected since it was folded."""
+    async def follow_corrections(self, marks: Marks) -> None:
+        """Fold every symbol again, from its warm start, whose observed bars were corrected since it was folded.
+
+        marks  of the store; what was followed to the end is not read again before they move
+        """
+        if marks.corrections == self._corrections:
+            return
         newest = await self._executor.run(self._store.newest_corrections)
         for name, at in newest.items():
             symbol = self.symbols.get(name)
@@ -177,6 +183,7 @@ class LiveSymbols:
             async with self.locks[name]:
                 await self._restore_again(name)
             log.warning("%s: bars were corrected; folded again with the reading of %s", name, at.isoformat())
+        self._corrections = marks.corrections
 
     def _clock_of(self, warm: WarmStart) -> Clock:
         """Return the clock a warm start names; one of release 0.5 names none, then its data's manifest may say it."""

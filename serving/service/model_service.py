@@ -89,7 +89,8 @@ class ModelService:
             await asyncio.to_thread(self._slots.refresh)
         finally:
             try:
-                await self._executor.run(self._alarms.flush, self._store)
+                if self._alarms.waiting:
+                    await self._executor.run(self._alarms.flush, self._store)
             except (StoreFault, ServiceDown, OSError) as error:  # predictions need no store; alarms wait for it
                 log.warning("alarms wait for the store: %s", error)
 

@@ -2,14 +2,13 @@
 
 import logging
 import threading
-from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from pipelines import disk
 from pipelines.contracts import DAY_S
 from pipelines.errors import ServiceDown
 from pipelines.settings import Settings
-from pipelines.store import PageCheck, Store, StoreFault
+from pipelines.store import Marks, PageCheck, Store, StoreFault
 from serving.service.alarm_queue import AlarmQueue
 from serving.service.system_clock import steady_s, utc_now
 from serving.state.tiers import TierStore
@@ -48,9 +47,11 @@ class StoreMonitor:
         if self.fault is not None:
             raise ServiceDown(self.fault)
 
-    def next_check(self) -> Callable[[], None]:
-        """Return the test the poll runs in a thread: whether a write could begin; after a fault, a real write."""
-        return self._store.check_writable if self.fault is None else self._probe
+    def check(self, since: datetime | None) -> Marks:
+        """Return the marks of the store, as `Store.marks`: a write could begin. After a fault, one is made first."""
+        if self.fault is not None:
+            self._probe()
+        return self._store.marks(since)
 
     def _probe(self) -> None:
         """Write a lease and the unsaved tiers, then clear the fault: a full disk refuses only real writes."""

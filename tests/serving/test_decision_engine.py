@@ -273,13 +273,13 @@ def test_an_alarm_that_the_store_refuses_waits_for_the_next_flush(store, monkeyp
 def test_a_fault_of_the_store_refuses_writes_until_a_real_write_succeeds(store, tmp_path):
     tiers = TierStore(tmp_path / "tiers.json", load_params().tiers)
     monitor = StoreMonitor(store, tiers, Settings(home=tmp_path), AlarmQueue())
-    monitor.next_check()()
+    monitor.check(None)
     monitor.report(OSError("full"))
     with pytest.raises(ServiceDown, match="store not writable"):
         monitor.refuse_writes()
     monitor.report(ServiceDown(monitor.fault))  # a call refused because of it: no new fault
     assert monitor.fault == "store not writable (OSError: full)"
-    monitor.next_check()()
+    monitor.check(None)
     monitor.refuse_writes()
     monitor.check_disk()
     assert monitor.disk.free_bytes > 0

@@ -75,12 +75,12 @@ def test_a_service_waits_half_a_second_for_a_lock_and_a_flow_half_a_minute(tmp_p
     assert (SERVICE_WAIT_MS, FLOW_WAIT_MS) == (500, 30_000)
     url = f"sqlite:///{tmp_path / 'store.db'}"
     with closing(Store.open(url, wait_ms=SERVICE_WAIT_MS)) as store, locked(tmp_path):
-        for call in (store.check_writable, lambda: store.trip("x", None, "y")):
+        for call in (lambda: store.marks(None), lambda: store.trip("x", None, "y")):
             with pytest.raises(OperationalError, match="locked"):
                 call()
         began = time.monotonic()
         with pytest.raises(OperationalError):
-            store.check_writable()
+            store.marks(None)
         assert time.monotonic() - began < 1.0
 
 

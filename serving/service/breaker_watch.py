@@ -34,7 +34,7 @@ class BreakerWatch:
         self._store, self._executor, self._account, self._alarms = store, executor, account, alarms
         self._evaluated: dict[str, float] = {}  # symbol → close of the newest bar evaluated, epoch s
         self._fills_evaluated = False  # those of a process before this one
-        self._trips: object = None  # mark of the trips that were taken over last
+        self._trips: tuple[int, int] | None = None  # mark of the trips that were taken over last
 
     @property
     def names(self) -> tuple[str, ...]:

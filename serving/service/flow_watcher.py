@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from datetime import datetime
 
 from pipelines.errors import ServiceDown
 from pipelines.store import Marks, Store, StoreFault
@@ -59,7 +60,7 @@ class FlowWatcher:
         self._alarms, self._fills, self._level, self._gauges = alarms, fills, level, gauges
         self._level_fault: str | None = None  # why the counts of the service level could not be written last
         self._loaded: Snapshot | None = None  # a generation that is loaded and not served yet
-        self._learned: object = None  # mark of the outcomes that were learned from last
+        self._learned: tuple[datetime | None, int] | None = None  # mark of the outcomes that were learned from last
 
     async def poll(self) -> None:
         """Follow everything once; whatever fails, tiers follow what is known and alarms go out."""

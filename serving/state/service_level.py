@@ -17,12 +17,11 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import lru_cache
 from math import inf
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pipelines.contracts import DAY_S, JsonObject, utc
+from pipelines.contracts import JsonObject, utc
 from serving.inference.generation import write_atomically
 
 SERVICE_LEVEL_FILE = "service_level.json"
@@ -89,12 +88,6 @@ def _read(file: Path) -> Any:
     except (FileNotFoundError, ValueError, TypeError, AttributeError, KeyError):
         return {"days": {}, "newest": {}, "waiting": {}}
     return {"days": days, "newest": newest, "waiting": waiting}
-
-
-@lru_cache(maxsize=2)
-def _day_of(number: int) -> str:
-    """Return the name of a day (UTC) by its number since 1970."""
-    return f"{utc(number * DAY_S):%F}"
 
 
 class ServiceLevel:
@@ -166,7 +159,7 @@ class ServiceLevel:
         """Add to the counts of the day; days out of every window go."""
         if not n:
             return
-        day = _day_of(int(at // DAY_S))
+        day = f"{utc(at):%F}"
         if day not in self._days:
             oldest = f"{utc(at) - timedelta(days=max(WINDOWS.values())):%F}"
             kept = {name: counts for name, counts in self._days.items() if name > oldest}

@@ -278,9 +278,6 @@ def _by_class(values: Floats, classes: tuple[str, ...]) -> list[Probabilities]:
 
 def _plain(values: Floats) -> list[Any]:
     """Return an array (n,) or (n, classes) as plain numbers; None = not finite."""
-    if len(values) == 1:  # of one symbol: sooner without arrays
-        row = [finite_or_none(value) for value in values.ravel().tolist()]
-        return row if values.ndim == 1 else [row]
     finite = np.isfinite(values)
     if finite.all():
         return list(values.tolist())

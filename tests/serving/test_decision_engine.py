@@ -4,21 +4,22 @@ import asyncio
 import json
 import time
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
+from sqlalchemy.exc import OperationalError
 from support.decision_service import AT, as_json
 from support.serving_fixture import SYMBOL, make_bundle, publish, slot_entry
 
 from benchmarks.fixture import serve_arms
 from pipelines.clock import Clock
-from pipelines.contracts import OPEN_TIME
+from pipelines.contracts import CLOSE, HIGH, OPEN_TIME, Outcome
 from pipelines.data.timeframes import Grid
 from pipelines.errors import ClockJumped, InputError, ServiceDown, StoredAlready, UnknownName
 from pipelines.settings import Settings, load_params
-from pipelines.store import Store
+from pipelines.store import Change, Signed, Store
 from serving.service.alarm_queue import AlarmQueue, report_poll
 from serving.service.answers import BriefDecision, brief, decisions_answer
 from serving.service.decision_engine import DecisionEngine
@@ -149,6 +150,70 @@ def test_a_caller_that_goes_away_while_its_bars_are_written_leaves_store_and_liv
     store = Store.open(where.store)
     assert last_bar == store.bars(SYMBOL)[-1, OPEN_TIME] == stand.live[7, OPEN_TIME]
     store.close()
+
+
+# ---- what others write
+
+
+def corrected(store, decision):
+    bar = store.bars(SYMBOL)[0].copy()
+    bar[CLOSE] = bar[HIGH]
+    change = Change(bar[OPEN_TIME], MINUTES.next_close(bar[OPEN_TIME]), bar)
+    store.correct(SYMBOL, [change], Signed("ann", datetime.now(UTC), "the venue corrected it"))
+
+
+def resolved(store, decision):
+    now = datetime.now(UTC)
+    store.add_outcome(Outcome(decision.id, now, 1, "target", 10.0, 5.0, 5.0), now)
+
+
+def tripped(store, decision):
+    store.trip("emergency", datetime.now(UTC), "a test")
+
+
+@pytest.mark.parametrize(
+    ("write", "read"),
+    [(tripped, "breaker_trips"), (corrected, "newest_corrections"), (resolved, "resolved")],
+)
+def test_what_others_write_is_read_where_it_moved_and_again_where_reading_failed(
+    stand, where, monkeypatch, write, read
+):
+    real, reads, broken = getattr(Store, read), [], []
+
+    def counted(self, *args, **kwargs):
+        reads.append(read)
+        if broken:
+            raise broken.pop()
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Store, read, counted)
+
+    async def run():
+        async with started(where) as engine:
+            await engine._watcher.stop()  # polls from here on are those of this test
+
+            async def reads_of_a_poll():
+                reads.clear()
+                await engine._flows.poll()
+                return len(reads)
+
+            await engine.intake.observe(bars(stand, 0, 23))
+            (decision,) = await engine.decider.decide([SYMBOL])
+            await engine._flows.poll()
+            assert await reads_of_a_poll() == 0
+            with closing(Store.open(where.store)) as store:
+                write(store, decision)
+            broken.append(OperationalError("SELECT", None, Exception("gone")))
+            assert await reads_of_a_poll() == 1
+            assert "gone" in engine.store_monitor.fault
+            assert await reads_of_a_poll() > 0
+            assert engine.store_monitor.fault is None
+            await engine._flows.poll()  # an outcome that was learned from is looked at once more
+            assert await reads_of_a_poll() == 0
+            return engine.readiness.status()
+
+    status = asyncio.run(run())
+    assert ("emergency" in status["breakers"]) == (write is tripped)
 
 
 # ---- decisions that were reported as failed

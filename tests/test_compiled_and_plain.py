@@ -17,6 +17,7 @@ from pipelines.data.simulator.latent import DESIGN
 from pipelines.data.simulator.market_path import MarketPath
 from pipelines.features.catalog import FEATURES
 from pipelines.models import compiled_trees as compiled_trees_module
+from pipelines.models.calibration_and_novelty import Calibration, Novelty, combine, stacked
 from pipelines.models.compiled_trees import compiled_trees
 from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
@@ -81,6 +82,21 @@ def test_trees_are_the_same(monkeypatch):
         for from_rows in (len(rows) + 1, 0):
             monkeypatch.setattr(compiled_trees_module, "QUICK_SCORER_FROM", from_rows)
             assert_same(lambda trees=trees: [trees.probabilities(rows)])
+
+
+def test_calibration_and_novelty_are_the_same():
+    rng = np.random.default_rng(4)
+    raw, absent, lines = rng.random((2, 9, 3)), rng.random((9, 3)) < 0.3, [Calibration(1.1, 0.2, np.eye(2) / 9)] * 3
+    raw[:, 0], raw[1, 1], absent[2] = np.nan, np.nan, True
+    novelty, rows = Novelty(np.zeros(4), np.eye(4) + 0.1, 2.0), rng.normal(size=(9, 4))
+    rows[3, 1], rows[4, 2] = np.nan, np.inf
+
+    def run():
+        members, p, low = np.empty_like(raw), np.empty((9, 3)), np.empty((9, 3))
+        without = combine(raw, np.array([stacked(lines)] * 2), np.ones(2), absent, members, p, low)
+        return members, p, low, np.array(without), novelty.distance(rows)
+
+    assert_same(run)
 
 
 def test_minutes_of_the_simulator_are_the_same():

@@ -1,14 +1,19 @@
-"""Parts of a served model besides its weights: calibration, novelty, ONNX session, identity."""
+"""Parts of a served model besides its weights: calibration, novelty, ONNX session, identity.
 
+What every live row goes through is compiled: of one row, a call of numpy takes longer than its arithmetic.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import onnxruntime
 
-from pipelines.contracts import Floats
+from pipelines.compiled import kernel
+from pipelines.contracts import Bools, Floats
 from pipelines.errors import BadShape
 
 _EPS = 1e-7
@@ -31,6 +36,23 @@ def logit(p: Floats) -> Floats:
     return np.asarray(np.log(q / (1 - q)))
 
 
+@kernel
+def platt(raw: float, line: Floats) -> tuple[float, float]:
+    """Return (p, p_low) of an uncalibrated probability, as `Calibration` states them; line (5,) of `stacked`."""
+    x = min(max(raw, _EPS), 1.0 - _EPS) if raw == raw else raw
+    x = math.log(x / (1.0 - x))
+    log_odds = line[0] * x + line[1]
+    error = math.sqrt(max(line[2] * x * x + 2.0 * line[3] * x + line[4], 0.0))
+    return 1.0 / (1.0 + math.exp(-log_odds)), 1.0 / (1.0 + math.exp(-(log_odds - 1.96 * error)))
+
+
+@kernel(nogil=True)
+def platt_all(raw: Floats, line: Floats, p: Floats, low: Floats) -> None:
+    """Fill p and low (n,) by `platt` of raw (n,)."""
+    for i in range(raw.shape[0]):
+        p[i], low[i] = platt(raw[i], line)
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """Calibrate a raw probability by Platt scaling, with the lower bound that position sizing uses.
@@ -45,25 +67,71 @@ class Calibration:
 
     def calibrate(self, raw: Floats) -> tuple[Floats, Floats]:
         """Return (p, p_low), (n,) each, of raw probabilities (n,)."""
-        x = logit(raw)
-        (slope, both), (_, shift) = self.covariance.tolist()
-        line = self.slope * x + self.shift
-        error = np.sqrt(np.maximum(slope * x * x + 2.0 * both * x + shift, 0.0))
-        return 1.0 / (1.0 + np.exp(-line)), 1.0 / (1.0 + np.exp(-(line - 1.96 * error)))
+        p, low = np.empty(len(raw)), np.empty(len(raw))
+        platt_all(np.ascontiguousarray(raw, np.float64), stacked([self])[0], p, low)
+        return p, low
 
 
 def stacked(lines: Sequence[Calibration]) -> Floats:
-    """Return (classes, 5): slope, shift and covariance of each class's line, as `calibrate_all` reads them."""
+    """Return (classes, 5): slope, shift and covariance of each class's line, as `combine` reads them."""
     return np.array([[c.slope, c.shift, c.covariance[0, 0], c.covariance[0, 1], c.covariance[1, 1]] for c in lines])
 
 
-def calibrate_all(lines: Floats, raw: Floats) -> tuple[Floats, Floats]:
-    """Return (p, p_low) of raw (…, n, classes), by lines (…, 1, classes, 5): `Calibration.calibrate` in one pass."""
-    slope, shift, both_slopes, mixed, both_shifts = np.moveaxis(lines, -1, 0)
-    x = logit(raw)
-    line = slope * x + shift
-    error = np.sqrt(np.maximum(both_slopes * x * x + 2.0 * mixed * x + both_shifts, 0.0))
-    return 1.0 / (1.0 + np.exp(-line)), 1.0 / (1.0 + np.exp(-(line - 1.96 * error)))
+@kernel(nogil=True)
+def combine(raw: Floats, lines: Floats, weights: Floats, absent: Bools, members: Floats, p: Floats, low: Floats) -> int:
+    """Fill members, p and low from what members say: each calibrated, and their weighted mean; return how many rows
+    have a class without a p.
+
+    raw      (members, n, classes) uncalibrated; NaN where a member has none
+    lines    (members, classes, 5) of `stacked`
+    weights  (members,) as of `directional_ensemble.average`, whose mean it is
+    absent   (n, classes): p of a class that is absent is 0; in a row without any class no member is needed for that.
+             (n, 0) where every class is always present
+    members  (members, n, classes) calibrated; p, low (n, classes), NaN where no member with a weight has one
+    """
+    count, n, classes = raw.shape
+    without = 0
+    for i in range(n):
+        silent = absent.shape[1] > 0
+        for c in range(absent.shape[1]):
+            silent = silent and absent[i, c]
+        known = True
+        for c in range(classes):
+            total, mean, mean_low = 0.0, 0.0, 0.0
+            for m in range(count):
+                x = raw[m, i, c]
+                if silent or (absent.shape[1] > 0 and absent[i, c] and x == x):
+                    value, bound = 0.0, 0.0
+                elif x != x:
+                    members[m, i, c] = np.nan
+                    continue
+                else:
+                    value, bound = platt(x, lines[m, c])
+                members[m, i, c] = value
+                total += weights[m]
+                mean += value * weights[m]
+                mean_low += bound * weights[m]
+            if total > 0.0:
+                p[i, c], low[i, c] = mean / total, mean_low / total
+            else:
+                p[i, c] = low[i, c] = np.nan
+                known = False
+        if not known:
+            without += 1
+    return without
+
+
+@kernel(nogil=True)
+def mahalanobis(away: Floats, precision: Floats, out: Floats) -> None:
+    """Fill out (n,) with the distances of rows whose differences from the mean are away (n, k); precision (k, k)."""
+    for i in range(away.shape[0]):
+        total = 0.0
+        for j in range(away.shape[1]):
+            along = 0.0
+            for k in range(away.shape[1]):
+                along += precision[j, k] * away[i, k]
+            total += away[i, j] * along
+        out[i] = math.sqrt(max(total, 0.0)) if total == total else np.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +144,9 @@ class Novelty:
 
     def distance(self, rows: Floats) -> Floats:
         """Return (n,) distances of rows (n, k); NaN where a column is missing."""
-        away = rows - self.mean
-        return np.asarray(np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", away, self.precision, away), 0.0)))
+        out = np.empty(len(rows))
+        mahalanobis(np.ascontiguousarray(rows - self.mean), np.ascontiguousarray(self.precision), out)
+        return out
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
@@ -138,14 +207,25 @@ def as_json(calibration: Calibration) -> dict[str, object]:
     return {"slope": calibration.slope, "shift": calibration.shift, "covariance": calibration.covariance.tolist()}
 
 
-def abstentions(
-    newest: Floats, columns: tuple[str, ...], novelty: Novelty
-) -> tuple[list[str], list[str | None], Floats]:
-    """Return (status, reason, distance) of n rows by their newest bar (n, k): a missing or novel row abstains (M6)."""
+class Admitted(NamedTuple):
+    """Hold which of n rows a model answers: status and reason as in Predictions, and the distance of each."""
+
+    status: list[str]
+    reason: list[str | None]
+    distance: Floats
+    accepted: Bools
+    every: bool  # all of them are accepted
+
+
+def admitted(newest: Floats, columns: tuple[str, ...], novelty: Novelty) -> Admitted:
+    """Return which of n rows are answered, by their newest bar (n, k): a missing or novel row abstains (M6)."""
     n = len(newest)
     status, reason = ["OK"] * n, [None] * n  # type: list[str], list[str | None]
     distance = novelty.distance(newest)
-    for i in np.flatnonzero(~(distance <= novelty.limit)):  # also NaN: a value is missing or infinite
+    accepted = distance <= novelty.limit  # not where it is NaN: a value is missing or infinite
+    if every := np.count_nonzero(accepted) == n:
+        return Admitted(status, reason, distance, accepted, every)
+    for i in np.flatnonzero(~accepted):
         missing = ~np.isfinite(newest[i])
         status[i] = "ABSTAIN"
         reason[i] = (
@@ -153,7 +233,7 @@ def abstentions(
             if missing.any()
             else f"NOVEL:{distance[i]:.2f}>{novelty.limit:.2f}"
         )
-    return status, reason, distance
+    return Admitted(status, reason, distance, accepted, every)
 
 
 def check_shape(family: str, rows: Floats, steps: int, columns: tuple[str, ...]) -> None:

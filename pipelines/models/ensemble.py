@@ -15,14 +15,13 @@ from pipelines.contracts import Arrays, Bools, Floats, Ints, JsonObject, Predict
 from pipelines.models.calibration_and_novelty import (
     BundleIdentity,
     Novelty,
-    abstentions,
-    calibrate_all,
+    admitted,
     calibration_from_json,
     check_shape,
+    combine,
     read_novelty,
     stacked,
 )
-from pipelines.models.directional_ensemble import average
 from pipelines.models.scorers import Scorer, for_batches, open_scorer
 
 
@@ -46,26 +45,26 @@ class Member:
         """Return what it reads of rows (n, steps, columns): (n, steps, k), or (n, k) of the newest bar."""
         return rows[:, :, self.places] if self.reads == "window" else rows[:, -1][:, self.places]
 
-    def raw(self, rows: Floats, wanted: Bools, classes: int) -> Floats:
-        """Return uncalibrated probabilities (n, classes) of rows (n, steps, columns).
+    def fill(self, rows: Floats, wanted: Bools, out: Floats) -> None:
+        """Fill out (n, classes) with uncalibrated probabilities of rows (n, steps, columns).
 
         NaN of a row that is not wanted (n,), and where a value it reads is missing.
         """
-        block = self.block(rows)
+        block, classes = self.block(rows), out.shape[1]
         complete = wanted & np.isfinite(block).all(axis=tuple(range(1, block.ndim)))
-        if len(rows) and complete.all():  # the usual case of one live row: no masks, no copies
-            return self.scorer.probabilities(block)[:, -classes:]
-        p = np.full((len(rows), classes), np.nan)
+        if len(rows) and np.count_nonzero(complete) == len(rows):  # the usual case of one live row: no masks, no copies
+            out[:] = self.scorer.probabilities(block)[:, -classes:]
+            return
+        out[:] = np.nan
         if complete.any():
-            p[complete] = self.scorer.probabilities(block[complete])[:, -classes:]
-        return p
+            out[complete] = self.scorer.probabilities(block[complete])[:, -classes:]
 
 
 @dataclass(frozen=True, slots=True)
 class EnsembleModel:
     """Implement contracts.Model with several members. With one class p is (n,), with several (n, classes).
 
-    calibration  (members, 1, classes, 5) of `calibration_and_novelty.stacked`: one line a member and class
+    calibration  (members, classes, 5) of `calibration_and_novelty.stacked`: one line a member and class
     label_from  a class is named in `label` from this probability on; None = no labels
     novelty     of the newest bar
     gates       (classes,) positions of columns: where such a column of the newest bar is 0, its class is absent and
@@ -88,6 +87,11 @@ class EnsembleModel:
     gates: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     device: str = "cpu"
 
+    @property
+    def weights(self) -> Floats:
+        """Return (members,) their weights in the mean."""
+        return np.array([member.weight for member in self.members], dtype=np.float64)
+
     def predict(self, rows: Floats) -> Predictions:
         """Return predictions of rows (n, steps, columns), of one step (n, columns); NaN = missing.
 
@@ -97,32 +101,31 @@ class EnsembleModel:
         check_shape(self.family, rows, self.steps, self.columns)
         if self.steps == 1:
             rows = rows[:, np.newaxis]
-        status, reason, distance = abstentions(rows[:, -1], self.columns, self.novelty)
-        accepted = distance <= self.novelty.limit
-        members, members_low = self._predict_members(rows, accepted)
-        weights = np.array([member.weight for member in self.members])
-        p, low = average(members, weights), average(members_low, weights)
-        for row in np.flatnonzero(accepted & ~np.isfinite(p).all(axis=1)):
-            status[row], reason[row] = "ABSTAIN", f"WARMING_UP: needs {self.steps} whole bars"
-            p[row] = low[row] = np.nan
+        status, reason, distance, accepted, _ = admitted(rows[:, -1], self.columns, self.novelty)
+        members, p, low, without = self._predict_members(rows, accepted)
+        if without:
+            for row in np.flatnonzero(accepted & ~np.isfinite(p).all(axis=1)):
+                status[row], reason[row] = "ABSTAIN", f"WARMING_UP: needs {self.steps} whole bars"
+                p[row] = low[row] = np.nan
         by_member = {member.name: self._squeeze(members[i]) for i, member in enumerate(self.members)}
         return Predictions(
             self._squeeze(p), self._squeeze(low), status, reason, distance, self.digest, self._labels(p), by_member,
             self.device,
         )  # fmt: skip
 
-    def _predict_members(self, rows: Floats, accepted: Bools) -> tuple[Floats, Floats]:
-        """Return (p, p_low), (members, n, classes) each, of the accepted rows (n,); NaN elsewhere."""
-        absent = rows[:, -1][:, self.gates] == 0.0  # (n, classes), or (n, 0) where every class is always present
-        silent = absent.all(axis=1) & accepted if len(self.gates) else np.zeros(len(rows), bool)
-        wanted = accepted & ~silent  # a bar without any class needs no prediction
-        raw = np.stack([member.raw(rows, wanted, len(self.classes)) for member in self.members])
-        p, low = calibrate_all(self.calibration, raw)
+    def _predict_members(self, rows: Floats, accepted: Bools) -> tuple[Floats, Floats, Floats, int]:
+        """Return p of the members (members, n, classes), p and p_low (n, classes) of the accepted rows (n,), NaN
+        elsewhere, and how many rows have a class without one."""
+        shape = len(rows), len(self.classes)
+        absent, wanted = np.ascontiguousarray(rows[:, -1][:, self.gates] == 0.0), accepted
         if len(self.gates):
-            zero = np.isfinite(p) & absent
-            zero[:, silent] = True
-            p[zero] = low[zero] = 0.0
-        return p, low
+            wanted = accepted & ~absent.all(axis=1)  # a bar without any class needs no prediction
+            absent &= accepted[:, np.newaxis]
+        raw, p, low = np.empty((len(self.members), *shape)), np.empty(shape), np.empty(shape)
+        for member, out in zip(self.members, raw, strict=True):
+            member.fill(rows, wanted, out)
+        members = np.empty_like(raw)
+        return members, p, low, combine(raw, self.calibration, self.weights, absent, members, p, low)
 
     def _squeeze(self, p: Floats) -> Floats:
         """Return (n,) for a model of one class, else p (n, classes) as it is."""
@@ -140,7 +143,7 @@ def load(path: Path, identity: BundleIdentity, schema: JsonObject, golden: Array
     columns, steps = tuple(schema["columns"]), schema["steps"]
     at = {name: i for i, name in enumerate(columns)}
     calibrations = json.loads((path / "calibration.json").read_text())
-    lines = [[stacked([calibration_from_json(c) for c in calibrations[m["name"]]])] for m in schema["members"]]
+    lines = [stacked([calibration_from_json(c) for c in calibrations[m["name"]]]) for m in schema["members"]]
     members = [
         Member(
             name=member["name"],

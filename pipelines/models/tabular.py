@@ -11,7 +11,7 @@ from pipelines.models.calibration_and_novelty import (
     BundleIdentity,
     Calibration,
     Novelty,
-    abstentions,
+    admitted,
     calibration_from_json,
     check_shape,
     read_novelty,
@@ -42,14 +42,12 @@ class TabularModel:
     def predict(self, rows: Floats) -> Predictions:
         """Return predictions of rows (n, k); NaN = missing, which abstains. Raises BadShape."""
         check_shape(self.family, rows, self.steps, self.columns)
-        status, reason, distance = abstentions(rows, self.columns, self.novelty)
-        n = len(rows)
-        familiar = distance <= self.novelty.limit
-        if n and familiar.all():  # the usual case of one live row: no masks, no copies
+        status, reason, distance, accepted, every = admitted(rows, self.columns, self.novelty)
+        if every and len(rows):  # the usual case of one live row: no masks, no copies
             return Predictions(*self.calibration.calibrate(self.raw(rows)), status, reason, distance, self.digest)
-        p, low = np.full(n, np.nan), np.full(n, np.nan)
-        if familiar.any():
-            p[familiar], low[familiar] = self.calibration.calibrate(self.raw(rows[familiar]))
+        p, low = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+        if accepted.any():
+            p[accepted], low[accepted] = self.calibration.calibrate(self.raw(rows[accepted]))
         return Predictions(p, low, status, reason, distance, self.digest)
 
 

@@ -19,7 +19,8 @@ from pipelines.features.catalog import FEATURES
 from pipelines.labels.patterns import pattern_labels
 from pipelines.models import pattern
 from pipelines.models.base import Dataset
-from pipelines.models.calibration_and_novelty import Calibration, calibrate_all, stacked
+from pipelines.models.calibration_and_novelty import Calibration, combine, stacked
+from pipelines.models.directional_ensemble import average
 from pipelines.models.networks import probabilities_of, repeatable
 from pipelines.models.pattern import PATTERN, calibrate, prevalence, shares
 from pipelines.models.pattern_network import PatternNetwork
@@ -216,14 +217,32 @@ def test_a_rare_class_is_calibrated_around_its_own_share_by_the_line_of_all_clas
     assert ratio > 2.0  # six rows and 300 of others are less evidence than 3,000
 
 
-def test_all_lines_at_once_give_the_results_of_each_line():
+def test_members_are_calibrated_by_their_own_lines_and_averaged_over_those_that_answer():
     rng = np.random.default_rng(3)
-    lines = [Calibration(rng.normal(1), rng.normal(), np.array([[0.2, 0.01], [0.01, 0.1]]) * k) for k in range(1, 4)]
-    raw = rng.random((20, 3))
-    together = calibrate_all(stacked(lines), raw)
-    for c, line in enumerate(lines):
-        for values, single in zip(together, line.calibrate(raw[:, c]), strict=True):
-            np.testing.assert_allclose(values[:, c], single, rtol=1e-12)
+    lines = [
+        [Calibration(rng.normal(1), rng.normal(), np.array([[0.2, 0.01], [0.01, 0.1]]) * k) for k in range(1, 4)]
+        for _ in range(2)
+    ]
+    raw, weights, absent = rng.random((2, 20, 3)), np.array([1.0, 0.5]), np.zeros((20, 3), bool)
+    raw[:, 0, 0], raw[1, 1, 1] = np.nan, np.nan
+    absent[2], absent[3, 0], raw[:, 3, 0], absent[4, 2] = True, True, np.nan, True
+    alone = [[line.calibrate(raw[m, :, c]) for c, line in enumerate(of)] for m, of in enumerate(lines)]
+    p_each, low_each = np.moveaxis(np.array(alone), [2, 3], [0, 2])  # (members, rows, classes) each
+    for values in (p_each, low_each):
+        values[:, 2], values[:, 4, 2] = 0.0, 0.0  # no class, and one that is absent; without a number it stays missing
+    members, p, low = np.empty_like(raw), np.empty((20, 3)), np.empty((20, 3))
+    without = combine(raw, np.array([stacked(of) for of in lines]), weights, absent, members, p, low)
+    np.testing.assert_array_equal(members, p_each)
+    np.testing.assert_allclose(p, average(p_each, weights), rtol=1e-15)
+    np.testing.assert_allclose(low, average(low_each, weights), rtol=1e-15)
+    assert without == 2  # the rows 0 and 3
+
+
+@pytest.mark.parametrize(("raw", "p"), [(0.5, 0.5), (0.0, 1e-7), (1.0, 1 - 1e-7), (np.nan, np.nan)])
+def test_a_line_of_slope_one_changes_nothing_and_is_as_uncertain_as_its_covariance(raw, p):
+    found, low = Calibration(1.0, 0.0, np.array([[0.0, 0.0], [0.0, 0.04]])).calibrate(np.array([raw]))
+    assert found[0] == pytest.approx(p, rel=1e-9, nan_ok=True)
+    assert low[0] == pytest.approx(1 / (1 + np.exp(-(np.log(p / (1 - p)) - 1.96 * 0.2))), rel=1e-9, nan_ok=True)
 
 
 def test_prevalence_is_the_share_of_present_patterns_that_played_out_and_zero_elsewhere():

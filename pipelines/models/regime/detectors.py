@@ -4,7 +4,7 @@ A detector whose inputs the snapshot lacks abstains: it leaves the vote, and the
 of DETECTORS, its labels in tables.TABLES and its weight in params.yaml. Fitting and serving use numpy and our kernels.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ class Detector:
     also     inputs it reads if the snapshot has them
     fit      (input → (m,) values of training bars in time order, in the order of `reads` + `also`; (m,) where segments
              start; params) → parameters
-    predict  (planes (inputs it reads, n, steps), parameters, out (n, steps, labels)) → None; fills out with
+    predict  (inputs it reads (n, steps) each, parameters, out (n, steps, labels)) → None; fills out with
              probabilities given the window up to each bar, NaN where an input is missing
     """
 
@@ -42,7 +42,7 @@ class Detector:
     reads: tuple[str, ...]
     also: tuple[str, ...]
     fit: Callable[[Mapping[str, Floats], Bools, Params], dict[str, Floats]]
-    predict: Callable[[Floats, Parameters, Floats], None]
+    predict: Callable[[Sequence[Floats], Parameters, Floats], None]
 
 
 def _spread(values: Floats) -> tuple[float, float]:
@@ -102,10 +102,10 @@ def fit_hmm(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict
     return found.reordered(order).parameters() | {"transition_low": low, "transition_high": high}
 
 
-def predict_gaussians(planes: Floats, p: Parameters, out: Floats) -> None:
+def predict_gaussians(inputs: Sequence[Floats], p: Parameters, out: Floats) -> None:
     """Fill out (n, steps, labels) with the filtered state probabilities."""
     kernels.filter_windows(
-        planes, p["centre"], p["scale"], BOUND, p["means"], p["deviations"], p["shares"], p["peaks"],
+        np.stack(inputs), p["centre"], p["scale"], BOUND, p["means"], p["deviations"], p["shares"], p["peaks"],
         p["transition"], p["stationary"], out,
     )  # fmt: skip
 
@@ -149,9 +149,9 @@ def fit_clusters(inputs: Mapping[str, Floats], starts: Bools, params: Params) ->
 
 
 # ---- soft thresholds ----------------------------------------------------------------------------------------------
-def predict_ordered(planes: Floats, p: Parameters, out: Floats) -> None:
+def predict_ordered(inputs: Sequence[Floats], p: Parameters, out: Floats) -> None:
     """Fill out (n, steps, labels) with soft labels of one value between edges."""
-    kernels.ordered_labels(planes[0], p["edges"], float(p["softness"]), out)
+    kernels.ordered_labels(inputs[0], p["edges"], float(p["softness"]), out)
 
 
 def fit_volatility(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict[str, Floats]:
@@ -199,10 +199,10 @@ def fit_trend(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> di
     }
 
 
-def predict_trend(planes: Floats, p: Parameters, out: Floats) -> None:
+def predict_trend(inputs: Sequence[Floats], p: Parameters, out: Floats) -> None:
     """Fill out (n, steps, 3) with P(up), P(down), P(flat)."""
     kernels.trend_labels(
-        planes, int(p["bars"]), float(p["adx_edge"]), float(p["adx_softness"]), float(p["persistence_scale"]), out
+        *inputs, int(p["bars"]), float(p["adx_edge"]), float(p["adx_softness"]), float(p["persistence_scale"]), out
     )
 
 

@@ -132,11 +132,12 @@ def ordered_labels(values: Floats, edges: Floats, softness: float, out: Floats) 
 
 @kernel(nogil=True)
 def trend_labels(
-    planes: Floats, bars: int, adx_edge: float, adx_softness: float, persistence_scale: float, out: Floats
-) -> None:
+    log_return: Floats, adx: Floats, persistence: Floats, bars: int, adx_edge: float, adx_softness: float,
+    persistence_scale: float, out: Floats,
+) -> None:  # fmt: skip
     """Fill out (n, steps, 3) with P(up), P(down), P(flat); the sign is that of the last `bars` (int64) bars.
 
-    planes  (3, n, steps): log return, ADX, persistence
+    log_return, adx, persistence  (n, steps)
     P(trend) is the mean of three criteria: ADX above its edge; lag-1 persistence above zero, by its sampling error; and
     the share of driftless walks of `bars` bars that go less far. NaN in the first `bars` - 1 bars.
     """
@@ -145,11 +146,11 @@ def trend_labels(
             walk, energy = 0.0, 0.0
             if t + 1 >= bars:
                 for k in range(t + 1 - bars, t + 1):
-                    walk += planes[0, i, k]
-                    energy += planes[0, i, k] * planes[0, i, k]
+                    walk += log_return[i, k]
+                    energy += log_return[i, k] * log_return[i, k]
             z = walk / math.sqrt(energy) if energy > 0.0 else np.nan
-            strong = sigmoid((planes[1, i, t] - adx_edge) / adx_softness)
-            lasting = normal_cdf(planes[2, i, t] / persistence_scale)
+            strong = sigmoid((adx[i, t] - adx_edge) / adx_softness)
+            lasting = normal_cdf(persistence[i, t] / persistence_scale)
             trend = (strong + lasting + 2.0 * normal_cdf(abs(z)) - 1.0) / 3.0
             up = normal_cdf(z)
             out[i, t, 0], out[i, t, 1], out[i, t, 2] = trend * up, trend * (1.0 - up), 1.0 - trend

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from pipelines.contracts import REGIMES, Arrays, Floats, Ints, JsonObject, Predi
 from pipelines.models.calibration_and_novelty import (
     BundleIdentity,
     Novelty,
-    abstentions,
+    admitted,
     check_shape,
     read_novelty,
 )
@@ -54,12 +55,18 @@ class Ensemble:
 
     def detector_probabilities(self, rows: Floats) -> dict[str, Floats]:
         """Return detector → (n, steps, labels): probabilities of its labels, each from the window up to that bar."""
-        inputs = planes(rows, self.columns)
-        found = {}
-        for name, reads in self.reads.items():
-            found[name] = np.empty((*rows.shape[:2], len(DETECTORS[name].labels)))
-            DETECTORS[name].predict(np.stack([inputs[each] for each in reads]), self.parameters[name], found[name])
-        return found
+        labels = self._labels(rows)
+        first, _ = _side_by_side(tuple(self.reads))
+        return {name: labels[:, :, first[i] : first[i + 1]] for i, name in enumerate(self.reads)}
+
+    def _labels(self, rows: Floats) -> Floats:
+        """Return (n, steps, L): the labels of all detectors side by side, in the order of `reads`."""
+        inputs, (first, table_of_all) = planes(rows, self.columns), _side_by_side(tuple(self.reads))
+        labels = np.empty((*rows.shape[:2], len(table_of_all)))
+        for i, (name, reads) in enumerate(self.reads.items()):
+            part = labels[:, :, first[i] : first[i + 1]]
+            DETECTORS[name].predict([inputs[each] for each in reads], self.parameters[name], part)
+        return labels
 
     def predict(self, rows: Floats) -> RegimePrediction:
         """Return the vote on windows (n, steps, columns), oldest bar first.
@@ -67,19 +74,23 @@ class Ensemble:
         A detector with a missing input leaves the vote at that bar; the hidden Markov model steps over such a bar by
         its transition.
         """
-        found = self.detector_probabilities(rows)
-        first = np.cumsum([0, *(part.shape[2] for part in found.values())])
-        n, detectors = len(rows), len(found)
+        labels, (first, table_of_all) = self._labels(rows), _side_by_side(tuple(self.reads))
+        n, detectors = len(rows), len(self.reads)
         p, by_detector = np.empty((n, len(REGIMES))), np.empty((detectors, n, len(REGIMES)))
-        code = np.empty(n, np.int64)
-        vote(
-            np.concatenate(list(found.values()), axis=2), first, np.array([self.weights[name] for name in found]),
-            np.concatenate([table(name) for name in found]), self.margin, self.min_dwell_bars, p, by_detector, code,
-        )  # fmt: skip
+        code, weights = np.empty(n, np.int64), np.array([self.weights[name] for name in self.reads])
+        vote(labels, first, weights, table_of_all, self.margin, self.min_dwell_bars, p, by_detector, code)
+        found = {name: labels[:, :, first[i] : first[i + 1]] for i, name in enumerate(self.reads)}
         members = {name: part[:, -1] for name, part in found.items()}
         if "hmm" in found:
             members["change"] = change_probability(found["hmm"], self.parameters["hmm"]["transition"])
         return RegimePrediction(p, code, members)
+
+
+@cache
+def _side_by_side(detectors: tuple[str, ...]) -> tuple[Ints, Floats]:
+    """Return (D + 1,) where the labels of each detector begin among those of all, and their tables (L, 4)."""
+    tables = [table(name) for name in detectors]
+    return np.cumsum([0, *map(len, tables)]), np.concatenate(tables)
 
 
 def regime_names(codes: Ints) -> list[str | None]:
@@ -109,7 +120,7 @@ class RegimeModel:
         NaN: no size depends on a regime's p. Raises BadShape.
         """
         check_shape(self.family, rows, self.steps, self.columns)
-        status, reason, distance = abstentions(rows[:, -1], self.columns, self.novelty)
+        status, reason, distance, *_ = admitted(rows[:, -1], self.columns, self.novelty)
         complete = np.isfinite(rows).all(axis=2).sum(axis=1)
         for row in np.flatnonzero(complete < MIN_BARS):
             if status[row] == "OK":

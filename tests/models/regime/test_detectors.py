@@ -49,7 +49,7 @@ def predicted_labels(name, parameters, rows):
     reads = readings(COLUMNS)[0][name]
     inputs = planes(rows, COLUMNS)
     out = np.empty((*rows.shape[:2], len(DETECTORS[name].labels)))
-    DETECTORS[name].predict(np.stack([inputs[each] for each in reads]), parameters, out)
+    DETECTORS[name].predict([inputs[each] for each in reads], parameters, out)
     return out
 
 

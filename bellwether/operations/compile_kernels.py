@@ -50,6 +50,7 @@ from pipelines.features.fold import StreamingFold
 from pipelines.labels.barriers import triple_barrier
 from pipelines.labels.returns import return_labels
 from pipelines.models.base import Dataset
+from pipelines.models.calibration_and_novelty import Calibration, Novelty, combine, stacked
 from pipelines.models.compiled_trees import QUICK_SCORER_FROM, compiled_trees
 from pipelines.models.reference import block_effects
 from pipelines.models.regime.model_family import REGIME
@@ -168,6 +169,7 @@ def warm_turn(params: Params) -> None:
         ),
     )
     timed("trees", predict_by_trees)
+    timed("calibration", calibrate_row)
     half = len(features) // 2
     timed("drift", lambda: block_effects(features[:half], features[half:], np.array([0]), half))
 
@@ -183,6 +185,15 @@ def predict_by_trees() -> None:
         trees = compiled_trees(arrays, 2)
         for rows in (1, QUICK_SCORER_FROM):
             trees.probabilities(np.ones((rows, 2)))
+
+
+def calibrate_row() -> None:
+    """Calibrate and average a row of members, and measure its novelty, as every served model does."""
+    line, row, p = Calibration(1.0, 0.0, np.zeros((2, 2))), np.full((1, 1), 0.5), np.empty((2, 1, 1))
+    line.calibrate(row[0])
+    lines, no_class = stacked([line])[np.newaxis], np.empty((1, 0), bool)
+    combine(row[np.newaxis], lines, np.ones(1), no_class, np.empty((1, 1, 1)), p[0], p[1])
+    Novelty(row[0], row, 1.0).distance(row)
 
 
 def random_walk(n: int, seed: int) -> Floats:

@@ -48,10 +48,11 @@ class Member:
     def fill(self, rows: Floats, wanted: Bools, out: Floats) -> None:
         """Fill out (n, classes) with uncalibrated probabilities of rows (n, steps, columns).
 
-        NaN of a row that is not wanted (n,), and where a value it reads is missing.
+        wanted  (n,) rows whose newest bar has every value
+        Returns NaN of a row that is not wanted, and where a value of its window is missing.
         """
         block, classes = self.block(rows), out.shape[1]
-        complete = wanted & np.isfinite(block).all(axis=tuple(range(1, block.ndim)))
+        complete = wanted & np.isfinite(block).all(axis=(1, 2)) if self.reads == "window" else wanted
         if len(rows) and np.count_nonzero(complete) == len(rows):  # the usual case of one live row: no masks, no copies
             out[:] = self.scorer.probabilities(block)[:, -classes:]
             return

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from itertools import repeat
 from typing import NamedTuple, cast
 
@@ -20,11 +21,6 @@ from pipelines.store.engine import LOOKUP, Bind, Database, binds, insert_text, k
 ADMISSION = "admission"  # who put a bar into quarantine, if no person did
 Row = tuple[object, ...]  # of the table of bars, as _COLUMNS
 _COLUMNS = tuple(column.name for column in t.bars.columns)
-# as text: SQLAlchemy would build and look up the statement for longer than SQLite reads
-_STORED = sa.text(
-    f"SELECT symbol, {', '.join(BAR_FIELDS)} FROM {t.bars.name} "
-    "WHERE symbol IN :symbols AND open_time BETWEEN :first AND :last"
-).bindparams(sa.bindparam("symbols", expanding=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,9 +280,20 @@ def _stored_bars(
 ) -> Iterator[tuple[str, tuple[float, ...]]]:
     """Yield (symbol, bar) of stored bars with first <= open_time <= last, in BAR_FIELDS order; NaN = not recorded."""
     for i in range(0, len(symbols), LOOKUP):
-        span = {"symbols": symbols[i : i + LOOKUP], "first": first, "last": last}
-        for symbol, *row in connection.execute(_STORED, span):
+        some = symbols[i : i + LOOKUP]
+        query = _stored_query(len(some), connection.dialect.paramstyle)
+        for symbol, *row in connection.exec_driver_sql(query, (*some, first, last)):
             yield symbol, tuple(float("nan") if value is None else float(value) for value in row)
+
+
+@cache
+def _stored_query(symbols: int, paramstyle: str) -> str:
+    """Return the query for the bars of so many symbols in a span, as the driver takes it: SQLAlchemy would build and
+    look up the statement for longer than SQLite reads."""
+    value = "?" if paramstyle == "qmark" else "%s"
+    among = ", ".join([value] * symbols)
+    columns = f"symbol, {', '.join(BAR_FIELDS)}"
+    return f"SELECT {columns} FROM {t.bars.name} WHERE symbol IN ({among}) AND open_time BETWEEN {value} AND {value}"
 
 
 def _conflict(symbol: str, stored: tuple[float, ...], sent: list[float]) -> str:

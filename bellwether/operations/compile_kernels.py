@@ -61,6 +61,7 @@ from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
 from pipelines.signals.events import events
+from pipelines.signals.regimes import market_state
 from serving.policy import kernel as decision_kernel
 from serving.policy.decision_row import flatten, to_rows
 from serving.risk import exits
@@ -145,6 +146,7 @@ def warm_turn(params: Params) -> None:
     timed(
         "decisions",
         lambda: (
+            market_state(features[-1], signals[-1]),
             decision_kernel.decide_row(rows[0], flat, outs[0]),
             decision_kernel.decide_rows(rows, flat, outs, codes),
         ),

@@ -117,7 +117,8 @@ def change_probability(filtered: Floats, transition: Floats) -> Floats:
               proportional to its filtered probability over the predicted one, so no density is computed again
     """
     out = np.empty(len(filtered))
-    kernels.changed(filtered[:, -2], filtered[:, -1], transition, out)
+    before, now = (np.ascontiguousarray(filtered[:, step]) for step in (-2, -1))  # one row or many: one compiled kernel
+    kernels.changed(before, now, transition, out)
     return out
 
 

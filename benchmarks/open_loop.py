@@ -142,9 +142,10 @@ class Load:
         All symbols are one market and have their events at the same closes. Those of many markets are spread, as here.
         """
         self._ended.extend(self._outcomes.ended(close))
-        for _ in range(min(len(self._ended), -(-len(close.symbols) // OUTCOMES_OF))):
-            outcome = self._ended.popleft()
-            self.outcomes += self._answered(partial(self._client.outcome, outcome)) is not None
+        most = min(len(self._ended), -(-len(close.symbols) // OUTCOMES_OF))
+        if reported := [self._ended.popleft() for _ in range(most)]:
+            answer = self._answered(partial(self._client.outcome_all, reported))
+            self.outcomes += 0 if answer is None else sum("error" not in one for one in answer["outcomes"])
 
     def _answered(self, request: Callable[[], JsonObject]) -> JsonObject | None:
         """Return the answer of a request, sent again after a 503; None, counted, where it stays without one."""

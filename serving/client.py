@@ -21,7 +21,7 @@ from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
 from pipelines.settings import settings as process_settings
 from serving.service.keys import write_key
-from serving.service.schemas import MAX_BARS, MAX_BATCH_RECORDS, MAX_OBSERVE_BODY, MAX_SYMBOLS
+from serving.service.schemas import MAX_BARS, MAX_BATCH_RECORDS, MAX_OBSERVE_BODY, MAX_OUTCOMES, MAX_SYMBOLS
 from serving.stream_client import StreamedDecision, read_stream
 
 TIMEOUT_SECONDS = 30.0
@@ -134,7 +134,20 @@ class Client:
 
     def outcome(self, outcome: Outcome) -> JsonObject:
         """Report what became of a decision; return whether it was new."""
-        return self._post("outcome", {**asdict(outcome), "resolved_at": outcome.resolved_at.isoformat()})
+        return self._post("outcome", outcome_json(outcome))
+
+    def outcome_all(self, outcomes: Sequence[Outcome]) -> JsonObject:
+        """Report what became of several decisions, booked in this order, in as few requests as their limit allows.
+
+        Returns  {"outcomes": [...]} in the same order: {"decision_id", "new"}, or {"decision_id", "error", "kind",
+                 "fields"} of one that is refused
+        Raises   ServiceDown if none can be taken; sending everything again is safe
+        """
+        answers: list[JsonObject] = []
+        for first in range(0, len(outcomes), MAX_OUTCOMES):
+            body = {"outcomes": [outcome_json(one) for one in outcomes[first : first + MAX_OUTCOMES]]}
+            answers += self._post("outcome", body)["outcomes"]
+        return {"outcomes": answers}
 
     def status(self) -> JsonObject:
         """Return health, tier, models, symbols, breakers and account."""
@@ -201,6 +214,11 @@ class Client:
 def _no_answer(service: str, url: str, error: Exception) -> ServiceDown:
     """Return the error of a service that does not answer, with what to do."""
     return ServiceDown(f"{service} does not answer at {url}: {error}. Start it with `bellwether up`.")
+
+
+def outcome_json(outcome: Outcome) -> JsonObject:
+    """Return the body of `/outcome`, as JSON has it."""
+    return {**asdict(outcome), "resolved_at": outcome.resolved_at.isoformat()}
 
 
 def observations(

@@ -24,7 +24,17 @@ from pipelines.contracts import BAR_FIELDS, BOOK_LEVELS, HALF_SPREAD, Books, Con
 from pipelines.errors import BadTimes, BadValues, LeaseHeld, StateError, UnknownName
 from pipelines.migrations import tables
 from pipelines.migrations.tables import EMITTED, METADATA, SCHEMA
-from pipelines.store import BarBatch, DecisionRecord, Fill, Promotion, Store, decision_of, decision_payload, packed
+from pipelines.store import (
+    BarBatch,
+    DecisionRecord,
+    Fill,
+    Promotion,
+    ReceivedOutcome,
+    Store,
+    decision_of,
+    decision_payload,
+    packed,
+)
 from pipelines.store.engine import LOG_BYTES, PAGE_BYTES
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
@@ -252,6 +262,19 @@ def test_an_outcome_is_stored_once_and_only_for_a_decision_we_made(store):
         store.add_outcome(outcome(label=0), T0 + HOUR)
     with pytest.raises(UnknownName):
         store.add_outcome(outcome("never"), T0 + HOUR)
+
+
+def test_outcomes_of_one_transaction_are_stored_together_or_not_at_all(store):
+    store.add_decisions([record(), record("d2"), record("d3")])
+    came = T0 + HOUR
+    ended = [ReceivedOutcome(outcome(id), came) for id in ("d1", "d2", "d1")]
+    assert store.add_outcomes(ended) == [True, True, False]
+    assert store.received_outcomes(["d1", "d2"]) == ended[:2]
+    for refused in (outcome("never"), outcome("d2", label=0)):
+        with pytest.raises((UnknownName, BadValues)):
+            store.add_outcomes([ReceivedOutcome(outcome("d3"), came), ReceivedOutcome(refused, came)])
+    assert store.outcome_count() == 2
+    assert store.add_outcomes([]) == []
 
 
 def test_one_transaction_is_all_or_nothing(store):

@@ -4,7 +4,6 @@ Nothing is lost and nothing is done twice: what was not answered is sent again, 
 a close that has its decision in the ledger is not decided again.
 """
 
-import functools
 import logging
 import re
 from collections import defaultdict
@@ -51,8 +50,8 @@ class DecisionClient(Protocol):
         """Return a decision for each symbol on its newest closed bar."""
         ...
 
-    def outcome(self, outcome: Outcome) -> JsonObject:
-        """Report what became of a decision."""
+    def outcome_all(self, outcomes: list[Outcome]) -> JsonObject:
+        """Report what became of several decisions; return an answer for each."""
         ...
 
 
@@ -288,13 +287,23 @@ class Delivery:
             for outcome in self._ended(symbol, list(pending.values()))
         ]
         # in order of time, as a restart books them: equity and what is learnt depend on it
-        for symbol, outcome in sorted(ended, key=lambda pair: pair[1].resolved_at):
-            try:
-                self._answered(functools.partial(self._client.outcome, outcome))
+        ended.sort(key=lambda pair: pair[1].resolved_at)
+        for (symbol, outcome), answer in zip(ended, self._report_outcomes([one for _, one in ended]), strict=True):
+            if "error" in answer:  # another outcome is stored for it: that one counts
+                self._log_refusal(symbol, str(answer["error"]))
+            else:
                 self.counts.outcomes += 1
-            except InputError as error:  # another outcome is stored for it: that one counts
-                self._log_refusal(symbol, str(error))
             self._pending[symbol].pop(outcome.decision_id, None)
+
+    def _report_outcomes(self, outcomes: list[Outcome]) -> Sequence[Mapping[str, Any]]:
+        """Return what the service answers to each outcome. Raises Stopped."""
+        if not outcomes:
+            return ()
+        try:
+            found: Sequence[Mapping[str, Any]] = self._answered(lambda: self._client.outcome_all(outcomes))["outcomes"]
+        except InputError as error:  # refused as a whole: the monitor resolves them
+            found = [{"error": str(error)}] * len(outcomes)
+        return found
 
     def _ended(self, symbol: str, pending: list[Decision]) -> list[Outcome]:
         """Return the outcomes of these decisions of a symbol, from its stored bars."""

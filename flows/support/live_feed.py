@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
@@ -273,15 +272,17 @@ def _send(client: Client, closing: Sequence[Step], sent: dict[str, Sent], answer
     batch = [(s.symbol, s.bars, *known_between(*sent[s.symbol].known, s.since, s.close)) for s in closing]
     for refusal in _errors(_repeated(lambda: client.observe_all(batch)["observations"])):
         _refused(refusal, sent)
-    taken = [each for each in closing if each.symbol in sent]
+    taken, ended = [each for each in closing if each.symbol in sent], list[Outcome]()
     for each in taken:
         following = sent[each.symbol]
         following.seen += len(each.bars)
         rates = funding_rates(following.known[1])
         seen, waiting = following.bars[: following.seen], list(following.pending.values())
         for outcome in resolve(waiting, seen, following.grid, following.costs, rates):
-            _repeated(partial(_reported, client, outcome))
+            ended.append(outcome)
             del following.pending[outcome.decision_id]
+    if ended:
+        _report(client, sorted(ended, key=attrgetter("resolved_at")))
     if not taken:
         return
     decided = _repeated(lambda: client.decide_all([each.symbol for each in taken])["decisions"])
@@ -296,10 +297,10 @@ def _send(client: Client, closing: Sequence[Step], sent: dict[str, Sent], answer
         answers[each.symbol].append(answer)
 
 
-def _reported(client: Client, outcome: Outcome) -> Sequence[Answer]:
-    """Report an outcome; return no reply, as it has no market of its own to leave out."""
-    client.outcome(outcome)
-    return ()
+def _report(client: Client, outcomes: Sequence[Outcome]) -> None:
+    """Report outcomes, in order of time: equity and what is learnt depend on it. Raises InputError for a refusal."""
+    for refusal in _errors(_repeated(lambda: client.outcome_all(outcomes)["outcomes"])):
+        raise InputError(f"outcome of decision {refusal['decision_id']} was refused: {refusal['error']}")
 
 
 def _repeated(request: Callable[[], Sequence[Answer]]) -> Sequence[Answer]:

@@ -220,6 +220,11 @@ class DecisionStore(RecordParts):
                 )
             return False
 
+    def add_outcomes(self, received: Sequence[ReceivedOutcome], within: Connection | None = None) -> list[bool]:
+        """Store outcomes in one transaction, as `add_outcome`; return whether each was new. One fault refuses all."""
+        with self.writing(within) as connection:
+            return [self.add_outcome(one.outcome, one.ingested_at, connection) for one in received]
+
     def outcomes_of(self, decision_ids: Sequence[str], known_by: datetime | None = None) -> list[Outcome]:
         """Return the outcomes of these decisions, as far as they are known."""
         return [received.outcome for received in self.received_outcomes(decision_ids, known_by)]

@@ -18,7 +18,7 @@ from pipelines.errors import BellwetherError, InputError, ServiceDown, UnknownNa
 from pipelines.record_codec import plain_number
 from pipelines.store import decision_payload
 from serving.service.http_guard import error_response, json_response
-from serving.service.schemas import DecideRequest, ObserveBatchRequest, Request, Unreadable
+from serving.service.schemas import DecideRequest, ObserveBatchRequest, OutcomeBatchRequest, Request, Unreadable
 
 API: Literal[1] = 1  # version of requests and answers; it changes when a client has to
 T = TypeVar("T")
@@ -118,11 +118,37 @@ DecideResponse: type[BaseModel] = create_model(
 )
 
 
-class OutcomeResponse(Answer):
-    """new: false where the same outcome was stored before."""
+class RefusedOutcome(BaseModel):
+    """What stands in a batch for an outcome that was refused; decision_id: as it was sent, null where that is no name.
+    The rest as of a RefusedSymbol."""
+
+    decision_id: str | None
+    error: str
+    kind: str
+    fields: list[dict[str, str]]
+
+
+class ResolvedDecision(BaseModel):
+    """What stands in a batch for an outcome that was taken; new: false where the same was stored before."""
 
     decision_id: str
     new: bool
+
+
+class OutcomeResponse(ResolvedDecision, Answer):
+    """The answer to one outcome."""
+
+
+class OutcomeBatchResponse(Answer):
+    """The answer to `outcomes`, in their order."""
+
+    outcomes: list[ResolvedDecision | RefusedOutcome]
+
+
+class OutcomeCallResponse(OutcomeResponse):
+    """Both in one: BentoML's client reads the fields that it knows, and drops the others."""
+
+    outcomes: list[JsonObject]
 
 
 class FillResponse(Answer):
@@ -269,7 +295,7 @@ def decisions_answer(request: DecideRequest, decisions: Sequence[Decision | Bell
         if isinstance(decision, BellwetherError):
             raise decision
         return view(decision)
-    return {"decisions": [_entry(name, made, view) for name in request.symbols]}
+    return {"decisions": [_entry("symbol", name, made, view) for name in request.symbols]}
 
 
 def observations_answer(
@@ -282,20 +308,40 @@ def observations_answer(
     found = iter(answers)
     return {
         "observations": [
-            _entry(one if isinstance(one, Unreadable) else one.symbol, found, dict) for one in request.observations
+            _entry("symbol", one if isinstance(one, Unreadable) else one.symbol, found, dict)
+            for one in request.observations
+        ]
+    }
+
+
+def outcomes_answer(
+    request: OutcomeBatchRequest, answers: Iterable[Mapping[str, Any] | BellwetherError]
+) -> Mapping[str, object]:
+    """Return the content of `/outcome` for a batch: an answer an outcome, or why it was refused, in their order.
+
+    answers  one for each outcome that could be read, in their order
+    """
+    found = iter(answers)
+    return {
+        "outcomes": [
+            _entry("decision_id", one if isinstance(one, Unreadable) else one.decision_id, found, dict)
+            for one in request.outcomes
         ]
     }
 
 
 def _entry(
-    name: str | Unreadable, answers: Iterator[T | BellwetherError], view: Callable[[T], JsonObject]
+    key: str, name: str | Unreadable, answers: Iterator[T | BellwetherError], view: Callable[[T], JsonObject]
 ) -> JsonObject:
-    """Return what stands in a batch for one symbol: the next answer in its view, or why it was refused."""
+    """Return what stands in a batch for one entry: the next answer in its view, or why it was refused.
+
+    key  what the name is: of a symbol, or the id of a decision
+    """
     if isinstance(name, Unreadable):
-        return {"symbol": name.symbol, "error": name.error, "kind": "BadRequest", "fields": name.fields[:50]}
+        return {key: name.name, "error": name.error, "kind": "BadRequest", "fields": name.fields[:50]}
     found = next(answers)
     if isinstance(found, BellwetherError):
-        return {"symbol": name, "error": str(found), "kind": type(found).__name__, "fields": []}
+        return {key: name, "error": str(found), "kind": type(found).__name__, "fields": []}
     return view(found)
 
 

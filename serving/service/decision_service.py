@@ -18,11 +18,12 @@ from serving.service.answers import (
     FeaturesResponse,
     FillResponse,
     ObserveCallResponse,
-    OutcomeResponse,
+    OutcomeCallResponse,
     answer,
     decisions_response,
     json_endpoint,
     observations_answer,
+    outcomes_answer,
 )
 from serving.service.connection_limits import GuardedProtocol
 from serving.service.decision_engine import DecisionEngine
@@ -42,6 +43,8 @@ from serving.service.schemas import (
     FillRequest,
     ObserveBatchRequest,
     ObserveRequest,
+    OutcomeBatchRequest,
+    OutcomeCall,
     OutcomeRequest,
 )
 from serving.service.startup import require_home, starting
@@ -135,12 +138,15 @@ class DecisionService:
         names = request.symbols or [str(request.symbol)]
         return decisions_response(request, await self._engine.decider.decide_all(names))
 
-    @bentoml.api(route="/outcome", input_spec=OutcomeRequest, output_spec=OutcomeResponse)
-    @json_endpoint(OutcomeRequest)
+    @bentoml.api(route="/outcome", input_spec=OutcomeCall, output_spec=OutcomeCallResponse)
+    @json_endpoint(OutcomeCall)
     @durable
-    async def outcome(self, request: OutcomeRequest) -> Any:
-        """Take what became of a decision; idempotent by its id."""
-        return await self._engine.intake.outcome(Outcome(**request.model_dump()))
+    async def outcome(self, request: OutcomeCall) -> Any:
+        """Take what became of a decision, or of a batch of them; idempotent by its id."""
+        if not isinstance(request, OutcomeBatchRequest):
+            return await self._engine.intake.outcome(Outcome(**request.model_dump()))
+        readable = [Outcome(**one.model_dump()) for one in request.outcomes if isinstance(one, OutcomeRequest)]
+        return outcomes_answer(request, await self._engine.intake.outcome_all(readable))
 
     @bentoml.api(route="/fill", input_spec=FillRequest, output_spec=FillResponse)
     @json_endpoint(FillRequest)

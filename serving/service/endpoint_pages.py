@@ -107,8 +107,10 @@ PAGES: dict[str, Page] = {
     ),
     "/outcome": Page(
         "Outcomes",
-        "Report what became of a decision",
-        "Idempotent by the decision's id. `label` 1: the target came first. Results in basis points of the entry.",
+        "Report what became of a decision, or of many",
+        "Idempotent by the decision's id. `label` 1: the target came first. Results in basis points of the entry. Of "
+        "many decisions: `outcomes`, 256 at most, in one transaction, booked in their order; each is answered in its "
+        "place, and one that is refused is refused alone.",
         {
             "decision_id": _ID,
             "resolved_at": "2024-01-09T09:00:00Z",

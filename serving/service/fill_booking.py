@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from concurrent.futures import Future
 from datetime import datetime
 
 import numpy as np
@@ -53,17 +54,19 @@ class FillBooking:
             span = float(np.nextafter(as_of, -np.inf)), float(min(symbol.last_open_time, ends))
             bars = await self._executor.run(self._store.bars, symbol.name, *span, reading)
             if len(bars):
-                await self._book(entry_of(decision, bars[0], symbol.costs(self._costs), utc_now()))
+                fill = entry_of(decision, bars[0], symbol.costs(self._costs), utc_now())
+                await self._count(fill, self._ledger.fill(fill))
 
     async def book_exits(self) -> None:
         """Store the exits of the positions whose outcome came. Raises ServiceDown or a StoreFault."""
-        for decision, entry, outcome in list(self._account.exits.values()):
-            await self._book(exit_of(decision, entry, outcome, utc_now()))
+        exits = [exit_of(*ended, utc_now()) for ended in self._account.exits.values()]
+        for fill, written in [(fill, self._ledger.fill(fill)) for fill in exits]:  # queued together: one transaction
+            await self._count(fill, written)
 
-    async def _book(self, fill: Fill) -> None:
-        """Store a fill, then count it."""
+    async def _count(self, fill: Fill, written: "Future[bool]") -> None:
+        """Count a fill once it is stored."""
         try:
-            await asyncio.wrap_future(self._ledger.fill(fill))
+            await asyncio.wrap_future(written)
         except InputError as error:  # its decision never became durable, or an earlier process booked another price
             log.warning("fill %s was not booked: %s", fill.id, error)
         self._account.apply_fill(fill)

@@ -124,7 +124,7 @@ def _parted(
     return found, refused
 
 
-async def _ended(writes: "Sequence[Future[int]]") -> list[int | BaseException]:
+async def _ended(writes: "Sequence[Future[T]]") -> list[T | BaseException]:
     """Return what each write returned or raised. They end together: the loop is woken for the first, not for each."""
     for write in writes:
         if not write.done():
@@ -317,17 +317,34 @@ class Intake:
         )
 
     async def outcome(self, outcome: Outcome) -> Resolved:
-        """Take what became of a decision; idempotent by its id. Raises UnknownName, ServiceDown or a StoreFault."""
-        return await wait_for_write(self._ledger, self._outcome(outcome))
+        """Take what became of a decision; idempotent by its id.
 
-    async def _outcome(self, outcome: Outcome) -> Resolved:
-        """Store the outcome, book it, and evaluate the losses."""
+        Raises UnknownName, BadValues where another outcome is stored for it, ServiceDown or a StoreFault.
+        """
+        (resolved,) = await self.outcome_all([outcome])
+        if isinstance(resolved, BellwetherError):
+            raise resolved
+        return resolved
+
+    async def outcome_all(self, outcomes: Sequence[Outcome]) -> list[Resolved | BellwetherError]:
+        """Take the same of several decisions, in one transaction; return an answer for each, or why it is refused.
+
+        Raises ServiceDown or a StoreFault while none can be taken.
+        """
+        return await wait_for_write(self._ledger, self._outcome_all(outcomes))
+
+    async def _outcome_all(self, outcomes: Sequence[Outcome]) -> list[Resolved | BellwetherError]:
+        """Store the outcomes, book them in the order they were sent, and evaluate the losses after each."""
         self._store_monitor.refuse_writes()
-        new = await asyncio.wrap_future(self._ledger.resolve(outcome, utc_now()))
-        self._account.resolve(outcome)
-        self._breakers.evaluate_account()
+        written = await _ended(self._ledger.resolve_all(outcomes, utc_now()))
+        for outcome, result in zip(outcomes, written, strict=True):
+            if not isinstance(result, BaseException):
+                self._account.resolve(outcome)
+                self._breakers.evaluate_account()
         await self._fills.book_exits()
-        return {"decision_id": outcome.decision_id, "new": new}
+        new, refused = _parted(range(len(outcomes)), written)
+        answers = {i: Resolved(decision_id=outcomes[i].decision_id, new=is_new) for i, is_new in new.items()}
+        return [refused[i] if i in refused else answers[i] for i in range(len(outcomes))]
 
     async def fill(self, request: FillRequest) -> Filled:
         """Take what a venue reported of an emitted decision's order; idempotent by the report's id.

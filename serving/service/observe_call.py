@@ -4,17 +4,15 @@ Pydantic takes 5 µs a bar, most of it for the Bar. msgspec reads a body of whic
 pydantic reads it again and says what.
 """
 
-from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from pydantic import GetJsonSchemaHandler, ModelWrapValidatorHandler, TypeAdapter, ValidationError, model_validator
-from pydantic_core import CoreSchema
+from pydantic import TypeAdapter, ValidationError
 
-from pipelines.contracts import BAR_WIDTH, JsonObject
+from pipelines.contracts import BAR_WIDTH
 from pipelines.data.admission import LARGEST, SMALLEST_ABOVE_0
 from serving.service.schemas import (
     MAX_BARS,
@@ -24,7 +22,7 @@ from serving.service.schemas import (
     Moment,
     ObserveBatchRequest,
     ObserveRequest,
-    Request,
+    OneOrMany,
     Symbol,
 )
 
@@ -101,8 +99,10 @@ def batch_of_bars(body: bytes) -> ObserveBatchRequest | None:
     return ObserveBatchRequest.model_construct(observations=made)
 
 
-class ObserveCall(ObserveRequest):
+class ObserveCall(OneOrMany, ObserveRequest):
     """What `/observe` takes: one observation, or a batch of them."""
+
+    one, many, entries = ObserveRequest, ObserveBatchRequest, "observations"
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **how: Any) -> Any:
@@ -110,23 +110,3 @@ class ObserveCall(ObserveRequest):
         if isinstance(json_data, bytes) and (batch := batch_of_bars(json_data)) is not None:
             return batch
         return super().model_validate_json(json_data, **how)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _one_or_many(cls, body: Any, read: ModelWrapValidatorHandler["ObserveCall"]) -> Any:
-        """Return an ObserveBatchRequest for a body with `observations`, else the observation."""
-        if isinstance(body, dict) and "observations" in body:
-            return ObserveBatchRequest.model_validate(body)
-        return read(body)
-
-    @classmethod
-    def of_fields(cls, fields: Mapping[str, Any]) -> Request:
-        """Return the batch or the observation that these fields are of."""
-        return (ObserveBatchRequest if "observations" in fields else ObserveRequest).model_construct(**fields)
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonObject:
-        """Return the fields of both, none required: BentoML's client sends no argument that is not among them."""
-        schema = handler(core_schema)
-        batch: JsonObject = {"observations": {"type": "array", "items": {"type": "object"}}}
-        return {**schema, "properties": schema["properties"] | batch, "required": []}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from pydantic import (
@@ -18,6 +18,8 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
     PrivateAttr,
     ValidationError,
     ValidatorFunctionWrapHandler,
@@ -28,7 +30,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX, TAPE_FIELDS
-from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, BOOK_LEVELS, Books, ContextFeed, Floats
+from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, BOOK_LEVELS, Books, ContextFeed, Floats, JsonObject
 from pipelines.data.admission import LARGEST, SMALLEST_ABOVE_0
 from pipelines.data.alignment import book_fault
 from pipelines.data.symbols import parse_symbol
@@ -43,6 +45,7 @@ else:  # mypy cannot read a Literal made of a tuple
 
 MAX_BARS = 2000
 MAX_SYMBOLS = 256
+MAX_OUTCOMES = 256
 MAX_FAULTS = 50  # fields of an unreadable entry that are named
 MAX_ROWS = 4096
 MAX_WINDOWS = 256  # a window is many rows
@@ -133,6 +136,37 @@ class Request(BaseModel):
         return cls.model_construct(**fields)
 
 
+class OneOrMany(Request):
+    """What takes one entry, or a batch of them; a subclass is what takes one, too.
+
+    one, many   the requests; entries  the field of a batch
+    """
+
+    one: ClassVar[type[Request]]
+    many: ClassVar[type[Request]]
+    entries: ClassVar[str]
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one_or_many(cls, body: Any, read: ModelWrapValidatorHandler["OneOrMany"]) -> Any:
+        """Return the batch for a body with its field, else the one."""
+        if isinstance(body, dict) and cls.entries in body:
+            return cls.many.model_validate(body)
+        return read(body)
+
+    @classmethod
+    def of_fields(cls, fields: Mapping[str, Any]) -> Request:
+        """Return the batch or the one that these fields are of."""
+        return (cls.many if cls.entries in fields else cls.one).model_construct(**fields)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonObject:
+        """Return the fields of both, none required: BentoML's client sends no argument that is not among them."""
+        single = handler(schema)
+        batch: JsonObject = {cls.entries: {"type": "array", "items": {"type": "object"}}}
+        return {**single, "properties": single["properties"] | batch, "required": []}
+
+
 class EmptyRequest(Request):
     """No fields: send {} or an empty body."""
 
@@ -219,9 +253,10 @@ class ObserveRequest(Request):
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Hold an entry of a batch that cannot be read: its symbol as sent, None where that is no name, and the faults."""
+    """Hold an entry of a batch that cannot be read: its symbol or the id of its decision as sent, None where that is no
+    name, and the faults."""
 
-    symbol: str | None
+    name: str | None
     fields: list[dict[str, str]]
 
     @property
@@ -235,10 +270,10 @@ def _or_unreadable(entry: Any, read: ValidatorFunctionWrapHandler) -> Any:
     try:
         return read(entry)
     except ValidationError as error:
-        symbol = entry.get("symbol") if isinstance(entry, dict) else None
-        is_plain = isinstance(symbol, str) and re.fullmatch(f"{_PLAIN}{{1,{MAX_NAME}}}", symbol)
+        name = entry.get("symbol", entry.get("decision_id")) if isinstance(entry, dict) else None
+        is_plain = isinstance(name, str) and re.fullmatch(f"{_PLAIN}{{1,{MAX_NAME}}}", name)
         return Unreadable(
-            symbol if is_plain else None,
+            name if is_plain else None,
             field_errors(error.errors(include_url=False, include_context=False)[:MAX_FAULTS]),
         )
 
@@ -342,6 +377,21 @@ class OutcomeRequest(Request):
     gross_bps: Number
     net_bps: Number
     cost_bps: Number
+
+
+class OutcomeBatchRequest(Request):
+    """Outcomes of several decisions, stored in one transaction and booked in this order. One that is refused is refused
+    alone, in its place."""
+
+    outcomes: Annotated[
+        list[Annotated[OutcomeRequest, WrapValidator(_or_unreadable)]], Field(min_length=1, max_length=MAX_OUTCOMES)
+    ]
+
+
+class OutcomeCall(OneOrMany, OutcomeRequest):
+    """What `/outcome` takes: one outcome, or a batch of them."""
+
+    one, many, entries = OutcomeRequest, OutcomeBatchRequest, "outcomes"
 
 
 class FillRequest(Request):

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from pipelines.contracts import Decision, Outcome
 from pipelines.errors import BellwetherError, ServiceDown
-from pipelines.store import OUTAGES, BarBatch, DecisionRecord, Fill, Store, StoreFault, Transaction
+from pipelines.store import OUTAGES, BarBatch, DecisionRecord, Fill, ReceivedOutcome, Store, StoreFault, Transaction
 
 log = logging.getLogger("bellwether.ledger")
 
@@ -85,7 +85,11 @@ class Ledger:
 
     def resolve(self, outcome: Outcome, at: datetime) -> "Future[bool]":
         """Return a future, done when the outcome, received at `at`, is durable; False if it was stored already."""
-        return self._put(lambda within: self._store.add_outcome(outcome, at, within))
+        return self.resolve_all([outcome], at)[0]
+
+    def resolve_all(self, outcomes: Sequence[Outcome], at: datetime) -> "list[Future[bool]]":
+        """Return a future for each outcome, as `resolve`; all are written in one transaction, a refused one alone."""
+        return self._put_all(self._store.add_outcomes, [ReceivedOutcome(outcome, at) for outcome in outcomes])
 
     def trip(self, name: str, at: datetime, reason: str) -> "Future[bool]":
         """Return a future, done when the trip is durable, ahead of every later decision; False if it was tripped."""

@@ -10,9 +10,10 @@ from support.records import DECISION
 
 from bellwether.operations.feed_delivery import Delivery, Stopped
 from bellwether.operations.feed_report import FeedReport
-from pipelines.contracts import OPEN_TIME, utc
+from pipelines.contracts import OPEN_TIME, Outcome, utc
 from pipelines.costs import costs_of
 from pipelines.data.feeds import FeedMarket, Sent
+from pipelines.errors import InputError
 from pipelines.record_codec import DecisionRecord
 from pipelines.settings import load_params
 from pipelines.store import Store
@@ -174,9 +175,9 @@ def test_bad_data_that_waited_for_a_symbol_are_dropped_and_those_after_them_are_
 def emitted(store, as_of, **changes):
     """Store a long decision with a target and a stop a unit away and four bars to live; return it."""
     decision = replace(
-        DECISION, id=f"e{as_of:.0f}", symbol=A, as_of=utc(as_of), known_at=utc(as_of), ingested_at=utc(as_of),
+        DECISION, as_of=utc(as_of), known_at=utc(as_of), ingested_at=utc(as_of),
         action="BUY", direction=1, entry=100.0, stop=99.0, take_profits=(101.0,), size=0.1, p=0.6, event="breakout",
-        expiry=utc(as_of) + timedelta(hours=1), **changes,
+        **({"id": f"e{as_of:.0f}", "symbol": A, "expiry": utc(as_of) + timedelta(hours=1)} | changes),
     )  # fmt: skip
     store.add_decisions([DecisionRecord(decision, b"", b"")])
     return decision
@@ -198,3 +199,42 @@ def test_the_outcome_of_a_decision_is_reported_before_the_next_decision_also_by_
     at = service.calls.index(("outcome", [made.id]))
     assert service.calls[at - 1][0] == "observe"
     assert service.calls[at + 1][0] == "decide"
+
+
+def test_the_outcomes_of_a_close_are_one_request_in_order_of_time_and_a_refused_one_costs_no_other(
+    store, service, tmp_path
+):
+    """Three decisions end by one close; of the first of them to end the service has another outcome."""
+    delivering(store, service, tmp_path).deliver(close(0))
+    made = [
+        emitted(store, T + 900.0, id=f"{symbol} {life}", symbol=symbol, expiry=utc(T + 900.0 + 60.0 * life))
+        for symbol, life in ((A, 58), (B, 56), (A, 57))
+    ]
+    in_time = sorted(made, key=lambda decision: decision.expiry)
+    store.add_outcome(Outcome(in_time[0].id, utc(T + 1000.0), 1, "target", 60.0, 56.0, 4.0), utc(T + 1000.0))
+    reporting = delivering(store, service, tmp_path)
+    for decision in made:
+        reporting._remember(decision)
+    service.faults = [None] * 7 + ["before", "after"]  # three closes, and the bars of the fourth
+    for i in range(1, 6):
+        reporting.deliver(close(i))
+    reported = [ids for call, ids in service.calls if call == "outcome"]
+    assert reported == [[decision.id for decision in in_time]] * 3
+    assert reporting.counts.outcomes == 2
+    assert store.outcome_count() == 3
+    assert not any(reporting._pending.values())
+
+
+def test_outcomes_that_are_refused_as_a_whole_are_left_to_the_monitor(store, service, tmp_path, monkeypatch):
+    delivering(store, service, tmp_path).deliver(close(0, [A]))
+    reporting = delivering(store, service, tmp_path)
+    reporting._remember(emitted(store, T + 900.0))
+
+    def refuse(outcomes):
+        raise InputError("outcome was refused (400): no such field")
+
+    monkeypatch.setattr(service, "outcome_all", refuse)
+    for i in range(1, 7):
+        reporting.deliver(close(i, [A]))
+    assert (reporting.counts.outcomes, reporting.counts.decisions) == (0, 6)
+    assert not any(reporting._pending.values())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines.context_layout import TAPE_WIDTH
-from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, Books, ContextFeed
+from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, Books, ContextFeed, Outcome, utc
 from pipelines.errors import BellwetherError
 from pipelines.settings import ROOT, Settings, settings
 from serving.client import BATCH_SIZE, Client
@@ -18,9 +18,11 @@ from serving.service.schemas import (
     MAX_BATCH_RECORDS,
     MAX_BODY,
     MAX_OBSERVE_BODY,
+    MAX_OUTCOMES,
     MAX_SYMBOLS,
     ObserveBatchRequest,
     ObserveRequest,
+    OutcomeBatchRequest,
 )
 
 START = 1_704_067_200.0
@@ -95,6 +97,10 @@ def batches(tmp_path):
         if "symbols" in body:
             read.append(body)
             return httpx.Response(200, json={"decisions": [{"symbol": name} for name in body["symbols"]]})
+        if "outcomes" in body:
+            outcomes = OutcomeBatchRequest.model_validate(body).outcomes
+            read.append(outcomes)
+            return httpx.Response(200, json={"outcomes": [{"decision_id": one.decision_id} for one in outcomes]})
         batch = ObserveBatchRequest.model_validate(body).observations
         read.append(batch)
         return httpx.Response(200, json={"observations": [answer_of(one) for one in batch]})
@@ -144,6 +150,16 @@ def test_decisions_on_more_symbols_than_a_request_may_name_come_in_their_order(b
     assert [(len(body["symbols"]), body["view"]) for body in read] == [(MAX_SYMBOLS, "brief"), (3, "brief")]
     assert client.decide_all([]) == {"decisions": []}
     assert client.observe_all([]) == {"observations": []}
+
+
+def test_more_outcomes_than_a_request_may_hold_are_reported_in_their_order(batches):
+    client, read = batches
+    outcomes = [Outcome(f"d{i}", utc(START + i), i % 2, "time", 1.5, -0.5, 2.0) for i in range(MAX_OUTCOMES + 2)]
+    found = client.outcome_all(outcomes)["outcomes"]
+    assert [one["decision_id"] for one in found] == [one.decision_id for one in outcomes]
+    assert [len(batch) for batch in read] == [MAX_OUTCOMES, 2]
+    assert [Outcome(**one.model_dump()) for batch in read for one in batch] == outcomes
+    assert client.outcome_all([]) == {"outcomes": []}
 
 
 def test_the_client_is_imported_from_bellwether_and_only_at_its_first_use():

@@ -98,9 +98,10 @@ class OneDecision:
         """Return the next answer."""
         return {"decisions": [self.answers.pop() if self.answers else {"event": None, "stop": None} for _ in symbols]}
 
-    def outcome(self, outcome):
-        """Record an outcome."""
-        self.outcomes.append(outcome)
+    def outcome_all(self, outcomes):
+        """Record outcomes."""
+        self.outcomes += outcomes
+        return {"outcomes": [{"decision_id": one.decision_id, "new": True} for one in outcomes]}
 
 
 def test_outcomes_of_the_live_feed_pay_row_and_funding_too(installation):

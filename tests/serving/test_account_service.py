@@ -1,5 +1,7 @@
 """The account of a running service: what it fills by itself, what a venue reports, and what a mismatch stops."""
 
+import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -82,6 +84,57 @@ def test_an_emitted_decision_is_filled_by_the_next_bar_and_leaves_by_its_outcome
         ]  # fmt: skip
         assert status(client)["account"]["source"] == client.call("/risk").json()["account"] == "ledger"
         assert status(client)["breakers"] == []
+
+
+def ended(id, net_bps, hours, **changes):
+    """Return the body of an outcome, so many hours after the decision was made."""
+    at = (LIVE + timedelta(hours=hours)).isoformat()
+    figures = {"gross_bps": net_bps + 4.0, "net_bps": net_bps, "cost_bps": 4.0}
+    label, barrier = (1, "target") if net_bps > 0.0 else (0, "stop")
+    return {"decision_id": id, "resolved_at": at, "label": label, "barrier": barrier} | figures | changes
+
+
+def test_outcomes_of_a_batch_are_booked_in_order_in_one_transaction_and_a_refused_one_is_refused_alone(
+    stand, home, monkeypatch
+):
+    """-2.5 % and then +3 %: the loss of the day trips its breaker between the two, as one by one."""
+    emitted(home, "a", "b")
+    real, committed = Store.writing, []
+
+    @contextmanager
+    def counting(self, within=None):
+        with real(self, within) as connection:
+            yield connection
+        if within is None:
+            committed.append(threading.current_thread().name)
+
+    monkeypatch.setattr(Store, "writing", counting)
+    with running_service(stand, home) as client:
+        client.serve(slot_entry("1", client.champion), None)
+        client.observe(8 + 15 + 1)
+        assert [one["filled_at"] is not None for one in shown(client)["positions"]] == [True, True]
+        committed.clear()
+        sent = [ended("a", -2500.0, 1), ended("b", 3000.0, 2)]
+        answer = client.call("/outcome", {"outcomes": sent}).json()
+        assert answer == {"api": 1, "outcomes": [{"decision_id": id, "new": True} for id in "ab"]}
+        account = shown(client)
+        assert (account["positions"], account["equity"]) == ([], pytest.approx(0.975 * 1.03))
+        assert status(client)["breakers"] == ["daily_loss"]
+        assert committed.count("ledger") <= 3  # outcomes, exits, the trip; not one of each
+        exits = [one.id for one in client.store().fills() if one.is_exit]
+        assert sorted(exits) == ["a-exit", "b-exit"]
+
+        again = [ended("b", 3000.0, 2), ended("never", 1.0, 2), ended("a", -2500.0, 1, label=1)]
+        again += [{"decision_id": "a"}, 7]
+        found = client.call("/outcome", {"outcomes": again}).json()["outcomes"]
+        assert [one.get("kind", one.get("new")) for one in found] == [
+            False, "UnknownName", "BadValues", "BadRequest", "BadRequest",
+        ]  # fmt: skip
+        assert [one["decision_id"] for one in found] == ["b", "never", "a", "a", None]
+        assert "resolved_at" in [field["field"] for field in found[3]["fields"]]
+        assert shown(client)["equity"] == account["equity"]
+        for wrong in ({"outcomes": []}, {"outcomes": sent * 129}, {"outcomes": sent, "decision_id": "a"}):
+            assert client.call("/outcome", wrong).status_code == 400
 
 
 def test_the_exit_of_an_outcome_that_a_flow_wrote_is_stored_by_the_service(stand, home):

@@ -118,8 +118,12 @@ def test_bentomls_own_client_decides_with_the_key_and_not_without(worker):
             many = client.decide(symbols=[SYMBOL, "ABC/USDT"], view="brief")["decisions"]
             seen = client.features(symbol=SYMBOL, family="validator")
             observed = client.observe(observations=[{"symbol": SYMBOL, "bars": [as_json(worker.stand.live[0])]}])
+            outcome = {"decision_id": "never", "resolved_at": "2024-01-09T09:00:00Z", "label": 1, "barrier": "target",
+                       "gross_bps": 60.0, "net_bps": 55.0, "cost_bps": 5.0}  # fmt: skip
+            ended = client.outcome(outcomes=[outcome])["outcomes"]
             assert client.ready()["ready"]
             client._temp_dir.cleanup()
+        assert ended[0]["kind"] == "UnknownName"
         assert (decided["symbol"], decided["arm"]) == (SYMBOL, "champion")
         assert (again["id"], again["reason"]) == (decided["id"], decided["reasons"][0])
         assert (many[0]["id"], many[1]["kind"]) == (decided["id"], "UnknownName")

@@ -83,9 +83,18 @@ class StoringService:
         self._fail(fault, "after")
         return {"decisions": made}
 
-    def outcome(self, outcome):
-        self.calls.append(("outcome", [outcome.decision_id]))
-        return {"decision_id": outcome.decision_id, "new": self.store.add_outcome(outcome, WALL)}
+    def outcome_all(self, outcomes):
+        self.calls.append(("outcome", [outcome.decision_id for outcome in outcomes]))
+        fault = self._fault()
+        self._fail(fault, "before")
+        found = []
+        for one in outcomes:
+            try:
+                found.append({"decision_id": one.decision_id, "new": self.store.add_outcome(one, WALL)})
+            except BadValues as error:
+                found.append({"decision_id": one.decision_id, "error": str(error), "kind": "BadValues", "fields": []})
+        self._fail(fault, "after")
+        return {"outcomes": found}
 
     def decided(self, symbol):
         """Return the closes decided on, epoch s, in order, each as often as it was."""

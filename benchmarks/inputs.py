@@ -187,10 +187,11 @@ def templates(settings: Settings, key: str) -> dict[str, Callable[[random.Random
         return {"symbol": symbol, "bars": bars} | rng.choice(({}, {"books": [book]}, {"context": [value]}))
 
     def outcome(rng: random.Random) -> JsonObject:
-        """Return an outcome of the known decision."""
+        """Return an outcome of the known decision, at times many times over."""
         figures = {name: rng.choice((0.0, 5.0, -1e18, 1e18)) for name in ("gross_bps", "net_bps", "cost_bps")}
         at = rng.choice(("2024-01-09T08:00:00Z", "1970-01-01T00:00:00Z", "2200-01-01T00:00:00Z"))
-        return {"decision_id": decision, "resolved_at": at, "label": 1, "barrier": "target"} | figures
+        one = {"decision_id": decision, "resolved_at": at, "label": 1, "barrier": "target"} | figures
+        return rng.choice((one, {"outcomes": [one] * rng.choice((1, 3, 256, 257))}))
 
     def fill(rng: random.Random) -> JsonObject:
         """Return a fill or a rejection of the known decision."""

@@ -17,6 +17,7 @@ from pipelines.contracts import BAR_WIDTH, HALF_SPREAD, OPEN_TIME, ContextFeed, 
 from pipelines.data import records, schemas
 from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import Grid, resample
+from pipelines.errors import InputError
 from pipelines.evaluation.backtest import TRADE_FIELDS
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import Settings, load_params
@@ -117,6 +118,22 @@ def test_outcomes_of_the_live_feed_pay_row_and_funding_too(installation):
     send_live_bars(client, installation, [tail])
     (outcome,) = client.outcomes
     assert outcome.cost_bps == pytest.approx(FEE_AND_SPREAD + 3.0)
+
+
+def test_an_outcome_that_the_service_refuses_ends_the_live_part_with_its_reason(installation):
+    start = MIDNIGHT + 7.75 * HOUR
+    described = MARKET | {"last": utc(start - 60.0).isoformat()}
+    (installation.workspace / "data" / "manifest.json").write_text(json.dumps(described))
+    client = OneDecision(long(start, 0.5))
+
+    def refuse(outcomes):
+        kept = {"error": "stored another; kept the first", "kind": "BadValues", "fields": []}
+        return {"outcomes": [{"decision_id": one.decision_id} | kept for one in outcomes]}
+
+    client.outcome_all = refuse
+    tail = Tail(SYMBOL, start, minutes(start, 60), (None, rates((MIDNIGHT + 8 * HOUR + 0.01, 3e-4))), False)
+    with pytest.raises(InputError, match=r"outcome of decision .* was refused: stored another; kept the first"):
+        send_live_bars(client, installation, [tail])
 
 
 def artifacts(installation, p, miss_atr):

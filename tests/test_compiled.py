@@ -17,7 +17,11 @@ __all__ = ["project"]
 
 def kernel_results(root: Path) -> list[float]:
     """Return what the kernels compute in a process of their own."""
-    mine = {"PYTHONPATH": str(root), "BELLWETHER_KERNEL_CACHE": str(root.parent / "cache")}
+    mine = {
+        "PYTHONPATH": str(root),
+        "BELLWETHER_KERNEL_CACHE": str(root.parent / "cache"),
+        "PYTHONDONTWRITEBYTECODE": "1",  # Python takes a file of the same size and second for the one it compiled
+    }
     done = subprocess.run(
         [sys.executable, "-c", CALL_KERNELS],
         cwd=root,

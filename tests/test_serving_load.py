@@ -108,7 +108,11 @@ def test_outcomes_are_reported_in_order_and_spread_as_those_of_different_markets
         event = replace(DECISION, id=f"{symbol} {close}", symbol=symbol, as_of=close, event="bos")
         return replace(event, stop=99.0, take_profits=(101.0,), expiry=close + timedelta(minutes=15)).to_dict()
 
-    service.decide, service.outcome = decide, lambda outcome: service.outcomes.append(outcome) or {}
+    def outcome_all(outcomes):
+        service.outcomes += outcomes
+        return {"outcomes": [{"decision_id": one.decision_id, "new": True} for one in outcomes]}
+
+    service.decide, service.outcome_all = decide, outcome_all
     reported = []
     for _ in range(4):  # the prices stand: every event ends with its time, a bar after it
         close = load.next_close()

@@ -30,7 +30,7 @@ from pipelines.models.runtime import load_bundle
 from pipelines.params import ModelsParams, Params
 from pipelines.settings import Settings
 from serving.client import bars_json
-from serving.service.answers import answer, decisions_response, observations_answer
+from serving.service.answers import answer, batch_answer, decisions_response
 from serving.service.decision_engine import DecisionEngine
 from serving.service.schemas import DecideRequest, ObserveBatchRequest, ObserveRequest
 
@@ -56,7 +56,7 @@ async def batched(engine: DecisionEngine, symbols: Sequence[str], sent: Sequence
         """Take the bars of all symbols, JSON to JSON."""
         request = ObserveBatchRequest.model_validate_json(b'{"observations":[' + b",".join(sent) + b"]}")
         observed = await engine.intake.observe_all(request.observations)
-        answer(observations_answer(request, observed))
+        answer(batch_answer("observations", "symbol", request.observations, observed))
 
     async def decide() -> None:
         """Decide on all symbols, JSON to JSON."""

@@ -281,6 +281,11 @@ class DecisionStore(RecordParts):
                 raise BadValues(f"fill {fill.id}: stored {before}, now {fill}; kept the first")
             return False
 
+    def add_fills(self, fills: Sequence[Fill], within: Connection | None = None) -> list[bool]:
+        """Store fills in one transaction, as `add_fill`; return whether each was new. One fault refuses all."""
+        with self.writing(within) as connection:
+            return [self.add_fill(fill, connection) for fill in fills]
+
     def fills(
         self,
         since: datetime | None = None,

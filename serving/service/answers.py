@@ -18,7 +18,7 @@ from pipelines.errors import BellwetherError, InputError, ServiceDown, UnknownNa
 from pipelines.record_codec import plain_number
 from pipelines.store import decision_payload
 from serving.service.http_guard import error_response, json_response
-from serving.service.schemas import DecideRequest, ObserveBatchRequest, OutcomeBatchRequest, Request, Unreadable
+from serving.service.schemas import DecideRequest, Request, Unreadable
 
 API: Literal[1] = 1  # version of requests and answers; it changes when a client has to
 T = TypeVar("T")
@@ -298,35 +298,17 @@ def decisions_answer(request: DecideRequest, decisions: Sequence[Decision | Bell
     return {"decisions": [_entry("symbol", name, made, view) for name in request.symbols]}
 
 
-def observations_answer(
-    request: ObserveBatchRequest, answers: Iterable[Mapping[str, Any] | BellwetherError]
+def batch_answer(
+    field: str, key: str, sent: Iterable[Any], answers: Iterable[Mapping[str, Any] | BellwetherError]
 ) -> Mapping[str, object]:
-    """Return the content of `/observe` for a batch: an answer a symbol, or why it was refused, in their order.
+    """Return the content of an answer to a batch: an answer an entry, or why it was refused, in their order.
 
-    answers  one for each observation that could be read, in their order
+    field    of the batch, in request and answer; key: the field that names an entry of `sent`
+    answers  one for each entry that could be read, in their order
     """
     found = iter(answers)
     return {
-        "observations": [
-            _entry("symbol", one if isinstance(one, Unreadable) else one.symbol, found, dict)
-            for one in request.observations
-        ]
-    }
-
-
-def outcomes_answer(
-    request: OutcomeBatchRequest, answers: Iterable[Mapping[str, Any] | BellwetherError]
-) -> Mapping[str, object]:
-    """Return the content of `/outcome` for a batch: an answer an outcome, or why it was refused, in their order.
-
-    answers  one for each outcome that could be read, in their order
-    """
-    found = iter(answers)
-    return {
-        "outcomes": [
-            _entry("decision_id", one if isinstance(one, Unreadable) else one.decision_id, found, dict)
-            for one in request.outcomes
-        ]
+        field: [_entry(key, one if isinstance(one, Unreadable) else getattr(one, key), found, dict) for one in sent]
     }
 
 

@@ -20,10 +20,9 @@ from serving.service.answers import (
     ObserveCallResponse,
     OutcomeCallResponse,
     answer,
+    batch_answer,
     decisions_response,
     json_endpoint,
-    observations_answer,
-    outcomes_answer,
 )
 from serving.service.connection_limits import GuardedProtocol
 from serving.service.decision_engine import DecisionEngine
@@ -128,7 +127,8 @@ class DecisionService:
         if not isinstance(request, ObserveBatchRequest):
             return await self._engine.intake.observe(request)
         readable = [one for one in request.observations if isinstance(one, ObserveRequest)]
-        return observations_answer(request, await self._engine.intake.observe_all(readable))
+        found = await self._engine.intake.observe_all(readable)
+        return batch_answer("observations", "symbol", request.observations, found)
 
     @bentoml.api(route="/decide", input_spec=DecideRequest, output_spec=DecideResponse)
     @json_endpoint(DecideRequest)
@@ -146,7 +146,8 @@ class DecisionService:
         if not isinstance(request, OutcomeBatchRequest):
             return await self._engine.intake.outcome(Outcome(**request.model_dump()))
         readable = [Outcome(**one.model_dump()) for one in request.outcomes if isinstance(one, OutcomeRequest)]
-        return outcomes_answer(request, await self._engine.intake.outcome_all(readable))
+        found = await self._engine.intake.outcome_all(readable)
+        return batch_answer("outcomes", "decision_id", request.outcomes, found)
 
     @bentoml.api(route="/fill", input_spec=FillRequest, output_spec=FillResponse)
     @json_endpoint(FillRequest)

@@ -60,7 +60,7 @@ class FillBooking:
     async def book_exits(self) -> None:
         """Store the exits of the positions whose outcome came. Raises ServiceDown or a StoreFault."""
         exits = [exit_of(*ended, utc_now()) for ended in self._account.exits.values()]
-        for fill, written in [(fill, self._ledger.fill(fill)) for fill in exits]:  # queued together: one transaction
+        for fill, written in zip(exits, self._ledger.fill_all(exits), strict=True):
             await self._count(fill, written)
 
     async def _count(self, fill: Fill, written: "Future[bool]") -> None:

@@ -343,8 +343,9 @@ class Intake:
                 self._breakers.evaluate_account()
         await self._fills.book_exits()
         new, refused = _parted(range(len(outcomes)), written)
-        answers = {i: Resolved(decision_id=outcomes[i].decision_id, new=is_new) for i, is_new in new.items()}
-        return [refused[i] if i in refused else answers[i] for i in range(len(outcomes))]
+        found: dict[int, Resolved | BellwetherError] = dict(refused)
+        found |= {i: Resolved(decision_id=outcomes[i].decision_id, new=is_new) for i, is_new in new.items()}
+        return [found[i] for i in range(len(outcomes))]
 
     async def fill(self, request: FillRequest) -> Filled:
         """Take what a venue reported of an emitted decision's order; idempotent by the report's id.

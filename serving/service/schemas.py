@@ -265,20 +265,28 @@ class Unreadable:
         return sentence(self.fields)
 
 
-def _or_unreadable(entry: Any, read: ValidatorFunctionWrapHandler) -> Any:
-    """Return an entry of a batch as it is read, or why it cannot be: the other entries are read all the same."""
-    try:
-        return read(entry)
-    except ValidationError as error:
-        name = entry.get("symbol", entry.get("decision_id")) if isinstance(entry, dict) else None
-        is_plain = isinstance(name, str) and re.fullmatch(f"{_PLAIN}{{1,{MAX_NAME}}}", name)
-        return Unreadable(
-            name if is_plain else None,
-            field_errors(error.errors(include_url=False, include_context=False)[:MAX_FAULTS]),
-        )
+def _or_unreadable(key: str) -> WrapValidator:
+    """Return what reads an entry of a batch, or says why it cannot be read: the other entries are read all the same.
+
+    key  the field that names an entry
+    """
+
+    def read_or_say(entry: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        """Return the entry, or an Unreadable."""
+        try:
+            return read(entry)
+        except ValidationError as error:
+            name = entry.get(key) if isinstance(entry, dict) else None
+            is_plain = isinstance(name, str) and re.fullmatch(f"{_PLAIN}{{1,{MAX_NAME}}}", name)
+            return Unreadable(
+                name if is_plain else None,
+                field_errors(error.errors(include_url=False, include_context=False)[:MAX_FAULTS]),
+            )
+
+    return WrapValidator(read_or_say)
 
 
-Observation = Annotated[ObserveRequest, WrapValidator(_or_unreadable)]
+Observation = Annotated[ObserveRequest, _or_unreadable("symbol")]
 
 
 class ObserveBatchRequest(Request):
@@ -384,7 +392,7 @@ class OutcomeBatchRequest(Request):
     alone, in its place."""
 
     outcomes: Annotated[
-        list[Annotated[OutcomeRequest, WrapValidator(_or_unreadable)]], Field(min_length=1, max_length=MAX_OUTCOMES)
+        list[Annotated[OutcomeRequest, _or_unreadable("decision_id")]], Field(min_length=1, max_length=MAX_OUTCOMES)
     ]
 
 

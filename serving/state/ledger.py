@@ -97,7 +97,11 @@ class Ledger:
 
     def fill(self, fill: Fill) -> "Future[bool]":
         """Return a future, done when the fill is durable; False if it was stored already."""
-        return self._put(lambda within: self._store.add_fill(fill, within))
+        return self.fill_all([fill])[0]
+
+    def fill_all(self, fills: Sequence[Fill]) -> "list[Future[bool]]":
+        """Return a future for each fill, as `fill`; all are written in one transaction, a refused one alone."""
+        return self._put_all(self._store.add_fills, fills)
 
     def stuck(self) -> str | None:
         """Return why waiting is pointless now; None while the writer makes progress.

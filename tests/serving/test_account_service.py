@@ -125,7 +125,7 @@ def test_outcomes_of_a_batch_are_booked_in_order_in_one_transaction_and_a_refuse
         assert sorted(exits) == ["a-exit", "b-exit"]
 
         again = [ended("b", 3000.0, 2), ended("never", 1.0, 2), ended("a", -2500.0, 1, label=1)]
-        again += [{"decision_id": "a"}, 7]
+        again += [{"decision_id": "a", "symbol": SYMBOL}, 7]
         found = client.call("/outcome", {"outcomes": again}).json()["outcomes"]
         assert [one.get("kind", one.get("new")) for one in found] == [
             False, "UnknownName", "BadValues", "BadRequest", "BadRequest",
